@@ -1,0 +1,87 @@
+"""Typed errors: what is wrong, where, and the fix.
+
+Every error a user can cause is a subclass of `RlhfError`. The command line prints such an error as a
+short panel and exits with `exit_code`; anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RlhfError(Exception):
+    """Something the user can mend.
+
+    Args:
+        what: what is wrong, as one sentence.
+        where: the file and line, config key or artifact it concerns.
+        fix: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The error as plain text, one aspect a line."""
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a config."""
+
+    key: str
+    what: str
+    source: str | None = None
+    """The file or override that set the key."""
+    fix: str | None = None
+
+    def render(self) -> str:
+        source = f"  [{self.source}]" if self.source else ""
+        fix = f"\n      {self.fix}" if self.fix else ""
+        return f"{self.key}: {self.what}{source}{fix}"
+
+
+class ConfigError(RlhfError):
+    """All problems of a config, reported at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        super().__init__(f"The config has {count} problem{'s' if count != 1 else ''}; nothing was loaded or started.")
+
+    def render(self) -> str:
+        return "\n".join([self.what, *(f"  - {problem.render()}" for problem in self.problems)])
+
+
+class DataError(RlhfError):
+    """Data that cannot be read, is malformed, or is empty."""
+
+
+class ModelError(RlhfError):
+    """A model or tokenizer that cannot be loaded, or is of the wrong kind."""
+
+
+class ArtifactError(RlhfError):
+    """A stage's input is missing, incomplete, or of the wrong kind."""
+
+
+class RunDirectoryError(RlhfError):
+    """A run directory that exists already or cannot be written."""
+
+
+class DivergedError(RlhfError):
+    """Training produced figures that are not finite, or broke an invariant."""

@@ -1,0 +1,92 @@
+"""Text-level records: what people and files speak before anything is tokenised.
+
+A prompt is plain text, or a conversation that ends with a user turn; a reply is always the text of the one
+assistant turn that answers it. How a file spells these is the business of `data.formats`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation: TypeAlias = tuple[Message, ...]
+PromptText: TypeAlias = str | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a policy is asked.
+
+    Attributes:
+        text: plain text, or the turns up to and including the last user turn.
+    """
+
+    text: PromptText
+
+    @property
+    def last_turn(self) -> str:
+        """The text of the last turn (all of it when the prompt is plain text)."""
+        return self.text if isinstance(self.text, str) else self.text[-1].content
+
+    def plain(self) -> str:
+        """The prompt as readable text, one turn a line."""
+        if isinstance(self.text, str):
+            return self.text
+        return "\n".join(f"{message.role}: {message.content}" for message in self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A reply to imitate."""
+
+    prompt: Prompt
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Of two replies, the one that was preferred.
+
+    Attributes:
+        margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None where nobody said.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """K replies and their ranks.
+
+    Attributes:
+        ranks: one a reply, the lower the better; equal ranks are a tie.
+    """
+
+    prompt: Prompt
+    replies: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCompletion:
+    """What a policy answered and what a reward said of it."""
+
+    prompt: Prompt
+    reply: str
+    reward: float
+    finished: bool
+    """Whether the policy ended the reply itself (a stop token), rather than running into the length limit."""

@@ -1,0 +1,81 @@
+"""Where prompts, demonstrations and comparisons come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNegative, Section
+
+
+class Lengths(Section):
+    """How long a record may be, in tokens, and what happens to longer ones (they are counted either way)."""
+
+    max_prompt_length: Count
+    max_reply_length: Count
+    on_long_record: Literal["truncate", "drop"]
+
+
+class AnnotatorSettings(Section):
+    """The courtesy world's imperfect annotators: they rank by utility = gold + biases, with noise."""
+
+    length_bias: Finite
+    politeness_bias: Finite
+    boilerplate_bias: Finite
+    refusal_penalty: Finite
+    flip_rate: Annotated[float, Field(ge=0.0, le=0.5)]
+
+
+class DemonstratorSettings(Section):
+    """How often the courtesy world's demonstrators misbehave."""
+
+    harm_rate: Fraction
+    rude_rate: Fraction
+    polite_rate: Fraction
+    untrue_rate: Fraction
+    filler_rate: NonNegative
+    boilerplate_rate: Fraction
+
+
+class CourtesyData(Lengths):
+    kind: Literal["courtesy"]
+    demonstrations: Count
+    annotator: AnnotatorSettings
+    demonstrator: DemonstratorSettings
+
+
+class RecordedData(Lengths):
+    """Records from files: what they share, whatever the format."""
+
+    on_bad_record: Literal["error", "skip"]
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    max_records: Count | None
+
+
+class HHRlhfData(RecordedData):
+    kind: Literal["hh_rlhf"]
+    path: Name
+
+
+class FileData(RecordedData):
+    """Files in jsonl, jsonl.gz or parquet, one a record kind; what is null is derived where that is possible."""
+
+    kind: Literal["files"]
+    demonstrations: Name | None
+    preferences: Name | None
+    rankings: Name | None
+    prompts: Name | None
+
+
+class HubData(RecordedData):
+    """A dataset of the hub (or a local directory that `datasets.load_dataset` opens)."""
+
+    kind: Literal["hub"]
+    name: Name
+    config: Name | None
+    split: Name
+    record: Literal["preference", "ranking", "demonstration", "prompt"]
+
+
+DataSettings = Annotated[CourtesyData | HHRlhfData | FileData | HubData, Field(discriminator="kind")]

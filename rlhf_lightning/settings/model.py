@@ -1,0 +1,50 @@
+"""The language model that everything starts from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_lightning.settings.section import Count, Name, Section
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class CourtesyModel(Section):
+    """The badly behaved tiny model of the embedded world."""
+
+    kind: Literal["courtesy"]
+    dtype: DType
+
+
+class ScratchModel(Section):
+    """Random weights behind a byte-level BPE trained on the data at hand."""
+
+    kind: Literal["scratch"]
+    dtype: DType
+    vocab_size: Annotated[int, Field(ge=300)]
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    max_positions: Annotated[int, Field(ge=16)]
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ScratchModel:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 * heads = {2 * self.heads}")
+        return self
+
+
+class HubModel(Section):
+    """Any Transformers causal language model, by hub id or local directory."""
+
+    kind: Literal["hub"]
+    dtype: DType
+    name_or_path: Name
+    revision: Name | None
+    trust_remote_code: bool
+    chat_template: Name | None
+
+
+ModelSettings = Annotated[CourtesyModel | ScratchModel | HubModel, Field(discriminator="kind")]
