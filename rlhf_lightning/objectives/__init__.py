@@ -1,0 +1,1 @@
+"""Pure tensor functions: the mathematics of preference learning and PPO, with no framework in sight."""

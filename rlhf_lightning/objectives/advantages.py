@@ -1,0 +1,47 @@
+"""How much better an action was than expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.objectives.masked_stats import masked_variance
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438, equation 16), with nothing beyond the end of a reply.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; rewards and values after the last
+    token are zeroed first, so that no bootstrap and no pad leaks into the reply.
+
+    Args:
+        rewards: (batch, time).
+        values: (batch, time); V_t is the value *before* token t.
+        mask: (batch, time) bool, True on response tokens, contiguous from position 0.
+
+    Returns:
+        Raw advantages and returns = raw advantages + values, both (batch, time) float32 and 0 outside the mask.
+    """
+    zero = torch.zeros((), device=rewards.device)
+    rewards = torch.where(mask, rewards.float(), zero)
+    values = torch.where(mask, values.float(), zero)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + gamma * next_values - values
+    # A_t is a discounted suffix sum of deltas: one matrix product instead of a Python loop over a device tensor.
+    steps = torch.arange(deltas.shape[1], device=deltas.device)
+    distance = steps[:, None] - steps[None, :]
+    decay = torch.where(distance >= 0, float(gamma * lam) ** distance.clamp(min=0).float(), zero)
+    advantages = torch.where(mask, deltas @ decay, zero)
+    return advantages, torch.where(mask, advantages + values, zero)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows only the mean.
+
+    NaN-free: where returns do not vary, 0 is returned.
+    """
+    variance = masked_variance(returns, mask)
+    unexplained = masked_variance(returns - values, mask)
+    return torch.where(variance > 0, 1.0 - unexplained / variance.clamp(min=1e-12), torch.zeros_like(variance))
