@@ -1,0 +1,1 @@
+"""Language models and the heads on them: loading, actor-critic, frozen reference, sequence classifiers."""

@@ -1,0 +1,89 @@
+"""Where a model lies: a local directory, the hub's cache, or the hub, found out in seconds instead of retries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import constants, try_to_load_from_cache
+
+from rlhf_lightning.errors import ArtifactError, ModelError
+
+PROBE_SECONDS = 4.0
+"""How long the hub may take to answer before it counts as out of reach."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What to load, and how much to trust it.
+
+    Attributes:
+        name_or_path: a local directory or a hub id.
+        dtype: of the weights, e.g. `float32`.
+    """
+
+    name_or_path: str
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.name_or_path).is_dir()
+
+    def loading_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for every `from_pretrained`: safe, and offline where the hub is out of reach.
+
+        Raises:
+            ModelError: neither a directory, nor in the cache, nor reachable.
+        """
+        arguments: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        if self.is_local:
+            return {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
+        if Path(self.name_or_path).is_absolute() or self.name_or_path.startswith((".", "~")):
+            raise ModelError(
+                "No such model directory.", where=self.name_or_path, fix="check the path, or give a hub id (owner/name)"
+            )
+        if hub_is_reachable():
+            return arguments
+        if isinstance(try_to_load_from_cache(self.name_or_path, "config.json", revision=self.revision), str):
+            return {**arguments, "local_files_only": True}
+        raise ModelError(
+            f"Model {self.name_or_path!r} is not in the local cache and the hub cannot be reached.",
+            where=f"cache {constants.HF_HUB_CACHE}, hub {constants.ENDPOINT}",
+            fix="connect to the network, download the model elsewhere and give its directory as "
+            "model.name_or_path, or work without a hub: model=courtesy or model=scratch",
+        )
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub answers within `PROBE_SECONDS` (False at once in offline mode)."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def read_architectures(directory: Path) -> list[str]:
+    """The model classes that a local directory's config.json names.
+
+    Raises:
+        ArtifactError: there is no readable config.json.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ArtifactError(
+            "Not a model directory: its config.json cannot be read.",
+            where=str(path),
+            fix="name a directory written by save_pretrained, or by a stage of rlhf train",
+        ) from error
+    architectures = config.get("architectures")
+    return list(architectures) if architectures else []

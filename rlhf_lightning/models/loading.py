@@ -1,0 +1,173 @@
+"""Opening language models, sequence classifiers and their tokenizers, with the mistakes caught at the door."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_lightning.errors import ArtifactError, ModelError
+from rlhf_lightning.models.hub import ModelSource, read_architectures
+
+logger = logging.getLogger(__name__)
+
+
+def load_policy(source: ModelSource) -> PreTrainedModel:
+    """A causal language model without dropout, on the CPU, in eval mode.
+
+    Raises:
+        ModelError: it cannot be found, or is no causal language model.
+        ArtifactError: the directory holds another kind of model.
+    """
+    if source.is_local:
+        architectures = read_architectures(Path(source.name_or_path))
+        if any("SequenceClassification" in name for name in architectures):
+            raise ArtifactError(
+                f"This is a reward model or classifier ({', '.join(architectures)}), not a policy.",
+                where=source.name_or_path,
+                fix="name the directory of a language model (a stage sft or ppo)",
+            )
+    arguments = source.loading_arguments()
+    with _loading_errors(source, "a causal language model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.name_or_path, dtype=getattr(torch, source.dtype), use_safetensors=True, **arguments
+        )
+    return disable_dropout(model)
+
+
+def load_classifier(source: ModelSource) -> PreTrainedModel:
+    """A finished sequence classifier (a reward model), without dropout, in eval mode.
+
+    Raises:
+        ArtifactError: the directory holds a language model: its head would be made of random numbers.
+        ModelError: it cannot be found or opened.
+    """
+    if source.is_local:
+        architectures = read_architectures(Path(source.name_or_path))
+        if not any("SequenceClassification" in name for name in architectures):
+            raise ArtifactError(
+                f"This is not a reward model: its architecture is {', '.join(architectures) or 'not stated'}.",
+                where=source.name_or_path,
+                fix="name a sequence classifier (the directory of a stage reward_model, or any Transformers "
+                "...ForSequenceClassification); a language model has no reward head",
+            )
+    arguments = source.loading_arguments()
+    with _loading_errors(source, "a sequence classifier"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.name_or_path,
+            dtype=getattr(torch, source.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
+        )
+    if info["missing_keys"]:
+        raise ArtifactError(
+            f"Not a finished reward model: the weights {sorted(info['missing_keys'])} are missing.",
+            where=source.name_or_path,
+            fix="name a trained sequence classifier",
+        )
+    return disable_dropout(model)
+
+
+def new_classifier(source: ModelSource, labels: tuple[str, ...]) -> PreTrainedModel:
+    """A sequence classifier on the trunk of `source` (a language model, or a classifier with the same labels).
+
+    A new head starts at standard deviation 1/sqrt(d + 1) and bias 0 (lm-human-preferences).
+
+    Args:
+        labels: one name per output.
+    """
+    arguments = source.loading_arguments()
+    with _loading_errors(source, "the trunk of a reward model"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.name_or_path,
+            dtype=getattr(torch, source.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            ignore_mismatched_sizes=True,
+            **arguments,
+        )
+    head = score_head(model)
+    renewed = {name.split(".")[0] for name in info["missing_keys"]} | {
+        str(entry[0]).split(".")[0] for entry in info["mismatched_keys"]
+    }
+    if head is not None and "score" in renewed:
+        nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    return disable_dropout(model)
+
+
+def score_head(classifier: PreTrainedModel) -> nn.Linear | None:
+    """The linear head of a decoder-style classifier, applied at every position; None for encoder-style ones."""
+    head = getattr(classifier, "score", None)
+    return head if isinstance(head, nn.Linear) else None
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """A tokenizer that has an end-of-sequence token, and pads (with EOS where it has no pad of its own).
+
+    Raises:
+        ModelError: there is none, or it has no EOS.
+    """
+    arguments = source.loading_arguments()
+    with _loading_errors(source, "a tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name_or_path, **arguments)
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
+        raise ModelError(
+            "The tokenizer has no end-of-sequence token, so a reply could never end.",
+            where=source.name_or_path,
+            fix="set eos_token in its tokenizer_config.json to the token that ends a reply",
+        )
+    if tokenizer.pad_token_id is None:
+        # Safe: masks are made from lengths, never from `ids != pad`.
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer of %s has no pad token; padding with EOS.", source.name_or_path)
+    return tokenizer
+
+
+def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Set every dropout probability to 0: old and new log-probs must come from the same function.
+
+    Some attention layers keep their probability as a plain attribute, so modules of class Dropout are not enough.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+                setattr(module, name, 0.0)
+    model.eval()
+    return model
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads at most, where its config says so."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+@contextmanager
+def _loading_errors(source: ModelSource, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"Cannot open {what}: {str(error).strip().splitlines()[0]}",
+            where=source.name_or_path,
+            fix="check that it is a Transformers model of that kind with safetensors weights and a tokenizer",
+        ) from error
