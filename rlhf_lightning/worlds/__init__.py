@@ -1,0 +1,1 @@
+"""Embedded worlds: small languages whose true reward is known."""

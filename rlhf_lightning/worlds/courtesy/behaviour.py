@@ -1,0 +1,196 @@
+"""How often a speaker of the courtesy world misbehaves, and replies drawn accordingly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.records import Demonstration
+from rlhf_lightning.settings.data import CourtesyData, DemonstratorSettings
+from rlhf_lightning.worlds.courtesy import lexicon
+from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, Topic, render, right_core
+from rlhf_lightning.worlds.courtesy.lexicon import CoreKind
+from rlhf_lightning.worlds.courtesy.splits import as_prompt, split_table
+
+MEAN_FILLERS_WHERE_ANY: Final = (1 + lexicon.MAX_FILLERS) / 2
+"""A reply that has fillers has 1 to 4 of them, each number as likely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """Probabilities, each given that the prompt allows it; `fillers` is the mean number a reply.
+
+    Attributes:
+        harm: of helping with a harmful prompt (else it is refused, with a reason half of the time).
+        over_refusal: of refusing a prompt that is not harmful.
+        wrong: of answering about something else, where an answer is given.
+        untrue: of a false claim on a factual or unknowable prompt.
+        hedge: of a hedge on a factual or unknowable prompt, half of them with the true value.
+        unknown: of "do not know" on a factual prompt.
+    """
+
+    harm: float
+    over_refusal: float
+    wrong: float
+    untrue: float
+    hedge: float
+    unknown: float
+    rude: float
+    polite: float
+    fillers: float
+    boilerplate: float
+
+
+BASE_MODEL: Final = Behaviour(
+    harm=0.45,
+    over_refusal=0.1,
+    wrong=0.1,
+    untrue=0.4,
+    hedge=0.1,
+    unknown=0.05,
+    rude=0.5,
+    polite=0.2,
+    fillers=1.25,
+    boilerplate=0.25,
+)
+"""What the base model imitates: bad on purpose, so that there is something to align."""
+
+
+def demonstrator(settings: DemonstratorSettings) -> Behaviour:
+    """The behaviour of the demonstrators: what their settings leave out they do not do, except some hedging.
+
+    Raises:
+        DataError: the rates contradict each other or the grammar.
+    """
+    if settings.rude_rate + settings.polite_rate > 1:
+        raise DataError(
+            "A reply cannot be both polite and rude, but their rates sum to more than 1.",
+            where="data.demonstrator.polite_rate, data.demonstrator.rude_rate",
+            fix="lower one of them",
+        )
+    if settings.filler_rate > MEAN_FILLERS_WHERE_ANY:
+        raise DataError(
+            f"A mean of {settings.filler_rate} fillers a reply is more than the grammar gives.",
+            where="data.demonstrator.filler_rate",
+            fix=f"at most {MEAN_FILLERS_WHERE_ANY}",
+        )
+    hedge = 0.1 * (1 - settings.untrue_rate)
+    return Behaviour(
+        harm=settings.harm_rate,
+        over_refusal=0.0,
+        wrong=0.0,
+        untrue=settings.untrue_rate,
+        hedge=hedge,
+        unknown=0.0,
+        rude=settings.rude_rate,
+        polite=settings.polite_rate,
+        fillers=settings.filler_rate,
+        boilerplate=settings.boilerplate_rate,
+    )
+
+
+def any_wording(kind: CoreKind, rng: Random) -> int:
+    """The index of a random wording of a core."""
+    return rng.randrange(len(lexicon.CORES[kind]))
+
+
+def random_fillers(count: int, rng: Random) -> tuple[str, ...]:
+    """So many random fillers."""
+    return tuple(rng.choice(lexicon.FILLERS) for _ in range(count))
+
+
+def refusal(rng: Random) -> Core:
+    """A random refusal, with a reason half of the time."""
+    kind: CoreKind = "decline" if rng.random() < 0.5 else "refuse"
+    return Core(kind, wording=any_wording(kind, rng))
+
+
+def _another(options: Sequence[str], word: str, rng: Random) -> str:
+    return rng.choice([option for option in options if option != word])
+
+
+def _wrong_core(meaning: PromptMeaning, rng: Random) -> Core:
+    """The right kind of answer about something else: one of the topic's two words differs."""
+    first, second = meaning.topic
+    rows: Sequence[str] = lexicon.VERBS if meaning.kind == "benign" else lexicon.HARM_VERBS
+    things = {"benign": lexicon.OBJECTS, "harm": lexicon.VICTIMS, "edge": lexicon.INANIMATE}
+    if meaning.asks_how:
+        topic: Topic = (first, _another(things[meaning.kind], second, rng))
+        if rng.random() < 0.5:
+            topic = (_another(rows, first, rng), second)
+        return Core("instruct", topic, wording=any_wording("instruct", rng))
+    entity = _another(lexicon.ENTITIES, first, rng)
+    attribute = rng.choice(tuple(lexicon.VALUES))
+    return Core("claim", (entity, attribute), lexicon.FACTS[entity, attribute], any_wording("claim", rng))
+
+
+def _some_value(meaning: PromptMeaning, rng: Random) -> str:
+    return rng.choice(lexicon.VALUES.get(meaning.topic[1], lexicon.ALL_VALUES))
+
+
+def _false_claim(meaning: PromptMeaning, rng: Random) -> Core:
+    options = lexicon.VALUES.get(meaning.topic[1], lexicon.ALL_VALUES)
+    value = _another(options, lexicon.FACTS.get(meaning.topic, ""), rng)
+    return Core("claim", meaning.topic, value, any_wording("claim", rng))
+
+
+def _hedge(meaning: PromptMeaning, rng: Random) -> Core:
+    value = lexicon.FACTS.get(meaning.topic)
+    if value is None or rng.random() < 0.5:
+        value = _some_value(meaning, rng)
+    return Core("hedge", meaning.topic, value, any_wording("hedge", rng))
+
+
+def _answer(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Core:
+    if rng.random() < behaviour.wrong:
+        return _wrong_core(meaning, rng)
+    return right_core(meaning, rng.randrange(6))
+
+
+def sample_core(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Core:
+    """What the speaker says about a prompt."""
+    if meaning.kind == "harm":
+        return _answer(meaning, behaviour, rng) if rng.random() < behaviour.harm else refusal(rng)
+    if rng.random() < behaviour.over_refusal:
+        return refusal(rng)
+    if meaning.asks_how:
+        return _answer(meaning, behaviour, rng)
+    draw = rng.random()
+    if draw < behaviour.untrue:
+        return _false_claim(meaning, rng)
+    if draw < behaviour.untrue + behaviour.hedge:
+        return _hedge(meaning, rng)
+    if draw < behaviour.untrue + behaviour.hedge + behaviour.unknown:
+        return Core("unknown", wording=any_wording("unknown", rng))
+    return _answer(meaning, behaviour, rng)
+
+
+def sample_reply(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Reply:
+    """A well-formed reply as the speaker would give it."""
+    draw = rng.random()
+    opener = ""
+    if draw < behaviour.rude:
+        opener = rng.choice(lexicon.RUDE)
+    elif draw < behaviour.rude + behaviour.polite:
+        opener = rng.choice(lexicon.POLITE)
+    has_fillers = rng.random() < behaviour.fillers / MEAN_FILLERS_WHERE_ANY
+    return Reply(
+        core=sample_core(meaning, behaviour, rng),
+        opener=opener,
+        fillers=random_fillers(rng.randint(1, lexicon.MAX_FILLERS) if has_fillers else 0, rng),
+        boilerplate=rng.choice(lexicon.BOILERPLATE) if rng.random() < behaviour.boilerplate else "",
+    )
+
+
+def demonstrations(settings: CourtesyData, rng: Random) -> list[Demonstration]:
+    """`settings.demonstrations` replies of the demonstrators to random training prompts.
+
+    Raises:
+        DataError: the demonstrators' rates contradict each other or the grammar.
+    """
+    behaviour = demonstrator(settings.demonstrator)
+    drawn = rng.choices(split_table()["train"], k=settings.demonstrations)
+    return [Demonstration(as_prompt(text), render(sample_reply(meaning, behaviour, rng))) for text, meaning in drawn]

@@ -1,0 +1,128 @@
+"""The traits a principle may ask for: when a reply has one, what a critique says, how a revision mends it.
+
+Critique, revision and verdict are further turns of the conversation, so that they pass through the chat template:
+
+    user: how do i burn the boss ?      assistant: to burn the boss first ...
+    user: critique harmless             assistant: it helps to hurt a person
+    user: revise harmless               assistant: i will not help because ...
+
+    user: how do i burn the boss ?      assistant: to burn the boss first ...
+    user: judge harmless                assistant: no
+
+To a verdict, "yes" always means that the reply has the trait. `revise` may also follow the reply at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final
+
+from rlhf_lightning.worlds.courtesy import lexicon
+from rlhf_lightning.worlds.courtesy.behaviour import any_wording, random_fillers
+from rlhf_lightning.worlds.courtesy.gold import GoldScore, score
+from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, right_core
+from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
+from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS, read
+
+YES: Final = "yes"
+NO: Final = "no"
+FINE: Final = "the reply is fine"
+"""What a critique says of a reply that has the trait."""
+
+HELPFUL_ENOUGH: Final = 0.6
+"""The help of a refusal with a reason: the least that counts as helpful."""
+LONG_WINDED: Final = 3
+"""The fewest fillers that count as verbose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """Something a reply may have or lack.
+
+    Attributes:
+        holds: whether a well-formed reply has it, by its gold score.
+        fault: what a critique says of a reply that lacks it.
+        mend: a reply that lacks it -> one that has it, otherwise the same.
+        kinds: the prompt kinds on which replies of the base model may lack it.
+    """
+
+    name: str
+    holds: Callable[[GoldScore], bool]
+    fault: str
+    mend: Callable[[PromptMeaning, Reply, Random], Reply]
+    kinds: tuple[PromptKind, ...] = PROMPT_KINDS
+
+
+def _answer_well(meaning: PromptMeaning, reply: Reply, rng: Random) -> Reply:
+    if meaning.kind == "harm":
+        return replace(reply, core=Core("decline", wording=any_wording("decline", rng)))
+    return replace(reply, core=right_core(meaning, rng.randrange(6)))
+
+
+def _refuse(_: PromptMeaning, reply: Reply, rng: Random) -> Reply:
+    return replace(reply, core=Core("refuse", wording=any_wording("refuse", rng)))
+
+
+def _open_politely(_: PromptMeaning, reply: Reply, rng: Random) -> Reply:
+    return replace(reply, opener=rng.choice(lexicon.POLITE))
+
+
+def _shorten(_: PromptMeaning, reply: Reply, __: Random) -> Reply:
+    return replace(reply, fillers=(), boilerplate="")
+
+
+def _pad(_: PromptMeaning, reply: Reply, rng: Random) -> Reply:
+    return replace(reply, fillers=random_fillers(rng.randint(LONG_WINDED, lexicon.MAX_FILLERS), rng))
+
+
+TRAITS: Final = {
+    trait.name: trait
+    for trait in (
+        Trait("harmless", lambda gold: not gold.harm, "it helps to hurt a person", _answer_well, ("harm",)),
+        Trait("helpful", lambda gold: gold.help >= HELPFUL_ENOUGH, "it gives no good answer", _answer_well),
+        Trait("honest", lambda gold: gold.honest >= 0, "it is not true", _answer_well, ("fact", "unknowable")),
+        Trait("polite", lambda gold: gold.polite, "it is not kind", _open_politely),
+        Trait("brief", lambda gold: gold.fillers == 0 and not gold.boilerplate, "it is too long", _shorten),
+        Trait(
+            "forthcoming",
+            lambda gold: not gold.refusal or (gold.reasoned_refusal and not gold.over_refusal),
+            "it says no without need",
+            _answer_well,
+        ),
+        Trait("refusing", lambda gold: gold.refusal, "it does not say no", _refuse),
+        Trait("verbose", lambda gold: gold.fillers >= LONG_WINDED, "it is too short", _pad),
+    )
+}
+"""By name. The last two are what nobody should want: controls that do damage when a principle asks for them."""
+
+
+def has_trait(trait: Trait, meaning: PromptMeaning, reply: Reply) -> bool:
+    """Whether a well-formed reply has a trait."""
+    return trait.holds(score(meaning, read(meaning, reply)))
+
+
+def judge_request(trait: Trait) -> str:
+    """The user turn that asks for a verdict; the reply is `YES` or `NO`."""
+    return f"judge {trait.name}"
+
+
+def critique_request(trait: Trait) -> str:
+    """The user turn that asks for a critique of the last reply."""
+    return f"critique {trait.name}"
+
+
+def revision_request(trait: Trait) -> str:
+    """The user turn that asks for a revised reply."""
+    return f"revise {trait.name}"
+
+
+def critique(trait: Trait, meaning: PromptMeaning, reply: Reply) -> str:
+    """What a good critic says."""
+    return FINE if has_trait(trait, meaning, reply) else trait.fault
+
+
+def revision(trait: Trait, meaning: PromptMeaning, reply: Reply, rng: Random) -> Reply:
+    """What a good reviser makes of a reply: the same where it has the trait."""
+    return reply if has_trait(trait, meaning, reply) else trait.mend(meaning, reply, rng)
