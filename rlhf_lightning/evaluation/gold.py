@@ -1,0 +1,93 @@
+"""Figures on replies in the courtesy world, where what is truly good is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlhf_lightning.evaluation.statistics import bootstrap_mean
+from rlhf_lightning.records import Prompt
+from rlhf_lightning.worlds.courtesy.gold import GoldScore, best_reward, judge
+from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
+
+EVERY_KIND: frozenset[PromptKind] = frozenset(("benign", "harm", "edge", "fact", "unknowable"))
+INSTRUCTIONS: frozenset[PromptKind] = frozenset(("benign", "edge"))
+QUESTIONS: frozenset[PromptKind] = frozenset(("fact", "unknowable"))
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A mean over the replies to some kinds of prompts."""
+
+    name: str
+    value: Callable[[GoldScore], float]
+    kinds: frozenset[PromptKind] = EVERY_KIND
+
+
+FIGURES = (
+    Figure("gold_reward", lambda score: score.reward),
+    Figure("harmful_rate", lambda score: score.harm, frozenset(("harm",))),
+    Figure("rude_rate", lambda score: score.rude),
+    Figure("polite_rate", lambda score: score.polite),
+    Figure("helpful_rate", lambda score: score.right, INSTRUCTIONS),
+    Figure("honest_rate", lambda score: score.honest == 1, QUESTIONS),
+    Figure("untrue_rate", lambda score: score.honest == -1, QUESTIONS),
+    Figure("over_refusal_rate", lambda score: score.refusal, frozenset(("edge",))),
+    Figure("malformed_rate", lambda score: score.malformed),
+    Figure("fillers", lambda score: score.fillers),
+    Figure("boilerplate_rate", lambda score: score.boilerplate),
+)
+
+
+def gold_figures(
+    prompts: Sequence[Prompt],
+    replies: Sequence[str],
+    finished: Sequence[bool],
+    bootstrap_samples: int,
+    seed: int,
+) -> dict[str, float | list[float] | int]:
+    """Gold reward and its parts, each with a bootstrap 95% interval (`NAME_ci`) over the prompts.
+
+    A malformed reply counts among the replies of every rate, as one that did not do what the rate counts.
+
+    Args:
+        prompts: of the courtesy world; replies to one prompt are resampled together.
+        replies: one a prompt, as text.
+        finished: whether each reply was ended by the policy itself; one that was not is malformed.
+
+    Returns:
+        `gold_reward`; `harmful_rate` (told how to harm, of harmful prompts); `rude_rate`, `polite_rate`,
+        `boilerplate_rate`, `malformed_rate` (of all); `helpful_rate` (right instructions, of benign and edge prompts);
+        `honest_rate` and `untrue_rate` (of factual and unknowable prompts); `over_refusal_rate` (of edge prompts);
+        `fillers` (words a reply); `best_reward` (mean of the best that the grammar allows); `count` and `NAME_count`
+        (how many replies stand behind a figure of some kinds only). A figure with no prompts of its kinds is left out.
+
+    Raises:
+        DataError: a prompt is none of the courtesy world's.
+        ValueError: the lists are empty or of different lengths.
+    """
+    if not prompts or not len(prompts) == len(replies) == len(finished):
+        raise ValueError(f"{len(prompts)} prompts, {len(replies)} replies, {len(finished)} marks of being finished")
+    scores = [
+        judge(prompt.last_turn, reply, ended) for prompt, reply, ended in zip(prompts, replies, finished, strict=True)
+    ]
+    return summarise_scores(prompts, scores, bootstrap_samples, seed)
+
+
+def summarise_scores(
+    prompts: Sequence[Prompt], scores: Sequence[GoldScore], bootstrap_samples: int, seed: int
+) -> dict[str, float | list[float] | int]:
+    """`gold_figures` of replies that were judged already."""
+    figures: dict[str, float | list[float] | int] = {"count": len(scores)}
+    for figure in FIGURES:
+        judged = [(p, figure.value(s)) for p, s in zip(prompts, scores, strict=True) if s.kind in figure.kinds]
+        if not judged:
+            continue
+        groups, values = zip(*judged, strict=True)
+        estimate = bootstrap_mean([float(value) for value in values], bootstrap_samples, seed, groups)
+        figures[figure.name] = estimate.mean
+        figures[f"{figure.name}_ci"] = estimate.interval
+        if figure.kinds != EVERY_KIND:
+            figures[f"{figure.name}_count"] = estimate.count
+    figures["best_reward"] = sum(best_reward(prompt.last_turn) for prompt in prompts) / len(prompts)
+    return figures

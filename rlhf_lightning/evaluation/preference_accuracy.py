@@ -1,0 +1,96 @@
+"""How well a reward model agrees with held-out preferences, beside the baselines that look at nothing but length.
+
+A reward model whose accuracy is no better than "the longer reply" has learned nothing that PPO should follow:
+on HH-RLHF's harmless-base comparisons "the shorter" is right in 55% of the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_lightning.evaluation.statistics import bootstrap_mean, paired_difference
+from rlhf_lightning.records import Preference
+
+Floats = NDArray[np.float64]
+
+CALIBRATION_BINS = 10
+Figures = dict[str, float | list[float] | str | int]
+
+
+def preference_accuracy(
+    preferences: Sequence[Preference],
+    chosen_rewards: Sequence[float],
+    rejected_rewards: Sequence[float],
+    bootstrap_samples: int,
+    seed: int,
+) -> Figures:
+    """Accuracy, margin and calibration of a reward model on held-out pairs.
+
+    Pairs of one prompt are resampled together. A tie counts half. Lengths are in characters.
+
+    Args:
+        chosen_rewards: the reward of each preference's chosen reply, in the same order.
+        rejected_rewards: likewise for the rejected reply.
+
+    Returns:
+        `pairs`, `accuracy`, `longer_accuracy`, `shorter_accuracy`, each with its `_ci`; `best_baseline` (`longer` or
+        `shorter`) and `lift` (accuracy above it, pair by pair, with `lift_ci`); `margin` (chosen minus rejected
+        reward, with `margin_ci`); `brier` and `ece` of the probability sigmoid(chosen - rejected).
+
+    Raises:
+        ValueError: no pairs, or rewards that are not one a pair.
+    """
+    if not preferences or not len(preferences) == len(chosen_rewards) == len(rejected_rewards):
+        raise ValueError(
+            f"{len(preferences)} preferences, {len(chosen_rewards)} chosen and {len(rejected_rewards)} rejected rewards"
+        )
+    margins = np.asarray(chosen_rewards, dtype=np.float64) - np.asarray(rejected_rewards, dtype=np.float64)
+    lengths = np.asarray([len(pair.chosen) - len(pair.rejected) for pair in preferences], dtype=np.float64)
+    groups = [pair.prompt for pair in preferences]
+    correct = {"": _wins(margins), "longer_": _wins(lengths), "shorter_": _wins(-lengths)}
+    figures: Figures = {"pairs": len(preferences)}
+    for name, wins in correct.items():
+        estimate = bootstrap_mean(wins, bootstrap_samples, seed, groups)
+        figures[f"{name}accuracy"] = estimate.mean
+        figures[f"{name}accuracy_ci"] = estimate.interval
+    best = "longer" if lengths_favour_longer(lengths) else "shorter"
+    lift = paired_difference(correct[""], correct[f"{best}_"], bootstrap_samples, seed, groups)
+    margin = bootstrap_mean(margins.tolist(), bootstrap_samples, seed, groups)
+    probabilities = 1.0 / (1.0 + np.exp(-margins))
+    return figures | {
+        "best_baseline": best,
+        "lift": lift.mean,
+        "lift_ci": lift.interval,
+        "margin": margin.mean,
+        "margin_ci": margin.interval,
+        "brier": float(np.mean((1.0 - probabilities) ** 2)),
+        "ece": expected_calibration_error(probabilities),
+    }
+
+
+def lengths_favour_longer(differences: Floats) -> bool:
+    """Whether the chosen reply is more often the longer one; `differences`: chosen minus rejected length."""
+    return float(np.mean(np.sign(differences))) >= 0.0
+
+
+def expected_calibration_error(probabilities: Floats) -> float:
+    """Expected calibration error of pairwise choices (Guo et al. 2017, arXiv 1706.04599), 10 bins of [0.5, 1].
+
+    Args:
+        probabilities: (pairs,), the probability given to the reply that was in fact chosen. The model's confidence is
+            that of the reply it favours, max(p, 1 - p), and it is right where p > 0.5 (a tie is half right).
+    """
+    confidence = np.maximum(probabilities, 1.0 - probabilities)
+    right = np.asarray(_wins(probabilities - 0.5))
+    bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(probabilities))
+
+
+def _wins(differences: Floats) -> list[float]:
+    """1 where positive, 0 where negative, one half for a tie."""
+    wins: list[float] = ((np.sign(differences) + 1.0) / 2.0).tolist()
+    return wins

@@ -1,0 +1,127 @@
+"""Where one stage's figures go: the history file always, and what the config asks for beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.evaluation.samples import SampleRow
+from rlhf_lightning.settings.run import RunSettings, TensorBoardLogging, WandbLogging
+from rlhf_lightning.tracking.history import HistoryLogger
+from rlhf_lightning.tracking.naming import group_name, run_name
+from rlhf_lightning.tracking.requirements import logger_problems
+from rlhf_lightning.tracking.tensorboard import TensorBoardSink
+from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
+from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
+
+
+class Sink(Protocol):
+    """A place that a stage's results are sent to, beside the run directory."""
+
+    def log_summary(self, figures: Mapping[str, float | str]) -> None: ...
+
+    def log_samples(self, rows: Sequence[SampleRow]) -> None: ...
+
+    def log_plots(self, paths: Sequence[Path]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageTracker:
+    """What a stage reports to while it runs.
+
+    Attributes:
+        loggers: for Lightning's Trainer; the history file comes first.
+        sinks: where results go. The run directory holds them in any case (`metrics.json`, `samples.jsonl`, `plots/`),
+            which the pipeline writes.
+    """
+
+    loggers: list[Logger]
+    sinks: list[Sink] = field(default_factory=list)
+
+    def log_summary(self, figures: Mapping[str, Any]) -> None:
+        """Report final figures; nested ones are named by their path, `evaluate/ppo/iid/gold_reward`."""
+        for sink in self.sinks:
+            sink.log_summary(flatten(figures))
+
+    def log_samples(self, rows: Sequence[SampleRow]) -> None:
+        """Report replies before and after, as a table."""
+        for sink in self.sinks:
+            sink.log_samples(rows)
+
+    def log_plots(self, paths: Sequence[Path]) -> None:
+        """Report pictures (PNG files), each by its file name."""
+        for sink in self.sinks:
+            sink.log_plots(paths)
+
+
+@contextmanager
+def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Sequence[str]) -> Iterator[StageTracker]:
+    """Open whatever a stage logs to, and close it again however the stage ends.
+
+    Only rank zero opens anything beside the history file.
+
+    Args:
+        run_dir: must exist.
+        overrides: what the command line changed; they give the run its name unless `settings.name` does.
+
+    Raises:
+        ConfigError: the chosen logger cannot work here (`requirements.logger_problems`).
+    """
+    problems = logger_problems(settings.logger)
+    if problems:
+        raise ConfigError(problems)
+    history = HistoryLogger(run_dir, stage)
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        yield StageTracker([history])
+    elif isinstance(settings.logger, WandbLogging):
+        card = run_card(settings, settings.logger, run_dir, stage, overrides)
+        with WandbRun(card, run_dir, settings.logger.mode) as tracked:
+            yield StageTracker([history, WandbLogger(tracked)], [WandbSink(tracked)])
+    elif isinstance(settings.logger, TensorBoardLogging):
+        with TensorBoardSink(run_dir, stage) as sink:
+            yield StageTracker([history, sink.logger], [sink])
+    else:
+        yield StageTracker([history])
+
+
+def run_card(
+    settings: RunSettings, wandb: WandbLogging, run_dir: Path, stage: str, overrides: Sequence[str]
+) -> RunCard:
+    """How a stage's W&B run is filed: grouped with the run's other stages or the sweep's other jobs."""
+    name = settings.name or run_name(overrides, default=run_dir.resolve().name)
+    return RunCard(
+        project=wandb.project,
+        entity=wandb.entity,
+        group=group_name(run_dir),
+        job_type=stage,
+        name=f"{stage} {name}",
+        tags=settings.tags,
+        notes=settings.notes,
+        config=settings.model_dump(mode="json"),
+    )
+
+
+def flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
+    """Nested figures under one name each; an interval `[low, high]` becomes `.../low` and `.../high`.
+
+    What is None is left out.
+    """
+    flat: dict[str, float | str] = {}
+    for key, value in figures.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}/")
+        elif isinstance(value, list | tuple) and len(value) == 2:
+            flat |= flatten({"low": value[0], "high": value[1]}, f"{name}/")
+        elif isinstance(value, str | int | float):
+            flat[name] = value
+        elif value is not None:
+            flat[name] = str(value)
+    return flat

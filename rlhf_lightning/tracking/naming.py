@@ -1,0 +1,48 @@
+"""Names that tell runs apart: short, stable, and made of nothing but what the user asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_lightning.tracking.redaction import redact_override
+
+LONGEST = 64
+"""Characters of a name; W&B's tables and legends cut off what is longer."""
+HASH_LENGTH = 8
+NOT_PART_OF_THE_EXPERIMENT = ("name", "notes", "tags", "paths.", "hydra.", "logger", "callbacks")
+
+
+def run_name(overrides: Sequence[str], default: str) -> str:
+    """A name from what was overridden: `kl.coef=0.2,seed=1`; `default` where nothing was.
+
+    Overrides that only say where things are written or how they are shown are left out. A name that would be too long
+    is cut and ends in a hash of the whole, so that different runs keep different names.
+    """
+    told = [redact_override(override.lstrip("+~")) for override in overrides if _tells(override)]
+    return _shortened(",".join(told)) if told else default
+
+
+def group_name(run_dir: Path) -> str:
+    """What the stages of a run, or all jobs of a sweep, have in common.
+
+    The jobs of a sweep lie in folders 0, 1, 2, ... of the sweep's directory, which then gives the name; otherwise the
+    run directory does. Directories named by date and time are named by both: `2026-03-01_14-05-09-123456`.
+    """
+    path = run_dir.resolve()
+    shared = path.parent if path.name.isdigit() else path
+    named_by_date = shared.parent.name.replace("-", "").isdigit()
+    return f"{shared.parent.name}_{shared.name}" if named_by_date else shared.name
+
+
+def _tells(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0]
+    return not any(key == prefix or key.startswith(f"{prefix.rstrip('.')}.") for prefix in NOT_PART_OF_THE_EXPERIMENT)
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:HASH_LENGTH]
+    return f"{name[: LONGEST - HASH_LENGTH - 1]}~{digest}"

@@ -1,0 +1,33 @@
+"""What a logger needs before a run may start. Imports no torch, so that preflight can ask."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from rlhf_lightning.errors import Problem
+from rlhf_lightning.settings.run import LoggerSettings, TensorBoardLogging, WandbLogging
+
+
+def logger_problems(logger: LoggerSettings) -> list[Problem]:
+    """What keeps the chosen logger from working on this machine; empty where nothing does."""
+    if isinstance(logger, TensorBoardLogging) and find_spec("tensorboard") is None:
+        return [
+            Problem(
+                "logger",
+                "TensorBoard is not installed",
+                fix="pip install tensorboard, or add logger=none (history.csv holds the same figures)",
+            )
+        ]
+    if isinstance(logger, WandbLogging) and logger.mode == "online":
+        # Imported only here: the client takes half a second, and no other choice needs it.
+        from rlhf_lightning.tracking.wandb_session import has_credentials
+
+        if not has_credentials():
+            return [
+                Problem(
+                    "logger.mode",
+                    "online, but there is no W&B API key",
+                    fix="run `wandb login` or set WANDB_API_KEY, or add logger.mode=offline",
+                )
+            ]
+    return []

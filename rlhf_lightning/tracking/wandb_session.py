@@ -1,0 +1,57 @@
+"""What the W&B client of this process knows before a run is opened: its server and whether it has a key."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import wandb
+
+
+def server_url() -> str:
+    """The server the client would speak to. The client is told to say nothing on the terminal from here on."""
+    with environment_restored():
+        return wandb.setup(settings=wandb.Settings(silent=True, console="off")).settings.base_url
+
+
+def has_credentials() -> bool:
+    """Whether the client would find an API key without asking: in the environment, its settings or a netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(server_url()).netloc
+    with environment_restored():
+        return bool(wandb.setup().settings.api_key) or any(_knows(path, host) for path in _netrc_files())
+
+
+def mode_from_environment() -> Literal["offline"] | None:
+    """Offline where `WANDB_MODE` says so; a disabled client counts as offline, so that the run keeps its record."""
+    return "offline" if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") else None
+
+
+@contextmanager
+def environment_restored() -> Iterator[None]:
+    """Undo what the client does to the environment: jobs that this process starts must not inherit its session."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _netrc_files() -> list[Path]:
+    named = os.environ.get("NETRC")
+    return [Path(path).expanduser() for path in ([named] if named else ["~/.netrc", "~/_netrc"])]
+
+
+def _knows(path: Path, host: str) -> bool:
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
