@@ -1,0 +1,102 @@
+"""The reward model: which of two replies would people prefer?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
+from rlhf_lightning.batches import PreferenceBatch
+from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
+from rlhf_lightning.rewards.classifier import classifier_logits
+from rlhf_lightning.settings.stages import RewardModelSettings
+
+
+class PairLogits(NamedTuple):
+    """(pairs, labels) logits of the preferred replies and of the others."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
+class RewardModel(pl.LightningModule):
+    """Bradley-Terry on pairs, with optional margin and centring; with two labels also a classifier.
+
+    With a two-label head the reward is the positive label's logit; cross-entropy is added, so that the two logits
+    are also a calibrated answer to "was this the preferred one?".
+
+    Args:
+        classifier: a sequence classifier with one or two labels.
+        positive: index of the label whose logit is the reward.
+        settings: of the stage.
+        optimizer: makes the optimizer.
+        total_steps: optimizer steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self,
+        classifier: PreTrainedModel,
+        positive: int,
+        settings: RewardModelSettings,
+        optimizer: OptimizerFactory,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.positive = positive
+        self.settings = settings
+        self.make_optimizer = optimizer
+        self.total_steps = total_steps
+
+    def forward(self, batch: PreferenceBatch) -> PairLogits:
+        return PairLogits(
+            chosen=classifier_logits(self.classifier, batch.chosen_ids, batch.chosen_mask),
+            rejected=classifier_logits(self.classifier, batch.rejected_ids, batch.rejected_mask),
+        )
+
+    def training_step(self, batch: PreferenceBatch, _: int) -> Tensor:
+        logits = self(batch)
+        losses = self.pair_losses(logits, batch.margin)
+        self._log(logits, losses, len(batch))
+        # Lightning divides by the number of accumulated micro-batches; the weight of the step is its pairs.
+        return losses.sum() / batch.step_weight * self.trainer.accumulate_grad_batches
+
+    def pair_losses(self, logits: PairLogits, margin: Tensor) -> Tensor:
+        """(pairs,) losses.
+
+        Args:
+            margin: (pairs,) recorded margins.
+        """
+        chosen, rejected = logits.chosen[:, self.positive], logits.rejected[:, self.positive]
+        losses = bradley_terry_loss(chosen, rejected, self.settings.margin_coef * margin)
+        losses = losses + self.settings.centring_coef * centring_loss(chosen, rejected)
+        if logits.chosen.shape[1] == 2:
+            losses = losses + classification_loss(logits.chosen, logits.rejected, self.positive)
+        return losses
+
+    def _log(self, logits: PairLogits, losses: Tensor, pairs: int) -> None:
+        margin = (logits.chosen - logits.rejected)[:, self.positive].detach()
+        figures = {
+            "reward_model/loss": losses.detach().mean(),
+            "reward_model/accuracy": (margin > 0).float().mean(),
+            "reward_model/margin": margin.mean(),
+        }
+        self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=pairs)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)
+        return scheduled(
+            optimizer, linear_decay(self.total_steps, round(self.settings.warmup_fraction * self.total_steps))
+        )
+
+
+@torch.no_grad()
+def pair_rewards(classifier: PreTrainedModel, positive: int, batch: PreferenceBatch) -> tuple[list[float], list[float]]:
+    """The rewards of a batch's chosen and rejected replies."""
+    chosen = classifier_logits(classifier, batch.chosen_ids, batch.chosen_mask)[:, positive]
+    rejected = classifier_logits(classifier, batch.rejected_ids, batch.rejected_mask)[:, positive]
+    return chosen.tolist(), rejected.tolist()

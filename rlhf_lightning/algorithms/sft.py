@@ -1,0 +1,61 @@
+"""Supervised fine-tuning: imitate demonstrated replies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
+from rlhf_lightning.batches import DemonstrationBatch
+from rlhf_lightning.models.positions import position_arguments
+from rlhf_lightning.objectives.logprobs import token_logprobs
+from rlhf_lightning.objectives.masked_stats import masked_sum
+from rlhf_lightning.settings.stages import SftSettings
+
+
+class SupervisedFineTuning(pl.LightningModule):
+    """Cross-entropy on reply tokens only.
+
+    Args:
+        policy: a causal language model.
+        settings: of the stage.
+        optimizer: makes the optimizer.
+        total_steps: optimizer steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self, policy: PreTrainedModel, settings: SftSettings, optimizer: OptimizerFactory, total_steps: int
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.settings = settings
+        self.make_optimizer = optimizer
+        self.total_steps = total_steps
+
+    def forward(self, batch: DemonstrationBatch) -> Tensor:
+        """The sum of -log p over the batch's reply tokens."""
+        logits = self.policy(
+            input_ids=batch.input_ids, **position_arguments(self.policy, batch.attention_mask), use_cache=False
+        ).logits
+        logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:], temperature=1.0)
+        return -masked_sum(logprobs, batch.loss_mask[:, 1:])
+
+    def training_step(self, batch: DemonstrationBatch, _: int) -> Tensor:
+        total: Tensor = self(batch)
+        tokens = int(batch.loss_mask.sum())
+        self.log("sft/loss", total.detach() / tokens, on_step=True, on_epoch=False, prog_bar=True, batch_size=tokens)
+        # Lightning divides by the number of accumulated micro-batches; the weight of the step is its tokens.
+        return total / batch.step_weight * self.trainer.accumulate_grad_batches
+
+    def validation_step(self, batch: DemonstrationBatch, _: int) -> None:
+        tokens = int(batch.loss_mask.sum())
+        self.log("sft/validation_loss", self(batch) / tokens, on_epoch=True, batch_size=tokens)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)
+        return scheduled(
+            optimizer, linear_decay(self.total_steps, round(self.settings.warmup_fraction * self.total_steps))
+        )

@@ -1,0 +1,1 @@
+"""What happens around a training: rollouts, diaries, gradient norms, interruption."""

@@ -1,0 +1,60 @@
+"""Phase one of each PPO iteration, as a Lightning callback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import pytorch_lightning as pl
+
+from rlhf_lightning.rollouts.buffer import RolloutBuffer
+from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
+from rlhf_lightning.rollouts.prompts import PromptStream
+
+Observer = Callable[[int, Collected], dict[str, float]]
+"""Looks at an iteration's rollouts and may return figures to log: (iteration, collected) -> metrics."""
+
+
+class RolloutBufferCallback(pl.Callback):
+    """Fills the rollout buffer at the start of each epoch and logs what was collected.
+
+    Args:
+        collector: makes rollouts of prompts.
+        buffer: read by the train dataloader.
+        prompts: which prompts come next.
+        observers: see each iteration's rollouts (a sample diary, the gold reward of a synthetic world).
+    """
+
+    def __init__(
+        self,
+        collector: RolloutCollector,
+        buffer: RolloutBuffer,
+        prompts: PromptStream,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.collector = collector
+        self.buffer = buffer
+        self.prompts = prompts
+        self.observers = tuple(observers)
+        self._update_started = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer
+        self.collector.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        iteration = trainer.current_epoch
+        collected = self.collector.collect(
+            self.prompts.take(self.buffer.batch_size), trainer.precision_plugin.forward_context()
+        )
+        self.buffer.fill(collected.rollout, iteration)
+        metrics = collected.metrics | {"rollout/episodes": float(self.prompts.taken)}
+        for observe in self.observers:
+            metrics |= observe(iteration, collected)
+        pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+        pl_module.log("objective/score", metrics["objective/score"], logger=False, prog_bar=True, on_epoch=True)
+        self._update_started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer
+        pl_module.log("time/update", time.perf_counter() - self._update_started)

@@ -1,0 +1,166 @@
+"""Sampling replies from a policy's whole distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lightning.data.collate import collate_prompts
+from rlhf_lightning.data.encoding import EncodedPrompt
+from rlhf_lightning.errors import ModelError
+from rlhf_lightning.models.loading import position_limit
+from rlhf_lightning.records import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One reply, as tokens and as text.
+
+    Attributes:
+        reply_ids: the sampled tokens up to and including the first stop token; never decoded and re-tokenised.
+        reply: their text, without special tokens.
+        finished: whether the policy ended the reply itself.
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    reply: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A batch of replies as tensors, and each as a completion.
+
+    Attributes:
+        sequences: (batch, P + R) left-padded prompts, right-padded replies.
+        attention_mask: (batch, P + R), 1 on real tokens.
+        reply_mask: (batch, R) bool, True up to and including the first stop token.
+    """
+
+    sequences: Tensor
+    attention_mask: Tensor
+    reply_mask: Tensor
+    completions: tuple[Completion, ...]
+
+
+class Sampler:
+    """Samples replies with `temperature` and nothing else: no top-k, no top-p, no penalties.
+
+    Whatever a model's own generation config says (many hub models set top-k or a repetition penalty) is set aside
+    while sampling: the log-probs that PPO compares are those of the distribution that was sampled.
+
+    Args:
+        model: the policy, on any device.
+        tokenizer: decodes the replies.
+        temperature: divides the logits.
+        max_new_tokens: after which a reply counts as unfinished.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float, max_new_tokens: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.stop_ids = stop_tokens(model, tokenizer)
+        self.pad_id = tokenizer.pad_token_id
+        self._config = GenerationConfig(
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.pad_id,
+            eos_token_id=list(self.stop_ids),
+        )
+
+    def sample(self, prompts: Sequence[EncodedPrompt]) -> Samples:
+        """One reply per prompt.
+
+        Raises:
+            ModelError: prompt and reply together are longer than the model reads.
+        """
+        batch = collate_prompts(prompts, self.pad_id).to(self.model.device)
+        prompt_length = batch.input_ids.shape[1]
+        self._check_positions(prompt_length)
+        with torch.no_grad(), own_generation_config(self.model, self._config):
+            sequences: Tensor = cast(GenerationMixin, self.model).generate(
+                batch.input_ids, attention_mask=batch.attention_mask
+            )
+        replies = sequences[:, prompt_length:]
+        lengths, finished = reply_lengths(replies, self.stop_ids)
+        reply_mask = torch.arange(replies.shape[1], device=replies.device) < lengths[:, None]
+        sequences = torch.cat([batch.input_ids, torch.where(reply_mask, replies, self.pad_id)], dim=1)
+        return Samples(
+            sequences=sequences,
+            attention_mask=torch.cat([batch.attention_mask, reply_mask.long()], dim=1),
+            reply_mask=reply_mask,
+            completions=self._completions(prompts, replies, lengths, finished),
+        )
+
+    def sample_in_chunks(self, prompts: Sequence[EncodedPrompt], chunk_size: int) -> Iterator[Samples]:
+        """`sample` on at most `chunk_size` prompts at a time."""
+        for start in range(0, len(prompts), chunk_size):
+            yield self.sample(prompts[start : start + chunk_size])
+
+    def _completions(
+        self, prompts: Sequence[EncodedPrompt], replies: Tensor, lengths: Tensor, finished: Tensor
+    ) -> tuple[Completion, ...]:
+        rows = [tuple(ids[:length]) for ids, length in zip(replies.tolist(), lengths.tolist(), strict=True)]
+        texts = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        return tuple(
+            Completion(prompt.prompt, prompt.prompt_ids, row, text, done)
+            for prompt, row, text, done in zip(prompts, rows, texts, finished.tolist(), strict=True)
+        )
+
+    def _check_positions(self, prompt_length: int) -> None:
+        limit = position_limit(self.model)
+        if limit is not None and prompt_length + self.max_new_tokens > limit:
+            raise ModelError(
+                f"A prompt of {prompt_length} tokens and a reply of up to {self.max_new_tokens} do not fit into the "
+                f"model's {limit} positions.",
+                where="data.max_prompt_length and rollout.max_new_tokens",
+                fix=f"lower them so that their sum is at most {limit}",
+            )
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokenizer's EOS and every EOS that the model's generation config names (chat models have several)."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    named = configured if isinstance(configured, list) else [configured]
+    return tuple(dict.fromkeys(token for token in [tokenizer.eos_token_id, *named] if token is not None))
+
+
+def reply_lengths(replies: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where each reply ends.
+
+    Args:
+        replies: (batch, R) token ids as generated.
+
+    Returns:
+        (batch,) number of tokens up to and including the first stop token (R without one), and (batch,) bool whether
+        there was one.
+    """
+    stops = torch.isin(replies, torch.tensor(list(stop_ids), device=replies.device))
+    finished = stops.any(dim=1)
+    first = stops.int().argmax(dim=1)
+    return torch.where(finished, first + 1, replies.shape[1]), finished
+
+
+@contextmanager
+def own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Generate with `config` alone: generate() would fill what it leaves open from the model's own."""
+    original = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = original
