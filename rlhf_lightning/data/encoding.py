@@ -1,0 +1,241 @@
+"""From records to token ids, with an exact boundary between prompt and reply.
+
+A plain prompt is encoded as it stands, and a conversation through the tokenizer's chat template. Prompt and reply are
+always encoded apart, so no token spans the boundary, and a reply ends with exactly one end-of-sequence token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.errors import DataError, ModelError
+from rlhf_lightning.records import Demonstration, Preference, Prompt
+from rlhf_lightning.settings.data import Lengths
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '\n\nAssistant:' }}{% if message['content'] %}{{ ' ' + message['content'] }}{% endif %}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+"""The dialogue format of HH-RLHF, for tokenizers that bring no chat template. A system turn is written as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt and its token ids."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDemonstration:
+    """A demonstration's token ids; the reply's include its end-of-sequence token."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPreference:
+    """A preference's token ids and its margin, zero where nobody said."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    margin: float
+
+
+@dataclass(slots=True)
+class EncodingReport:
+    """What became of the records that were encoded.
+
+    Attributes:
+        records: how many were given.
+        truncated_prompts: records whose prompt was cut from the left.
+        truncated_replies: records of which at least one reply was cut on the right.
+        dropped: records left out because a prompt or reply was too long.
+        indistinct: preferences left out because both replies have the same token ids, so there is nothing to compare.
+    """
+
+    records: int = 0
+    truncated_prompts: int = 0
+    truncated_replies: int = 0
+    dropped: int = 0
+    indistinct: int = 0
+
+    @property
+    def kept(self) -> int:
+        return self.records - self.dropped - self.indistinct
+
+    def summary(self) -> str:
+        """The counts as one line."""
+        return (
+            f"{self.kept} of {self.records} records kept: {self.truncated_prompts} prompts and "
+            f"{self.truncated_replies} records' replies truncated, {self.dropped} over-long records dropped, "
+            f"{self.indistinct} pairs left out because their replies are the same tokens"
+        )
+
+
+class Encoder:
+    """Encodes records for one tokenizer.
+
+    What is too long is cut or dropped by `lengths.on_long_record`. A prompt is cut from the left, where the oldest
+    turns stand, and keeps its beginning-of-sequence token. A reply is cut on the right and then has no
+    end-of-sequence token: where it would end was not seen, and the model is not taught that it ends there.
+
+    Args:
+        tokenizer: with an end-of-sequence token. Where it has no chat template and a conversation is encoded, it is
+            given `DEFAULT_CHAT_TEMPLATE`, so that the template is saved with it.
+        lengths: the limits in tokens; a reply's end-of-sequence token counts.
+
+    Raises:
+        ModelError: the tokenizer has no end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "The tokenizer has no end-of-sequence token, so a reply could never end.",
+                where=str(tokenizer.name_or_path) or type(tokenizer).__name__,
+                fix="set eos_token in the tokenizer's directory",
+            )
+        self.tokenizer = tokenizer
+        self.lengths = lengths
+        self.eos_id = cast(int, tokenizer.eos_token_id)
+        self._eos_text = cast(str, tokenizer.eos_token)
+        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
+        self._bos_id = _prepended_bos(tokenizer)
+
+    def prompts(self, records: Iterable[Prompt]) -> tuple[list[EncodedPrompt], EncodingReport]:
+        """Prompts ready for generation, and the counts."""
+        report = EncodingReport()
+        encoded = []
+        for prompt in records:
+            report.records += 1
+            fitted = self._fit(prompt, [], report)
+            if fitted is not None:
+                encoded.append(EncodedPrompt(prompt, fitted[0]))
+        return encoded, report
+
+    def demonstrations(self, records: Iterable[Demonstration]) -> tuple[list[EncodedDemonstration], EncodingReport]:
+        """Demonstrations ready for collation, and the counts."""
+        report = EncodingReport()
+        encoded = []
+        for record in records:
+            report.records += 1
+            fitted = self._fit(record.prompt, [record.reply], report)
+            if fitted is not None:
+                encoded.append(EncodedDemonstration(*fitted))
+        return encoded, report
+
+    def preferences(self, records: Iterable[Preference]) -> tuple[list[EncodedPreference], EncodingReport]:
+        """Preferences ready for collation, and the counts."""
+        report = EncodingReport()
+        encoded = []
+        for record in records:
+            report.records += 1
+            fitted = self._fit(record.prompt, [record.chosen, record.rejected], report)
+            if fitted is None:
+                continue
+            prompt_ids, chosen_ids, rejected_ids = fitted
+            if chosen_ids == rejected_ids:
+                report.indistinct += 1
+                continue
+            encoded.append(EncodedPreference(prompt_ids, chosen_ids, rejected_ids, record.margin or 0.0))
+        return encoded, report
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The whole prompt's token ids, whatever its length; a conversation ends with the generation prompt.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        if isinstance(prompt.text, str):
+            ids = self._ids(prompt.text)
+            return ids if self._bos_id is None or ids[:1] == [self._bos_id] else [self._bos_id, *ids]
+        return self._ids(self._rendered(prompt, None))
+
+    def reply_ids(self, prompt: Prompt, reply: str) -> list[int]:
+        """The whole reply's token ids, whatever its length, ending with the only end-of-sequence token among them.
+
+        For a conversation these are the tokens that the chat template writes after the generation prompt, its
+        end-of-turn tokens included; white space after the end of the sequence is not. Some templates render the
+        prompt differently once it is answered; there the reply's own text is encoded.
+        """
+        text = reply
+        if not isinstance(prompt.text, str):
+            opening, answered = self._rendered(prompt, None), self._rendered(prompt, reply)
+            if answered.startswith(opening):
+                text = answered[len(opening) :]
+                if text.rstrip().endswith(self._eos_text):
+                    text = text.rstrip()
+        return [*(token for token in self._ids(text) if token != self.eos_id), self.eos_id]
+
+    def _fit(
+        self, prompt: Prompt, replies: Sequence[str], report: EncodingReport
+    ) -> tuple[tuple[int, ...], ...] | None:
+        """The prompt's and the replies' ids within the limits, or None where the record is dropped."""
+        prompt_limit, reply_limit = self.lengths.max_prompt_length, self.lengths.max_reply_length
+        prompt_ids = self.prompt_ids(prompt)
+        reply_ids = [self.reply_ids(prompt, reply) for reply in replies]
+        long_prompt = len(prompt_ids) > prompt_limit
+        long_reply = any(len(ids) > reply_limit for ids in reply_ids)
+        if (long_prompt or long_reply) and self.lengths.on_long_record == "drop":
+            report.dropped += 1
+            return None
+        report.truncated_prompts += long_prompt
+        report.truncated_replies += long_reply
+        return tuple(self._left_truncated(prompt_ids, prompt_limit)), *(tuple(ids[:reply_limit]) for ids in reply_ids)
+
+    def _left_truncated(self, ids: list[int], limit: int) -> list[int]:
+        if len(ids) <= limit:
+            return ids
+        if limit > 1 and ids[0] == self.tokenizer.bos_token_id:
+            return [ids[0], *ids[len(ids) - limit + 1 :]]
+        return ids[len(ids) - limit :]
+
+    def _ids(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _rendered(self, prompt: Prompt, reply: str | None) -> str:
+        assert not isinstance(prompt.text, str)
+        if self.tokenizer.chat_template is None:
+            logger.warning("The tokenizer has no chat template: conversations are written as Human/Assistant turns.")
+            # With a beginning-of-sequence token where the tokenizer puts one before plain text.
+            opening = "" if self._bos_id is None else "{{ bos_token }}"
+            self.tokenizer.chat_template = opening + DEFAULT_CHAT_TEMPLATE
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompt.text]
+        if reply is not None:
+            turns.append({"role": "assistant", "content": reply})
+        try:
+            return cast(
+                str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply is None)
+            )
+        except TemplateError as error:
+            raise DataError(
+                f"The tokenizer's chat template refuses a conversation: {error}.",
+                where=f"the conversation of the turns {', '.join(turn.role for turn in prompt.text)} that begins "
+                f"{prompt.text[0].content[:60]!r}",
+                fix="change the conversation's turns (some templates know no system turn, or want the speakers to "
+                "alternate), or use a tokenizer with another chat template",
+            ) from error
+
+
+def _prepended_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The beginning-of-sequence token, where the tokenizer puts one before plain text."""
+    bos = cast("int | None", tokenizer.bos_token_id)
+    ids = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
+    return bos if bos is not None and ids[:1] == [bos] else None

@@ -1,0 +1,122 @@
+"""Which records make up which optimizer step, so that its loss can be weighted by tokens (or pairs) as a whole.
+
+The mean of micro-batch means is not the mean over the step: a micro-batch with few loss tokens would weigh as much as
+one with many. So a micro-batch carries the total weight of its step, and the loss divides by that.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch.utils.data import Dataset, DistributedSampler
+
+from rlhf_lightning.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What a record brings to a step.
+
+    Attributes:
+        loss: loss tokens, or 1 for a pair: what the step's loss is divided by.
+        length: tokens in total; records of like length share a micro-batch, which saves padding.
+    """
+
+    loss: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Records that go through the model together.
+
+    Attributes:
+        indices: the records.
+        step_weight: the loss weight of all micro-batches of the same optimizer step, on all ranks.
+    """
+
+    indices: tuple[int, ...]
+    step_weight: int
+
+
+class StepSampler(DistributedSampler[MicroBatch]):
+    """The micro-batches of an epoch, step by step; every optimizer step has exactly `batch_size` records.
+
+    The order is redrawn each epoch from the seed and the epoch alone, so a resumed run sees what an uninterrupted one
+    would have seen. Lightning counts an optimizer step in micro-batches, so all steps have the same number of them:
+    the records left over at the end of an epoch are not used in it, and they are others in each epoch.
+
+    Because it is a `DistributedSampler`, Lightning tells it the epoch (`set_epoch`) and leaves it in place when there
+    are several ranks; each rank takes its share of every step's micro-batches.
+
+    Args:
+        weights: one a record.
+        batch_size: records an optimizer step, over all ranks.
+        micro_batch_size: records a micro-batch.
+        seed: what the order is drawn from, with the epoch.
+        ranks: how many processes train.
+        rank: which of them this is.
+
+    Raises:
+        DataError: there are fewer records than one step needs, or a step does not divide evenly among the ranks.
+    """
+
+    def __init__(
+        self, weights: Sequence[Weight], *, batch_size: int, micro_batch_size: int, seed: int, ranks: int, rank: int
+    ) -> None:
+        if batch_size % (micro_batch_size * ranks):
+            raise DataError(
+                f"A batch of {batch_size} records does not divide into micro-batches of {micro_batch_size} on {ranks} "
+                "processes.",
+                fix="choose batch_size as a multiple of micro_batch_size times the number of processes",
+            )
+        if len(weights) < batch_size:
+            raise DataError(
+                f"There are {len(weights)} training records, which is less than one optimizer step of {batch_size}.",
+                fix=f"add records, or lower batch_size to at most {len(weights)}",
+            )
+        super().__init__(cast("Dataset[Any]", weights), num_replicas=ranks, rank=rank, seed=seed)
+        self.weights = weights
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+
+    def __len__(self) -> int:
+        steps = len(self.weights) // self.batch_size
+        return steps * self.batch_size // self.micro_batch_size // self.num_replicas
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = list(range(len(self.weights)))
+        random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
+        for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
+            step = _micro_batches(order[start : start + self.batch_size], self.weights, self.micro_batch_size)
+            yield from step[self.rank :: self.num_replicas]
+
+
+class PassSampler(DistributedSampler[MicroBatch]):
+    """One pass over all records for evaluation, each exactly once; the whole pass counts as one step.
+
+    Args:
+        weights: one a record.
+        micro_batch_size: records a micro-batch; the last may have fewer.
+        ranks: how many processes evaluate.
+        rank: which of them this is.
+    """
+
+    def __init__(self, weights: Sequence[Weight], *, micro_batch_size: int, ranks: int, rank: int) -> None:
+        super().__init__(cast("Dataset[Any]", weights), num_replicas=ranks, rank=rank, shuffle=False)
+        self.micro_batches = _micro_batches(range(len(weights)), weights, micro_batch_size)[rank::ranks]
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.micro_batches)
+
+
+def _micro_batches(indices: Sequence[int], weights: Sequence[Weight], size: int) -> list[MicroBatch]:
+    by_length = sorted(indices, key=lambda index: weights[index].length)
+    total = sum(weights[index].loss for index in indices)
+    return [MicroBatch(tuple(by_length[start : start + size]), total) for start in range(0, len(by_length), size)]
