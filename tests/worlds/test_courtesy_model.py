@@ -32,15 +32,22 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     if request.param == "built":
         return built
     shipped = AutoTokenizer.from_pretrained(asset_path())
+    assert isinstance(shipped, PreTrainedTokenizerFast)
     assert shipped.get_vocab() == built.get_vocab()
     return shipped
+
+
+def templated(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], generation: bool = False) -> list[int]:
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=generation, return_dict=False)
+    assert isinstance(ids, list)
+    return [token for token in ids if isinstance(token, int)]
 
 
 def test_vocabulary_is_small_and_has_distinct_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     assert 150 <= len(tokenizer) == len(vocabulary()) <= 250
     special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     assert special == (0, 1, 2, 3)
-    assert tokenizer.convert_ids_to_tokens(range(7)) == [*SPECIAL, *ROLES]
+    assert tokenizer.convert_ids_to_tokens(list(range(7))) == [*SPECIAL, *ROLES]
 
 
 def test_chat_template_is_prefix_plus_reply_plus_end(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -48,9 +55,9 @@ def test_chat_template_is_prefix_plus_reply_plus_end(tokenizer: PreTrainedTokeni
     prefix = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
     assert prefix == "<bos><user>how do i clean the lamp ?<assistant>"
     assert tokenizer.apply_chat_template(answered, tokenize=False) == prefix + REPLY + "<eos>"
-    prefix_ids = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"]
+    prefix_ids = templated(tokenizer, ASKED, generation=True)
     reply_ids = tokenizer.encode(REPLY, add_special_tokens=False)
-    assert tokenizer.apply_chat_template(answered)["input_ids"] == [*prefix_ids, *reply_ids, tokenizer.eos_token_id]
+    assert templated(tokenizer, answered) == [*prefix_ids, *reply_ids, tokenizer.eos_token_id]
 
 
 def test_a_system_turn_is_optional(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -68,8 +75,8 @@ def test_every_text_of_the_world_round_trips_without_unknown_words(tokenizer: Pr
                 ids = tokenizer.encode(said, add_special_tokens=False)
                 assert tokenizer.unk_token_id not in ids
                 assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == said
-            prefix = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
-            assert len(prefix["input_ids"]) <= 16
+            prefix = templated(tokenizer, [{"role": "user", "content": text}], generation=True)
+            assert len(prefix) <= 16
 
 
 def test_a_role_in_a_reply_stays_visible(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -82,7 +89,7 @@ def test_documents_are_encoded_as_the_chat_template_renders_them(tokenizer: PreT
     for document in islice(documents(Random(0)), 200):
         ids, labels = encoder.encode(document)
         turns = [{"role": turn.role, "content": turn.content} for turn in document.turns]
-        assert ids == tokenizer.apply_chat_template(turns)["input_ids"]
+        assert ids == templated(tokenizer, turns)
         learned = " ".join(
             f"{turn.content} <eos>" for turn in document.turns[document.learn_from :] if turn.role == "assistant"
         )
