@@ -16,28 +16,28 @@ Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One figure of a policy on a split."""
+class Row:
+    """One figure of every policy on every split."""
 
     key: str
-    header: str
-    style: str = "number"
-    """How it is written: `number` (two decimals), `rate` (percent) or `short` (one decimal)."""
+    name: str
+    style: str
+    """How it is written: `signed` (two decimals), `percent` or `plain` (one decimal)."""
 
 
-COLUMNS = (
-    Column("gold_reward", "gold"),
-    Column("harmful_rate", "harmful", "rate"),
-    Column("rude_rate", "rude", "rate"),
-    Column("helpful_rate", "helpful", "rate"),
-    Column("honest_rate", "honest", "rate"),
-    Column("over_refusal_rate", "over-refusal", "rate"),
-    Column("malformed_rate", "malformed", "rate"),
-    Column("proxy_reward", "proxy"),
-    Column("kl", "KL", "short"),
-    Column("length", "length", "short"),
-    Column("eos_rate", "ended", "rate"),
-    Column("repetition", "repeated", "rate"),
+ROWS = (
+    Row("gold_reward", "gold reward", "signed"),
+    Row("harmful_rate", "harmful", "percent"),
+    Row("rude_rate", "rude", "percent"),
+    Row("helpful_rate", "helpful", "percent"),
+    Row("honest_rate", "honest", "percent"),
+    Row("over_refusal_rate", "over-refusal", "percent"),
+    Row("malformed_rate", "malformed", "percent"),
+    Row("proxy_reward", "proxy reward", "signed"),
+    Row("kl", "KL, nats", "plain"),
+    Row("length", "length, tokens", "plain"),
+    Row("eos_rate", "ended", "percent"),
+    Row("repetition", "repetition", "percent"),
 )
 COURTESY_KEY = "gold_reward"
 ONLY_WITHOUT_GOLD = ("eos_rate", "repetition")
@@ -64,48 +64,48 @@ def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
 
 
 def _policies(evaluate: Mapping[str, Mapping[str, Metrics]]) -> Table:
-    """Policies by split, a row each; figures that no policy has make no column."""
-    everything = [figures for splits in evaluate.values() for figures in splits.values()]
-    gold = any(COURTESY_KEY in figures for figures in everything)
-    columns = [
-        column
-        for column in COLUMNS
-        if any(column.key in figures for figures in everything) and not (gold and column.key in ONLY_WITHOUT_GOLD)
-    ]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Evaluation", title_justify="left", title_style="bold")
-    table.add_column("split", no_wrap=True)
-    table.add_column("policy", no_wrap=True)
-    for column in columns:
-        table.add_column(column.header, justify="right")
+    """A row a figure, a column a policy on a split; narrow enough for 80 characters with two of each."""
     splits = list(dict.fromkeys(split for of_policy in evaluate.values() for split in of_policy))
-    for split in splits:
-        rows = [(policy, of_policy[split]) for policy, of_policy in evaluate.items() if split in of_policy]
-        for position, (policy, figures) in enumerate(rows):
-            cells = [_cell(figures, column) for column in columns]
-            last = position == len(rows) - 1
-            table.add_row(split if position == 0 else "", policy, *cells, end_section=last)
-    if gold:
-        table.caption = "Rates are of the prompts they concern. Brackets: bootstrap 95% intervals."
-        table.caption_justify = "left"
+    columns = [
+        (split, policy, of_policy[split])
+        for split in splits
+        for policy, of_policy in evaluate.items()
+        if split in of_policy
+    ]
+    gold = any(COURTESY_KEY in figures for _, _, figures in columns)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        title="Evaluation",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("split\npolicy", no_wrap=True)
+    for split, policy, _ in columns:
+        table.add_column(f"{split}\n{policy}", justify="right", no_wrap=True)
+    for row in ROWS:
+        everyone = [figures for _, _, figures in columns]
+        if not any(row.key in figures for figures in everyone) or (gold and row.key in ONLY_WITHOUT_GOLD):
+            continue
+        table.add_row(row.name, *(_cell(figures, row) for figures in everyone))
+        if row.key == COURTESY_KEY:
+            table.add_row(Text("  95% interval", style="dim"), *(_interval(figures, row) for figures in everyone))
     return table
 
 
-def _cell(figures: Metrics, column: Column) -> Text:
-    value = figures.get(column.key)
-    if value is None:
-        return Text("-", style="dim")
-    text = Text(_written(value, column.style))
-    interval = figures.get(f"{column.key}_ci")
-    if column.key == COURTESY_KEY and interval is not None:
-        low, high = (_written(bound, column.style) for bound in interval)
-        text.append(f" [{low}, {high}]", style="dim")
-    return text
+def _cell(figures: Metrics, row: Row) -> str:
+    return _written(figures[row.key], row.style) if row.key in figures else "-"
+
+
+def _interval(figures: Metrics, row: Row) -> Text:
+    bounds = figures.get(f"{row.key}_ci")
+    written = ", ".join(_written(bound, row.style) for bound in bounds) if bounds else ""
+    return Text(f"[{written}]" if written else "-", style="dim")
 
 
 def _written(value: float, style: str) -> str:
-    if style == "rate":
-        return f"{value:.0%}" if value in (0.0, 1.0) or 0.1 <= value <= 0.9 else f"{value:.1%}"
-    return f"{value:.1f}" if style == "short" else f"{value:+.2f}"
+    return {"percent": f"{value:.1%}", "plain": f"{value:.1f}", "signed": f"{value:+.2f}"}[style]
 
 
 def _reward_model(figures: Metrics) -> Text:

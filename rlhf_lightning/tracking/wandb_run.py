@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +17,13 @@ from typing import Any, Literal
 
 import wandb
 
+from rlhf_lightning.tracking.forgiveness import Forgiven
 from rlhf_lightning.tracking.history import EPISODES
 from rlhf_lightning.tracking.redaction import redact
 from rlhf_lightning.tracking.wandb_session import (
     environment_restored,
     has_credentials,
-    mode_from_environment,
+    offline_by_environment,
     server_url,
 )
 
@@ -34,7 +36,6 @@ INIT_SECONDS = 20.0
 FINISH_SECONDS = 120.0
 """How long the upload may take at the end; what is left then can still be sent with `wandb sync`."""
 GLOBAL_STEP = "trainer/global_step"
-FAILURES = (wandb.errors.Error, OSError, TimeoutError)
 
 _unreachable_servers: set[str] = set()
 """Servers that did not answer this process: its later stages do not wait for them again."""
@@ -58,7 +59,11 @@ class WandbRun:
     """A context in which a W&B run is open.
 
     On entry the run's id is written to `<run_dir>/wandb/<stage>.json`; where that file is there already, the run it
-    names is continued. On exit the run is finished with exit code 0, or 1 after an exception.
+    names is continued. On exit the run is finished with exit code 0, or 1 after an exception. A client that fails is
+    given up with one warning, and the stage goes on without it.
+
+    Attributes:
+        run: the open run; None before entry, after exit, and once the client has failed.
     """
 
     def __init__(self, card: RunCard, run_dir: Path, mode: Literal["auto", "online", "offline"]) -> None:
@@ -66,78 +71,60 @@ class WandbRun:
         self.run_dir = run_dir
         self.mode = mode
         self.run: wandb.Run | None = None
-        """The open run; None before entry, after exit, and when W&B could not be started at all."""
 
     def __enter__(self) -> WandbRun:
-        with environment_restored():
-            try:
-                self.run = self._open()
-            except FAILURES as error:
-                log.warning("W&B could not be started (%s); this run is logged to files only.", _first_line(error))
-        if self.run is not None:
-            self._attempt(self._declare_axes)
+        start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
+        with environment_restored(), start:
+            self.run = self._open()
             self._write_identity(self.run)
+            axis = EPISODES if self.card.job_type == "ppo" else GLOBAL_STEP
+            self.run.define_metric(axis)
+            self.run.define_metric("*", step_metric=axis, step_sync=True)
+        self._give_up_after(start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.run is None:
-            return
-        try:
-            self.run.finish(exit_code=0 if kind is None else 1)
-        except FAILURES as failure:
-            log.warning("W&B could not finish its run (%s); `wandb sync` may still upload it.", _first_line(failure))
-        finally:
-            self.run = None
+        run, self.run = self.run, None
+        if run is not None:
+            with Forgiven("W&B could not finish its run (%s); `wandb sync` may still upload it."):
+                run.finish(exit_code=0 if kind is None else 1)
 
     def log(self, figures: Mapping[str, Any]) -> None:
         """Log one row of history: numbers, tables or images."""
-        self._attempt(lambda run: run.log(dict(figures)))
+        if self.run is not None:
+            with Forgiven("W&B failed (%s); from here on this stage is logged to files only.") as attempt:
+                self.run.log(dict(figures))
+            self._give_up_after(attempt)
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
         """Set summary figures."""
-        self._attempt(lambda run: run.summary.update(dict(figures)))
+        if self.run is not None:
+            with Forgiven("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
+                self.run.summary.update(dict(figures))
+            self._give_up_after(attempt)
 
-    def _attempt(self, action: Callable[[wandb.Run], object]) -> None:
-        """Do something with the open run; a failing W&B is given up with one warning."""
-        if self.run is None:
-            return
-        try:
-            action(self.run)
-        except FAILURES as error:
-            log.warning("W&B failed (%s); from here on this stage is logged to files only.", _first_line(error))
-            self._abandon(self.run)
-
-    def _abandon(self, run: wandb.Run) -> None:
-        self.run = None
-        try:
-            run.finish(exit_code=1)
-        except FAILURES as error:
-            log.debug("The failed W&B run could not be finished either: %s", error)
+    def _give_up_after(self, attempt: Forgiven) -> None:
+        if attempt.failed:
+            self.run = None
 
     def _open(self) -> wandb.Run:
         server = server_url()
-        mode = self._resolved_mode()
-        if mode == "online" and server not in _unreachable_servers:
-            try:
+        if self._resolved_mode() == "online" and server not in _unreachable_servers:
+            with Forgiven(f"W&B at {server} cannot be used (%s); logging offline instead (upload later: wandb sync)."):
                 return self._init("online")
-            except FAILURES as error:
-                _unreachable_servers.add(server)
-                log.warning(
-                    "W&B at %s cannot be used (%s); logging offline to %s instead (upload later: wandb sync).",
-                    server,
-                    _first_line(error),
-                    self.run_dir / "wandb",
-                )
+            _unreachable_servers.add(server)
+            # Its service still holds the id of the run that could not be opened.
+            wandb.teardown(exit_code=1)
+            server_url()
         return self._init("offline")
 
     def _resolved_mode(self) -> Mode:
         if self.mode != "auto":
             return self.mode
-        told = mode_from_environment()
-        if told is not None:
-            return told
+        if offline_by_environment():
+            return "offline"
         if has_credentials():
             return "online"
         log.info(
@@ -148,7 +135,6 @@ class WandbRun:
 
     def _init(self, mode: Mode) -> wandb.Run:
         card = self.card
-        previous = self._previous_id()
         return wandb.init(
             mode=mode,
             project=card.project,
@@ -160,10 +146,10 @@ class WandbRun:
             notes=card.notes,
             config=redact(card.config),
             dir=str(self.run_dir),
-            id=previous,
-            resume="allow" if previous and mode == "online" else None,
-            # Never the run of an earlier stage or of the user's own script.
+            # An id of its own and `create_new`: never the run of an earlier stage, nor one that WANDB_RUN_ID names.
+            id=self._previous_id() or secrets.token_hex(4),
             reinit="create_new",
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -172,11 +158,6 @@ class WandbRun:
                 disable_code=True,
             ),
         )
-
-    def _declare_axes(self, run: wandb.Run) -> None:
-        axis = EPISODES if self.card.job_type == "ppo" else GLOBAL_STEP
-        run.define_metric(axis)
-        run.define_metric("*", step_metric=axis, step_sync=True)
 
     @property
     def _identity_path(self) -> Path:
@@ -200,9 +181,6 @@ class WandbRun:
             "directory": str(Path(run.dir).parent),
         }
         self._identity_path.parent.mkdir(parents=True, exist_ok=True)
-        self._identity_path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        aside = self._identity_path.with_suffix(".json.part")
+        aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        aside.replace(self._identity_path)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import wandb
@@ -28,9 +27,9 @@ def has_credentials() -> bool:
         return bool(wandb.setup().settings.api_key) or any(_knows(path, host) for path in _netrc_files())
 
 
-def mode_from_environment() -> Literal["offline"] | None:
-    """Offline where `WANDB_MODE` says so; a disabled client counts as offline, so that the run keeps its record."""
-    return "offline" if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") else None
+def offline_by_environment() -> bool:
+    """Whether `WANDB_MODE` says so; a disabled client counts as offline, so that the run keeps its record."""
+    return os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled")
 
 
 @contextmanager
