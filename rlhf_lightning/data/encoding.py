@@ -190,6 +190,12 @@ class Encoder:
         """The prompt's and the replies' ids within the limits, or None where the record is dropped."""
         prompt_limit, reply_limit = self.lengths.max_prompt_length, self.lengths.max_reply_length
         prompt_ids = self.prompt_ids(prompt)
+        if not prompt_ids:
+            raise DataError(
+                "The tokenizer makes no token of a prompt, so there is nothing to continue.",
+                where=f"the prompt {prompt.plain()[:60]!r}",
+                fix="use a tokenizer that covers the text, or one with an unknown token",
+            )
         reply_ids = [self.reply_ids(prompt, reply) for reply in replies]
         long_prompt = len(prompt_ids) > prompt_limit
         long_reply = any(len(ids) > reply_limit for ids in reply_ids)

@@ -196,8 +196,8 @@ def _prompt(value: object, place: str, field: str) -> Prompt:
     turns = _turns(value, place, field)
     if not turns or turns[-1].role != "user":
         _fail(place, field, "must end with a user turn, which the reply answers", _roles(turns))
-    if not turns[-1].content.strip():
-        _fail(place, field, "must not end with an empty user turn", "no text")
+    if not any(turn.content.strip() for turn in turns):
+        _fail(place, field, "must not be empty", "no text")
     return Prompt(turns)
 
 

@@ -34,8 +34,8 @@ def parse_hh_rlhf(fields: Fields, place: str) -> Preference:
             _fail(place, name, "has no Human turn before the reply")
     if chosen[:-1] != rejected[:-1]:
         _fail(place, "rejected", "differs from 'chosen' before the last Assistant turn, so their prompts are not equal")
-    if not chosen[-2].content:
-        _fail(place, "chosen", "has an empty Human turn before the reply")
+    if not any(turn.content for turn in chosen[:-1]):
+        _fail(place, "chosen", "has no text before the reply")
     return Preference(Prompt(chosen[:-1]), chosen[-1].content, rejected[-1].content)
 
 

@@ -58,7 +58,7 @@ def _load(settings: HubData) -> Dataset:
             fix="connect to the network once, or copy the dataset to this machine and give its directory as data.name "
             "(or its files with data=files)",
         ) from error
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"The dataset cannot be opened: {error}",
             where=f"data.name={settings.name} data.config={settings.config} data.split={settings.split}",

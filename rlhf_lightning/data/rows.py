@@ -57,8 +57,8 @@ class Row:
                 where=self.place,
                 fix="write one complete JSON object a line",
             ) from error
-        except RecursionError as error:
-            raise DataError("The line's JSON is nested too deeply.", where=self.place) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"The line's JSON cannot be read: {error}.", where=self.place, fix="simplify it") from error
         if not isinstance(fields, dict):
             raise DataError(
                 f"The line holds a JSON {type(fields).__name__}, not an object.",
