@@ -1,0 +1,70 @@
+"""Errors and outcomes as a person reads them: a panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from rlhf_lightning.errors import ConfigError, Problem, RlhfError
+from rlhf_lightning.experiment.run import Outcome
+
+
+def stderr() -> Console:
+    """The console for everything that is not a result."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def show_error(error: RlhfError) -> None:
+    """Prints an error that the user can mend."""
+    console = stderr()
+    if not console.is_terminal:
+        console.print(Text(error.render()))
+        return
+    if isinstance(error, ConfigError):
+        body: RenderableType = Group(Text(error.what), *(_problem(problem) for problem in error.problems))
+        console.print(Panel(body, title="config error", border_style="red", title_align="left"), soft_wrap=False)
+        return
+    console.print(Panel(_lines(error.what, error.where, error.fix), title=_title(error), border_style="red"))
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Prints how a run ended, unless it just finished."""
+    console = stderr()
+    if outcome.state == "interrupted":
+        place = f"the checkpoint is {outcome.checkpoint}" if outcome.checkpoint else "no checkpoint was reached"
+        console.print(Text(f"Interrupted; {place}."))
+    elif outcome.error is not None:
+        error = outcome.error
+        where, fix = error.where, error.fix
+        if outcome.is_defect:
+            where, fix = (
+                error.traceback_file,
+                "this is a defect of rlhf_lightning, not of yours: please report the traceback",
+            )
+        text = _lines(error.what, where, fix)
+        title = "defect" if outcome.is_defect else "the run failed"
+        console.print(Panel(text, title=title, border_style="red", title_align="left") if console.is_terminal else text)
+
+
+def _title(error: RlhfError) -> str:
+    name = type(error).__name__.removesuffix("Error")
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip() + " error"
+
+
+def _lines(what: str, where: str | None, fix: str | None) -> Text:
+    text = Text(what)
+    if where:
+        text.append("\nwhere: ", style="bold").append(where)
+    if fix:
+        text.append("\nfix:   ", style="bold").append(fix)
+    return text
+
+
+def _problem(problem: Problem) -> Text:
+    text = Text("\n").append(problem.key, style="bold").append(f": {problem.what}")
+    if problem.fix:
+        text.append(f"\n  {problem.fix}", style="green")
+    if problem.source:
+        text.append(f"\n  set by {problem.source}", style="dim")
+    return text

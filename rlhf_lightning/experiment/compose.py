@@ -1,0 +1,188 @@
+"""`conf/` seen through Hydra: its groups and options, composition, and the file that set a key."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hydra import version
+from hydra._internal.defaults_list import DefaultsList
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.default_element import ResultDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_lightning.errors import ConfigError, Problem
+
+CONFIG_NAME = "train"
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def conf_directory() -> Path:
+    """Where the configs lie: inside the package in a wheel, beside it in a source tree."""
+    packed = PACKAGE / "conf"
+    return packed if packed.is_dir() else PACKAGE.parent / "conf"
+
+
+@dataclass(frozen=True)
+class ConfigTree:
+    """The config folder, and what can be asked of it.
+
+    Args:
+        hydra: Hydra, initialised on the folder.
+        folders: where config files are looked for, first match wins.
+    """
+
+    hydra: Hydra
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def load(cls, extra: Path | None = None) -> ConfigTree:
+        """Opens the program's config folder, with a user's own folder in front of it.
+
+        Raises:
+            ConfigError: if `extra` is no directory.
+        """
+        if extra is not None and not extra.is_dir():
+            raise ConfigError([Problem("--config-dir", f"{extra} is not a directory", fix="name an existing folder")])
+        version.setbase("1.3")
+        conf = conf_directory()
+        GlobalHydra.instance().clear()
+        hydra = Hydra.create_main_hydra2("rlhf", _search_path(conf, extra))
+        return cls(hydra, (extra.resolve(), conf) if extra else (conf,))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @functools.cache  # noqa: B019  a tree lives as long as the process
+    def options(self, group: str) -> tuple[str, ...]:
+        """The options of a group; empty where there is no such group."""
+        if "=" in group or not self.hydra.config_loader.list_groups(group.rpartition("/")[0]):
+            return ()
+        siblings = self.hydra.config_loader.list_groups(group.rpartition("/")[0])
+        known = group.rpartition("/")[2] in siblings
+        return tuple(self.hydra.config_loader.get_group_options(group)) if known else ()
+
+    @functools.cache  # noqa: B019
+    def choices(self) -> dict[str, str | None]:
+        """The groups that the primary config chooses from, as the command line writes them, with their defaults."""
+        return dict(self._defaults(()).overrides.known_choices)
+
+    def groups(self) -> list[str]:
+        """The program's own groups, in the order of the primary config."""
+        return [name for name in reversed(self.choices()) if not name.startswith("hydra")]
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Overrides as Hydra reads them.
+
+        Raises:
+            ConfigError: with every override that cannot be read.
+        """
+        parser = OverridesParser.create(config_loader=self.hydra.config_loader)
+        parsed, problems = [], []
+        for text in overrides:
+            try:
+                parsed.append(parser.parse_override(text))
+            except HydraException as error:
+                reason = str(error.__cause__ or error).splitlines()[0]
+                fix = "write KEY=VALUE; quote what the shell or Hydra would read as syntax, e.g. 'notes=\"a, b\"'"
+                problems.append(Problem(text, f"cannot be read as an override: {reason}", fix=fix))
+        if problems:
+            raise ConfigError(problems)
+        return parsed
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def compose(self, overrides: tuple[str, ...]) -> DictConfig:
+        """The composed config, Hydra's own node included. Callers copy it before they change it.
+
+        Raises:
+            ConfigError: if the files cannot be put together.
+        """
+        try:
+            loader = self.hydra.config_loader
+            return loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.RUN, validate_sweep_overrides=False)
+        except yaml.YAMLError as error:
+            raise ConfigError([_yaml_problem(error)]) from error
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            raise ConfigError([Problem("config", _reason(error))]) from error
+
+    def origin(self, key: str, overrides: tuple[str, ...]) -> str | None:
+        """The file and line that set a key last, e.g. `conf/kl/fixed.yaml:3`; None where no file did."""
+        for default in reversed(self._defaults(overrides).defaults):
+            found = self._find_in(default, key)
+            if found:
+                return found
+        return None
+
+    def _defaults(self, overrides: tuple[str, ...]) -> DefaultsList:
+        loader = self.hydra.config_loader
+        found: DefaultsList = loader.compute_defaults_list(CONFIG_NAME, list(overrides), RunMode.RUN)
+        return found
+
+    def _find_in(self, default: ResultDefault, key: str) -> str | None:
+        package = (default.package or "").removeprefix("_global_").strip(".")
+        if package and not f"{key}.".startswith(f"{package}."):
+            return None
+        relative = key.removeprefix(package).strip(".")
+        path = next((path for path in self._files(default) if path.is_file()), None)
+        line = _line_of(path, relative.split(".") if relative else []) if path else None
+        return f"{display(path)}:{line}" if path and line else None
+
+    def _files(self, default: ResultDefault) -> Iterator[Path]:
+        for folder in self.folders:
+            yield folder / f"{default.config_path}.yaml"
+
+
+def display(path: Path) -> str:
+    """A path as a person would write it: relative to here where it lies below, `conf/...` for the program's own."""
+    conf = conf_directory()
+    if path.is_relative_to(conf):
+        return str(Path("conf") / path.relative_to(conf))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _search_path(conf: Path, extra: Path | None) -> ConfigSearchPath:
+    search_path = create_config_search_path(str(conf))
+    if extra is not None:
+        anchor = SearchPathQuery(provider="schema")
+        search_path.prepend(provider="command-line", path=f"file://{extra.resolve()}", anchor=anchor)
+    return search_path
+
+
+def _line_of(path: Path, keys: Sequence[str]) -> int | None:
+    """The line (from 1) of a nested key in a YAML file."""
+    node = yaml.compose(path.read_text(encoding="utf-8"))
+    line = node.start_mark.line + 1 if node else None
+    for wanted in keys:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        match = next(((name, value) for name, value in node.value if name.value == wanted), None)
+        if match is None:
+            return None
+        line, node = match[0].start_mark.line + 1, match[1]
+    return line
+
+
+def _yaml_problem(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{display(Path(mark.name))}:{mark.line + 1}" if mark else None
+    what = getattr(error, "problem", None) or "cannot be read"
+    return Problem("config", f"a config file is not valid YAML: {what}", where, "mend the syntax at that line")
+
+
+def _reason(error: BaseException) -> str:
+    """What Hydra had to say, from the first cause on, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith(("To append", "Search path")))

@@ -1,0 +1,67 @@
+"""The one way from a `_target_` in a config to an object: Hydra's, behind an allow-list.
+
+A `_target_` is code that a config file chooses, and config files are passed around. Only names under trusted prefixes
+are called, and only if what they lead to was also defined there: `transformers.utils.os.system` was not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+
+from rlhf_lightning.errors import ConfigError, Problem
+from rlhf_lightning.experiment.suggestions import did_you_mean, similar
+from rlhf_lightning.experiment.target_policy import allowed_prefixes, is_allowed, refusal, refusals, target_nodes
+
+
+def instantiate(config: Mapping[str, Any], *, allow_targets: Sequence[str], key: str = "config") -> Any:
+    """The object that a plain config describes; `_partial_: true` gives a callable that waits for the rest.
+
+    Args:
+        config: a mapping with a `_target_`, and others inside it where need be.
+        allow_targets: prefixes that the user trusts beside the program's own.
+        key: where the config stands, for error messages.
+
+    Raises:
+        ConfigError: if a target is not allowed, does not exist, or does not take its arguments.
+    """
+    problems = refusals(config, key, allow_targets)
+    if problems:
+        raise ConfigError(problems)
+    allowed = allowed_prefixes(allow_targets)
+    for place, node in target_nodes(config, key):
+        _check_node(place, node, allowed)
+    try:
+        return hydra.utils.instantiate(dict(config), _convert_="all")
+    except InstantiationException as error:
+        reason = error.__cause__ or error
+        raise ConfigError([Problem(key, f"{config['_target_']} failed: {reason}")]) from error
+
+
+def _check_node(key: str, node: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    name = str(node["_target_"])
+    try:
+        target = hydra.utils.get_object(name)
+    except (InstantiationException, ImportError, ValueError) as error:
+        raise ConfigError([Problem(f"{key}._target_", f"there is no {name}", fix="check its spelling")]) from error
+    home = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    if not callable(target) or not is_allowed(home, allowed):
+        raise ConfigError([refusal(f"{key}._target_", f"{name} (which is {home})", allowed)])
+    unknown = _unknown_arguments(target, [str(argument) for argument in node if not str(argument).startswith("_")])
+    if unknown:
+        raise ConfigError(
+            [Problem(f"{key}.{wrong}", f"{name} takes no such argument", fix=fix) for wrong, fix in unknown]
+        )
+
+
+def _unknown_arguments(target: Callable[..., Any], names: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The arguments that a callable would refuse, each with what was probably meant."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return []
+    known = [parameter.name for parameter in parameters]
+    return [(name, did_you_mean(similar(name, known))) for name in names if name not in known]

@@ -1,0 +1,131 @@
+"""The overrides of one job, sorted into what Hydra and the schema each have to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.types import Override
+
+from rlhf_lightning.errors import Problem
+from rlhf_lightning.experiment.compose import ConfigTree
+from rlhf_lightning.experiment.schema import find
+from rlhf_lightning.experiment.suggestions import did_you_mean, keys_like, options_like, similar
+
+
+@dataclass(frozen=True)
+class JobOverrides:
+    """One job's overrides, with those that cannot be used taken out and explained."""
+
+    choices: tuple[Override, ...]
+    """Choices of a group's option, and everything that is Hydra's own."""
+    values: tuple[Override, ...]
+    """Values of the program's keys."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def for_composition(self) -> tuple[str, ...]:
+        """What composition needs to know, as Hydra reads it."""
+        return tuple(choice.input_line or "" for choice in self.choices)
+
+    def setting(self, key: str) -> Override | None:
+        """The last override that set a key, one above it or one below it."""
+        for override in reversed((*self.choices, *self.values)):
+            own = section_of(override)
+            if f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}."):
+                return override
+        return None
+
+
+def sort_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> JobOverrides:
+    """Sorts a job's overrides and explains those that name no group, option or key."""
+    choices: list[Override] = []
+    values: list[Override] = []
+    problems: list[Problem] = []
+    for override in overrides:
+        problem = _problem_of(tree, override, [section_of(choice) for choice in choices])
+        if problem is not None:
+            problems.append(problem)
+        elif _is_choice(tree, override) or override.is_hydra_override():
+            choices.append(override)
+        else:
+            values.append(override)
+    return JobOverrides(tuple(choices), tuple(values), tuple(problems))
+
+
+def as_hydra_reads(tree: ConfigTree, overrides: Sequence[Override]) -> list[str]:
+    """The overrides for Hydra's own composition.
+
+    Which keys exist is the schema's to say and was said before, so no value needs the `+` that Hydra asks for where a
+    file does not hold the key yet.
+    """
+    texts = []
+    for override in overrides:
+        text = (override.input_line or "").lstrip("+")
+        if override.is_delete() or override.is_hydra_override():
+            texts.append(override.input_line or "")
+        elif _is_choice(tree, override):
+            texts.append(text if _choice_name(override) in tree.choices() else f"+{text}")
+        else:
+            texts.append(f"++{text}")
+    return texts
+
+
+def section_of(override: Override) -> str:
+    """The dotted key that an override reaches: `kl` for `kl=none`, `sft` for `stage@sft=mine`."""
+    return str(override.package or override.key_or_group.replace("/", "."))
+
+
+def _choice_name(override: Override) -> str:
+    return f"{override.key_or_group}@{override.package}" if override.package else str(override.key_or_group)
+
+
+def _is_choice(tree: ConfigTree, override: Override) -> bool:
+    is_mapping = isinstance(override.value(), dict)
+    return override.package is not None or (bool(tree.options(override.key_or_group)) and not is_mapping)
+
+
+def _problem_of(tree: ConfigTree, override: Override, chosen: Sequence[str]) -> Problem | None:
+    if _is_choice(tree, override):
+        return _choice_problem(tree, override, chosen)
+    if override.is_hydra_override():
+        return None
+    return _key_problem(tree, override)
+
+
+def _choice_problem(tree: ConfigTree, override: Override, chosen: Sequence[str]) -> Problem | None:
+    group, name, source = override.key_or_group, _choice_name(override), override.input_line
+    options = tree.options(group)
+    if not options:
+        fix = did_you_mean(similar(group, tree.groups()))
+        return Problem(name, "is no config group", source, fix)
+    if name not in tree.choices() and not (override.is_add() or override.is_force_add()):
+        places = [f"{choice}=..." for choice in tree.choices() if choice.startswith(f"{group}@")]
+        return Problem(
+            name, "is composed under other names", source, f"write {' or '.join(places)}" if places else None
+        )
+    if section_of(override) in chosen:
+        return Problem(name, "is chosen twice", source, "keep one of the two")
+    wanted = override.value()
+    for option in wanted if isinstance(wanted, list) else [wanted]:
+        if option is not None and option not in options and not override.is_delete():
+            fix = did_you_mean(options_like(tree, name, str(option)))
+            return Problem(name, f"has no option {option!r}; there are: {', '.join(options)}", source, fix)
+    return None
+
+
+def _key_problem(tree: ConfigTree, override: Override) -> Problem | None:
+    key, source = str(override.key_or_group), override.input_line
+    group, _, leaf = key.rpartition(".")
+    if find(key) is None and group:
+        return Problem(key, "there is no such key", source, did_you_mean(keys_like(key)))
+    if find(key) is None:
+        value = "" if override.is_delete() else f"={override.get_value_string()}"
+        meant = [f"{name}{value}" for name in similar(key, tree.groups())] or keys_like(key)
+        fix = did_you_mean(meant) or f"the groups are {', '.join(name for name in tree.groups() if '@' not in name)}"
+        return Problem(key, "there is no such key or config group", source, fix)
+    if leaf == "kind" and tree.options(group):
+        return Problem(
+            key, "belongs to an option of its group and is not set alone", source, f"choose one: {group}=..."
+        )
+    return None

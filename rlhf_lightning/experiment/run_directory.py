@@ -1,0 +1,267 @@
+"""The directory of one run: who may use it, what lies where, and files that are never half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+import yaml
+
+from rlhf_lightning.errors import RunDirectoryError
+
+CONFIG = "config.yaml"
+OVERRIDES = "overrides.txt"
+STATUS = "status.json"
+METRICS = "metrics.json"
+ERROR_LOG = "error.log"
+RUN_LOG = "run.log"
+LATEST = "latest"
+
+RunState = Literal["running", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class RunError:
+    """Why a run failed, as `status.json` keeps it."""
+
+    what: str
+    where: str | None = None
+    fix: str | None = None
+    traceback_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status.json` says; readable at any moment of a run."""
+
+    state: RunState = "running"
+    stage: str | None = None
+    started: str = field(default_factory=lambda: _now())
+    updated: str = field(default_factory=lambda: _now())
+    pid: int = field(default_factory=os.getpid)
+    error: RunError | None = None
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+class StatusChange(TypedDict, total=False):
+    """The fields of a `Status` that may be changed."""
+
+    state: RunState
+    stage: str | None
+    pid: int
+    error: RunError | None
+    artifacts: dict[str, str]
+
+
+class RunDirectory:
+    """One run's directory.
+
+    Layout: config.yaml, overrides.txt, status.json, metrics.json, history.csv, samples.jsonl, provenance.json, run.log,
+    one folder per stage with its artifact, `checkpoints/<stage>/`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, settings: Mapping[str, Any], overrides: Sequence[str]) -> Self:
+        """Claims a directory for a new run and records what it was told.
+
+        The claim is the exclusive creation of status.json, so that of two runs that want the same directory at the
+        same time exactly one gets it.
+
+        Args:
+            path: the directory; made if need be.
+            settings: the resolved config, plain.
+            overrides: as the user typed them.
+
+        Raises:
+            RunDirectoryError: if it holds a run already, or cannot be written.
+        """
+        path = path.absolute()
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if holds_a_run(path):
+                raise already_taken(path)
+            try:
+                with (path / STATUS).open("x", encoding="utf-8") as file:
+                    file.write(_as_json(asdict(Status())))
+            except FileExistsError:
+                raise already_taken(path) from None
+        directory = cls(path)
+        directory.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        directory.write_text(OVERRIDES, "".join(f"{override}\n" for override in overrides))
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run.
+
+        Raises:
+            RunDirectoryError: if no run lies there.
+        """
+        path = path.absolute()
+        if not holds_a_run(path):
+            raise RunDirectoryError("There is no run here.", where=str(path), fix=f"name a directory with a {CONFIG}")
+        return cls(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run."""
+        return dict(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")))
+
+    @property
+    def overrides(self) -> list[str]:
+        """What the user typed."""
+        return (self.path / OVERRIDES).read_text(encoding="utf-8").splitlines()
+
+    @property
+    def status(self) -> Status:
+        """How the run stands."""
+        read = json.loads((self.path / STATUS).read_text(encoding="utf-8"))
+        error = RunError(**read.pop("error")) if read["error"] else read.pop("error")
+        return Status(**read, error=error)
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """The final figures; None while there are none."""
+        path = self.path / METRICS
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def stage_dir(self, stage: str) -> Path:
+        """The folder of a stage's artifact."""
+        return self._made(self.path / stage)
+
+    def checkpoint_dir(self, stage: str) -> Path:
+        """The folder of a stage's checkpoints."""
+        return self._made(self.path / "checkpoints" / stage)
+
+    def interrupted_checkpoint(self) -> Path | None:
+        """The newest checkpoint that an interruption left."""
+        found = self.path.glob("checkpoints/*/interrupted.ckpt")
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    def update_status(self, **changes: Unpack[StatusChange]) -> None:
+        """Changes fields of status.json; the others stay as they are."""
+        self.write_json(STATUS, asdict(replace(self.status, **changes, updated=_now())))
+
+    def add_artifact(self, stage: str, path: Path) -> None:
+        """Notes in status.json where a stage left its artifact, relative to the run where it lies inside."""
+        inside = path.absolute().is_relative_to(self.path)
+        place = path.absolute().relative_to(self.path) if inside else path.absolute()
+        self.update_status(artifacts={**self.status.artifacts, stage: str(place)})
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Writes metrics.json: the final figures, which scripts read."""
+        self.write_json(METRICS, dict(metrics))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file of the run: a reader sees the old content or the new one, never a part.
+
+        Raises:
+            RunDirectoryError: if it cannot be written.
+        """
+        self.write_text(name, _as_json(content))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file of the run, as whole as `write_json`."""
+        with _explained(self.path):
+            _write_whole(self.path / name, text)
+
+    def _made(self, path: Path) -> Path:
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def holds_a_run(path: Path) -> bool:
+    """Whether a run, or a sweep, was started in a directory."""
+    return any((path / name).exists() for name in (CONFIG, STATUS, "multirun.yaml"))
+
+
+def already_taken(path: Path) -> RunDirectoryError:
+    """The error for a directory that another run has."""
+    fix = "choose another with paths.run_dir=... (a sweep: paths.sweep_dir=...), or remove it"
+    return RunDirectoryError("The run directory holds a run already.", where=str(path), fix=fix)
+
+
+def point_latest(outputs: Path, target: Path) -> None:
+    """Makes `outputs/latest` point to a run or sweep, as a relative symbolic link.
+
+    A link is replaced in one step. Where `latest` is something else, or the filesystem has no links, the path is
+    written to `outputs/latest.txt` instead; nothing of the user's is deleted.
+
+    Raises:
+        RunDirectoryError: if `outputs` cannot be written.
+    """
+    link = outputs.absolute() / LATEST
+    with _explained(outputs):
+        outputs.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() or not link.exists():
+            with contextlib.suppress(NotImplementedError, PermissionError), _aside(link) as fresh:
+                fresh.symlink_to(os.path.relpath(target.absolute(), link.parent), target_is_directory=True)
+                fresh.replace(link)
+                return
+        _write_whole(link.with_suffix(".txt"), f"{target.absolute()}\n")
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A name beside a path that nobody else has; what is left under it is removed."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        yield fresh
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes aside, flushes to disk, renames."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
+        aside = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            aside.chmod(0o666 & ~_umask())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns an operating system's refusal into an error that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        fix = "free space, check permissions, or choose another place with paths.outputs=..."
+        raise RunDirectoryError(
+            f"The run directory cannot be written: {reason}.", where=str(error.filename or path), fix=fix
+        ) from error
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,169 @@
+"""The config schema as questions: which keys exist, what a key expects, which group option owns it.
+
+Everything is read off the annotations of `RunSettings`, so the answers cannot drift from what is checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rlhf_lightning.settings.run import RunSettings
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One place in the schema: what may stand there, and the limits on it."""
+
+    annotation: Any
+    limits: tuple[Any, ...] = ()
+
+    @property
+    def sections(self) -> tuple[type[BaseModel], ...]:
+        """The sections that may stand here: one, several for a choice by `kind`, none for a value."""
+        return tuple(member for member in _alternatives(self.annotation) if _is_section(member))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether any key may stand below (the arguments of an optimizer, for one)."""
+        return any(get_origin(member) in (dict, Mapping) or member is Any for member in _alternatives(self.annotation))
+
+    def child(self, key: str) -> Spot | None:
+        """The spot below, in whichever option has it."""
+        for section in self.sections:
+            if key in section.model_fields:
+                return _spot(section.model_fields[key])
+        return Spot(Any) if self.is_free else None
+
+
+ROOT = Spot(RunSettings)
+
+
+def find(key: str) -> Spot | None:
+    """The spot of a dotted key, in whichever option of a group has it; None where there is none."""
+    spot: Spot | None = ROOT
+    for part in key.split("."):
+        spot = spot.child(part) if spot else None
+    return spot
+
+
+@functools.cache
+def key_paths() -> tuple[str, ...]:
+    """Every dotted key of every option, sections included."""
+    return tuple(dict.fromkeys(_walk(ROOT, "")))
+
+
+def options_with(section: str, key: str) -> list[str]:
+    """The kinds of a section's options that have a key: `options_with("kl", "coef") == ["fixed"]`."""
+    spot = find(section)
+    return [kind_of(member) for member in spot.sections if key in member.model_fields] if spot else []
+
+
+def kind_of(section: type[BaseModel]) -> str:
+    """What `kind` an option of a group answers to; empty for a section that is no option."""
+    field = section.model_fields.get("kind")
+    return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else ""
+
+
+def locate(location: Sequence[str | int]) -> tuple[str, Spot]:
+    """A pydantic error's location as the dotted key that a user writes, and its spot.
+
+    The location of a choice by `kind` carries the kind as a step of its own, which is no key: it is left out.
+    """
+    keys: list[str] = []
+    spot = ROOT
+    for step in location:
+        chosen = [section for section in spot.sections if kind_of(section) == step]
+        if len(spot.sections) > 1 and chosen:
+            spot = Spot(chosen[0])
+            continue
+        keys.append(str(step))
+        spot = _item(spot) if isinstance(step, int) else spot.child(step) or Spot(Any)
+    return ".".join(keys), spot
+
+
+def expectation(spot: Spot) -> str:
+    """What may stand at a spot, in plain words: `a whole number >= 1, or null`."""
+    alternatives = [member for member in _alternatives(spot.annotation) if member is not type(None)]
+    words = " or ".join(dict.fromkeys(_words(member, spot.limits) for member in alternatives))
+    return f"{words}, or null" if len(alternatives) < len(_alternatives(spot.annotation)) else words
+
+
+def _spot(field: FieldInfo) -> Spot:
+    return Spot(field.annotation, tuple(field.metadata))
+
+
+def _walk(spot: Spot, prefix: str) -> Iterator[str]:
+    for section in spot.sections:
+        for name, field in section.model_fields.items():
+            yield prefix + name
+            yield from _walk(_spot(field), f"{prefix}{name}.")
+
+
+def _item(spot: Spot) -> Spot:
+    for member in _alternatives(spot.annotation):
+        if get_origin(member) is list:
+            return Spot(get_args(member)[0])
+    return Spot(Any)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, each still with its own limits; the annotation itself where it is no union."""
+    if get_origin(annotation) is Annotated:
+        bare = _alternatives(get_args(annotation)[0])
+        return bare if len(bare) > 1 else (annotation,)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for part in get_args(annotation) for member in _alternatives(part))
+    return (annotation,)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _words(annotation: Any, limits: Sequence[Any]) -> str:
+    if get_origin(annotation) is Annotated:
+        bare, *inner = get_args(annotation)
+        return _words(bare, [*limits, *_flat(inner)])
+    origin = get_origin(annotation) or annotation
+    if origin is Literal:
+        choices = [str(choice) for choice in get_args(annotation)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if origin in (int, float):
+        return f"{'a whole number' if origin is int else 'a number'}{_bounds(limits)}"
+    if origin is str:
+        return "text that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else "text"
+    if origin is list:
+        least = "a list of at least one: " if any(isinstance(limit, MinLen) for limit in limits) else "a list, of "
+        return least + _words(get_args(annotation)[0], ())
+    if _is_section(annotation):
+        return "a section"
+    return {bool: "true or false", dict: "a mapping"}.get(origin, "a value")
+
+
+def _flat(metadata: Sequence[Any]) -> Iterator[Any]:
+    for limit in metadata:
+        yield from limit.metadata if isinstance(limit, FieldInfo) else [limit]
+
+
+def _bounds(limits: Sequence[Any]) -> str:
+    signs = {Gt: ">", Ge: ">=", Lt: "<", Le: "<="}
+    attributes = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
+    bounds = [
+        f"{sign} {_shortest(getattr(limit, attributes[kind]))}"
+        for kind, sign in signs.items()
+        for limit in limits
+        if isinstance(limit, kind)
+    ]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _shortest(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else str(bound)

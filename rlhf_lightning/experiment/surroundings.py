@@ -1,0 +1,94 @@
+"""Whether what a config names outside itself is there: files, directories, importable targets. Loads none of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_lightning.errors import Problem, RunDirectoryError
+from rlhf_lightning.experiment.run_directory import already_taken, holds_a_run
+from rlhf_lightning.experiment.target_policy import refusals
+from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
+from rlhf_lightning.settings.model import HubModel
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
+
+
+def surrounding_problems(settings: RunSettings) -> list[Problem]:
+    """What a config names and the machine does not have."""
+    return [*_file_problems(settings), *_artifact_problems(settings), *_target_problems(settings)]
+
+
+def check_run_directory(path: Path) -> None:
+    """Refuses a directory that a run cannot be written to.
+
+    Raises:
+        RunDirectoryError: if it holds a run already, is a file, or cannot be written.
+    """
+    if holds_a_run(path):
+        raise already_taken(path)
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise RunDirectoryError("The run directory cannot be made: a file is in the way.", where=str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        fix = "choose a place you may write to with paths.outputs=..."
+        raise RunDirectoryError("The run directory cannot be written.", where=str(nearest), fix=fix)
+
+
+def _file_problems(settings: RunSettings) -> Iterator[Problem]:
+    for key, value in _files_named(settings):
+        path = Path(value)
+        if not path.exists():
+            yield _absent(key, value)
+        elif not os.access(path, os.R_OK):
+            yield Problem(key, f"{value} cannot be read", fix="check its permissions")
+
+
+def _files_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
+    data, model = settings.data, settings.model
+    if isinstance(data, HHRlhfData):
+        yield "data.path", data.path
+    if isinstance(data, FileData):
+        for name in ("demonstrations", "preferences", "rankings", "prompts"):
+            value = getattr(data, name)
+            if value is not None:
+                yield f"data.{name}", value
+    if isinstance(model, HubModel) and model.chat_template is not None:
+        yield "model.chat_template", model.chat_template
+
+
+def _artifact_problems(settings: RunSettings) -> Iterator[Problem]:
+    """Names that may be a hub id are left to the hub; what can only be a path must exist."""
+    for key, value in _artifacts_named(settings):
+        if value not in (*STAGE_NAMES, "base") and _is_path(value) and not Path(value).exists():
+            yield _absent(key, value)
+
+
+def _artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
+    if isinstance(settings.model, HubModel):
+        yield "model.name_or_path", settings.model.name_or_path
+    if isinstance(settings.data, HubData):
+        yield "data.name", settings.data.name
+    if settings.reward.kind == "classifier" and "ppo" in settings.pipeline.stages:
+        yield "reward.name_or_path", settings.reward.name_or_path
+    for stage in settings.pipeline.stages:
+        yield from stage_inputs(settings, stage)
+
+
+def _is_path(name: str) -> bool:
+    """A hub id is `name` or `owner/name`; what is rooted, dotted, deeper or begins in a folder here is a path."""
+    parts = Path(name).parts
+    return name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+
+
+def _absent(key: str, value: str) -> Problem:
+    if value.startswith("~"):
+        return Problem(key, f"{value} is taken as it stands", fix=f"write it out: {key}={Path(value).expanduser()}")
+    return Problem(key, f"{value} does not exist", fix=f"it is looked for from {Path.cwd()}; name an existing path")
+
+
+def _target_problems(settings: RunSettings) -> list[Problem]:
+    return [
+        *refusals(settings.optimizer, "optimizer", settings.allow_targets),
+        *refusals(settings.callbacks.extra, "callbacks.extra", settings.allow_targets),
+    ]

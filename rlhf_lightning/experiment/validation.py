@@ -1,0 +1,163 @@
+"""From a composed config to checked settings; every complaint of the schema in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rlhf_lightning.errors import ConfigError, Problem
+from rlhf_lightning.experiment.schema import Spot, expectation, find, kind_of, locate, options_with
+from rlhf_lightning.experiment.suggestions import did_you_mean, keys_like, similar
+from rlhf_lightning.settings.run import RunSettings
+
+LONGEST_VALUE = 60
+"""Characters of a wrong value that are shown."""
+
+
+def settings_from(config: Mapping[str, Any]) -> RunSettings:
+    """Checked settings from a plain, resolved config.
+
+    Raises:
+        ConfigError: with everything that the schema does not allow.
+    """
+    try:
+        return RunSettings.model_validate(dict(config))
+    except ValidationError as error:
+        raise ConfigError(schema_problems(error, config)) from error
+
+
+def apply_value(config: DictConfig, override: Override) -> None:
+    """Sets (or deletes, for `~key`) one value in place.
+
+    Raises:
+        OmegaConfBaseException: if the value cannot stand there.
+        KeyError: if there is nothing to delete.
+    """
+    key = str(override.key_or_group)
+    if not override.is_delete():
+        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        return
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or leaf not in node:
+        raise KeyError(key)
+    with open_dict(node):
+        del node[leaf]
+
+
+def resolve(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
+    """The config as plain containers, values still missing (`???`) left out, and every interpolation that failed."""
+    problems: list[Problem] = []
+    plain = _plain(config, "", problems)
+    return plain, problems
+
+
+def schema_problems(error: ValidationError, config: Mapping[str, Any]) -> list[Problem]:
+    """A pydantic error as problems with the keys and words that a user knows."""
+    return [_problem(details, config) for details in error.errors(include_url=False)]
+
+
+def _plain(node: Any, prefix: str, problems: list[Problem]) -> Any:
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    plain: dict[str, Any] = {}
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        path = f"{prefix}{key}"
+        try:
+            plain[str(key)] = _plain(node[key], f"{path}.", problems)
+        except MissingMandatoryValue:
+            continue
+        except OmegaConfBaseException as error:
+            reason = (error.msg or str(error)).splitlines()[0]
+            problems.append(Problem(path, f"cannot be worked out: {reason}", fix="mend the ${...} in its value"))
+    return list(plain.values()) if isinstance(node, ListConfig) else plain
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One complaint of pydantic, with the key and spot that it is about."""
+
+    key: str
+    spot: Spot
+    given: Any
+    message: str
+    config: Mapping[str, Any]
+
+
+def _problem(details: ErrorDetails, config: Mapping[str, Any]) -> Problem:
+    key, spot = locate(details["loc"])
+    explain = _EXPLANATIONS.get(details["type"], _wrong_value)
+    return explain(Complaint(key, spot, details["input"], details["msg"], config))
+
+
+def _missing(complaint: Complaint) -> Problem:
+    key, spot = complaint.key, complaint.spot
+    if spot.sections or spot.is_free:
+        return Problem(key, "the whole section is missing", fix=f"choose an option: {key}=...")
+    return Problem(key, f"needs a value: {expectation(spot)}", fix=f"add {key}=...")
+
+
+def _unknown(complaint: Complaint) -> Problem:
+    key = complaint.key
+    section, _, leaf = key.rpartition(".")
+    owners = [kind for kind in options_with(section, leaf) if kind] if section else []
+    if not owners:
+        return Problem(key, "there is no such key", fix=did_you_mean(keys_like(key)))
+    chosen = complaint.config[section]["kind"]
+    wanted = " or ".join(f"{section}={owner}" for owner in owners)
+    return Problem(
+        key, f"belongs to {wanted}, and {section}={chosen} is chosen", fix=f"choose {wanted}, or drop the key"
+    )
+
+
+def _wrong_kind(complaint: Complaint) -> Problem:
+    key, given = complaint.key, complaint.given
+    kinds = [kind_of(section) for section in complaint.spot.sections]
+    got = show(given["kind"]) if isinstance(given, Mapping) and "kind" in given else "none"
+    return Problem(f"{key}.kind", f"expects one of {', '.join(kinds)}, got {got}", fix=f"choose an option: {key}=...")
+
+
+def _contradiction(complaint: Complaint) -> Problem:
+    """What a section's own validator said; its message begins with the field that it is about."""
+    message = complaint.message.removeprefix("Value error, ")
+    first = f"{complaint.key}.{message.split()[0]}"
+    return Problem(first if find(first) else complaint.key, message)
+
+
+def _not_a_section(complaint: Complaint) -> Problem:
+    key = complaint.key
+    names = [name for section in complaint.spot.sections for name in section.model_fields if name != "kind"]
+    fix = f"set its keys one by one, e.g. {key}.{names[0]}=..." if names else None
+    return Problem(key, f"is a section, not a single value; got {show(complaint.given)}", fix=fix)
+
+
+def _wrong_value(complaint: Complaint) -> Problem:
+    given, words = complaint.given, expectation(complaint.spot)
+    allowed = words.removeprefix("one of ").split(", ") if words.startswith("one of ") else []
+    fix = did_you_mean(similar(str(given), allowed))
+    return Problem(complaint.key, f"expects {words}, got {show(given)}", fix=fix)
+
+
+_EXPLANATIONS: dict[str, Callable[[Complaint], Problem]] = {
+    "missing": _missing,
+    "extra_forbidden": _unknown,
+    "union_tag_invalid": _wrong_kind,
+    "union_tag_not_found": _wrong_kind,
+    "value_error": _contradiction,
+    "model_type": _not_a_section,
+    "model_attributes_type": _not_a_section,
+}
+
+
+def show(value: Any) -> str:
+    """A value as YAML writes it, cut to a readable length."""
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
