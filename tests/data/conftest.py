@@ -58,9 +58,7 @@ def chatml() -> str:
 @pytest.fixture
 def make_lengths() -> Callable[..., Lengths]:
     def build(prompt: int = 1000, reply: int = 1000, mode: str = "truncate") -> Lengths:
-        return Lengths.model_validate(
-            {"max_prompt_length": prompt, "max_reply_length": reply, "on_long_record": mode}
-        )
+        return Lengths.model_validate({"max_prompt_length": prompt, "max_reply_length": reply, "on_long_record": mode})
 
     return build
 

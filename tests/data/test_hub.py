@@ -80,7 +80,7 @@ def test_without_network_one_clear_error_at_once(
     assert "'somebody/some-pairs' is not in the cache, and the hub cannot be reached" in caught.value.what
     assert "cache:" in (caught.value.where or "")
     assert "data=files" in (caught.value.fix or "")
-    assert datasets.config.HF_HUB_OFFLINE == offline_before
+    assert offline_before == datasets.config.HF_HUB_OFFLINE
 
 
 def test_a_file_of_an_unknown_format(tmp_path: Path, make_hub_data: Callable[..., HubData]) -> None:

@@ -106,9 +106,7 @@ def test_given_demonstrations_and_prompts_go_before_derived_ones(
 def test_the_first_of_the_best_ranked_replies_is_imitated(
     tmp_path: Path, make_file_data: Callable[..., FileData]
 ) -> None:
-    rankings = [
-        {"prompt": f"ranked {number}", "replies": ["c", "a", "b"], "ranks": [3, 1, 1]} for number in range(10)
-    ]
+    rankings = [{"prompt": f"ranked {number}", "replies": ["c", "a", "b"], "ranks": [3, 1, 1]} for number in range(10)]
     source = open_source(make_file_data(rankings=write_jsonl(tmp_path / "rankings.jsonl", rankings)), seed=0)
     assert {each.reply for each in source.demonstrations()} == {"a"}
 

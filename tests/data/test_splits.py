@@ -9,7 +9,8 @@ PROMPTS = [Prompt(f"question {number}") for number in range(1000)]
 
 
 def test_the_split_does_not_change_between_versions_and_processes() -> None:
-    # From the shell, held out where the digest begins below 0x333...: printf 'held_out\n[["user", "question 2"]]' | sha256sum
+    # Held out where the digest begins below 0x333..., which the shell tells too:
+    # printf 'held_out\n[["user", "question 2"]]' | sha256sum
     assert [number for number in range(20) if is_held_out(PROMPTS[number], 0.2)] == [2, 3, 5, 10, 17, 18]
 
 
