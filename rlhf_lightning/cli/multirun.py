@@ -21,7 +21,7 @@ from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.preflight import check_sweep
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT
-from rlhf_lightning.experiment.run_directory import RunDirectory, RunError, holds_a_run, point_latest
+from rlhf_lightning.experiment.run_directory import RunDirectory, RunError, holds_a_run, point_latest, writing_to
 from rlhf_lightning.experiment.surroundings import check_run_directory
 from rlhf_lightning.experiment.sweep_jobs import BASIC_SWEEPER
 from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
@@ -58,7 +58,7 @@ def run_sweep(tree: ConfigTree, overrides: Sequence[str]) -> int:
     texts = [*as_hydra_reads(tree, tree.parse(overrides)), f"hydra.sweep.dir={sweep.directory}", "hydra.mode=MULTIRUN"]
     interrupted = False
     try:
-        with _terminable():
+        with _terminable(), writing_to(sweep.directory):
             tree.hydra.multirun(CONFIG_NAME, run_job, texts)
     except KeyboardInterrupt:
         interrupted = True
@@ -82,16 +82,25 @@ def run_job(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     point_latest(Path(settings.paths.outputs), Path(hydra.sweep.dir))
     code = _call([sys.executable, "-m", "rlhf_lightning", "run-job", str(run_dir.path)])
+    _settle(run_dir, code)
     status = run_dir.status
-    if status.state == "running":  # it died without a word: killed, or out of memory
-        died = RunError(f"the job's process ended with code {code} and no word", fix="was it killed, or out of memory?")
-        run_dir.update_status(state="failed", error=died)
     if status.state == "interrupted":
         raise KeyboardInterrupt
     if status.state != "finished" and hydra.sweeper["_target_"] != BASIC_SWEEPER:
         raise JobFailedError("A job of the sweep failed.", where=str(run_dir.path))
     objective = (run_dir.metrics or {}).get("objective")
     return float(objective) if objective is not None else None
+
+
+def _settle(run_dir: RunDirectory, code: int) -> None:
+    """Completes the status of a job whose process ended before it could."""
+    if run_dir.status.state != "running":
+        return
+    if code in (INTERRUPTED_EXIT, -signal.SIGINT):
+        run_dir.update_status(state="interrupted")
+        return
+    what = f"the job's process ended with code {code} and no word"
+    run_dir.update_status(state="failed", error=RunError(what, fix="was it killed, or out of memory?"))
 
 
 def show_jobs(sweep: Sweep) -> None:

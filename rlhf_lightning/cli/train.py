@@ -15,7 +15,7 @@ from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.preflight import check_run
 from rlhf_lightning.experiment.run import Outcome, execute, joins_a_run
-from rlhf_lightning.experiment.run_directory import RunDirectory, point_latest
+from rlhf_lightning.experiment.run_directory import RunDirectory, point_latest, writing_to
 from rlhf_lightning.experiment.surroundings import check_run_directory
 from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
 
@@ -69,21 +69,22 @@ def parser() -> argparse.ArgumentParser:
 def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
     """Checks one run and carries it out in this process."""
     checked = check_run(tree, overrides)
+    directory = Path(checked.hydra.run.dir)
     if not joins_a_run():
-        check_run_directory(Path(checked.hydra.run.dir))
+        check_run_directory(directory)
     outcomes: list[Outcome] = []
 
     def task(config: DictConfig) -> None:
         settings = job_settings(config)
-        directory = job_directory()
         typed = typed_overrides()
         if joins_a_run():
-            run_dir = RunDirectory.open(directory)
+            run_dir = RunDirectory.open(job_directory())
         else:
-            run_dir = RunDirectory.create(directory, settings.model_dump(mode="json"), typed)
-            point_latest(Path(settings.paths.outputs), directory)
+            run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
+            point_latest(Path(settings.paths.outputs), run_dir.path)
         outcomes.append(execute(settings, run_dir, typed))
 
-    tree.hydra.run(CONFIG_NAME, task, as_hydra_reads(tree, tree.parse(overrides)))
+    with writing_to(directory):
+        tree.hydra.run(CONFIG_NAME, task, as_hydra_reads(tree, tree.parse(overrides)))
     show_outcome(outcomes[0])
     return outcomes[0].exit_code

@@ -92,11 +92,9 @@ class ConfigTree:
         parsed, problems = [], []
         for text in overrides:
             try:
-                parsed.append(parser.parse_override(text))
+                parsed += parser.parse_overrides([text])
             except HydraException as error:
-                reason = str(error.__cause__ or error).splitlines()[0]
-                fix = "write KEY=VALUE; quote what the shell or Hydra would read as syntax, e.g. 'notes=\"a, b\"'"
-                problems.append(Problem(text, f"cannot be read as an override: {reason}", fix=fix))
+                problems.append(_unreadable(text, error))
         if problems:
             raise ConfigError(problems)
         return parsed
@@ -173,6 +171,15 @@ def _line_of(path: Path, keys: Sequence[str]) -> int | None:
     return line
 
 
+def _unreadable(text: str, error: HydraException) -> Problem:
+    key, _, value = text.partition("=")
+    if value.startswith("~"):
+        return Problem(key, "~ means nothing here", text, f"write the path out: {key}={Path(value).expanduser()}")
+    reason = str(error).splitlines()[0]
+    fix = "write KEY=VALUE; quote what the shell or Hydra reads as syntax, e.g. 'notes=\"a, b\"'"
+    return Problem(text, f"cannot be read as an override: {reason}", fix=fix)
+
+
 def _yaml_problem(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
     where = f"{display(Path(mark.name))}:{mark.line + 1}" if mark else None
@@ -181,8 +188,8 @@ def _yaml_problem(error: yaml.YAMLError) -> Problem:
 
 
 def _reason(error: BaseException) -> str:
-    """What Hydra had to say, from the first cause on, in one line."""
+    """What Hydra had to say, from the first cause on, in one line; its advice on `+` and its search path left out."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line for line in lines if not line.startswith(("To append", "Search path")))
+    text = str(error).partition("Config search path")[0].partition("To append")[0]
+    return " ".join(text.split())

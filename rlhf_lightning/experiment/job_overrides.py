@@ -11,6 +11,7 @@ from rlhf_lightning.errors import Problem
 from rlhf_lightning.experiment.compose import ConfigTree
 from rlhf_lightning.experiment.schema import find
 from rlhf_lightning.experiment.suggestions import did_you_mean, keys_like, options_like, similar
+from rlhf_lightning.experiment.validation import NO_SUCH_KEY
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,6 @@ class JobOverrides:
     values: tuple[Override, ...]
     """Values of the program's keys."""
     problems: tuple[Problem, ...]
-
-    @property
-    def for_composition(self) -> tuple[str, ...]:
-        """What composition needs to know, as Hydra reads it."""
-        return tuple(choice.input_line or "" for choice in self.choices)
 
     def setting(self, key: str) -> Override | None:
         """The last override that set a key, one above it or one below it."""
@@ -118,7 +114,7 @@ def _key_problem(tree: ConfigTree, override: Override) -> Problem | None:
     key, source = str(override.key_or_group), override.input_line
     group, _, leaf = key.rpartition(".")
     if find(key) is None and group:
-        return Problem(key, "there is no such key", source, did_you_mean(keys_like(key)))
+        return Problem(key, NO_SUCH_KEY, source, did_you_mean(keys_like(key)))
     if find(key) is None:
         value = "" if override.is_delete() else f"={override.get_value_string()}"
         meant = [f"{name}{value}" for name in similar(key, tree.groups())] or keys_like(key)

@@ -16,10 +16,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.job_overrides import JobOverrides, section_of, sort_overrides
+from rlhf_lightning.experiment.job_overrides import JobOverrides, as_hydra_reads, section_of, sort_overrides
 from rlhf_lightning.experiment.surroundings import surrounding_problems
 from rlhf_lightning.experiment.sweep_jobs import split_jobs
-from rlhf_lightning.experiment.validation import apply_value, resolve, settings_from
+from rlhf_lightning.experiment.validation import (
+    NEEDS_A_VALUE,
+    NO_SUCH_KEY,
+    apply_value,
+    repaired,
+    resolve,
+    settings_from,
+)
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, cross_field_problems
 
 STAGES_OF_SECTION: dict[str, frozenset[str]] = {
@@ -27,9 +34,6 @@ STAGES_OF_SECTION: dict[str, frozenset[str]] = {
     **{section: frozenset({"ppo"}) for section in ("rollout", "kl", "advantage", "reward")},
 }
 """The stages that read a section. A section that is not listed concerns every run."""
-
-PLACEHOLDER = "missing"
-"""Stands in for a value that was not given, so that the checks after it can run."""
 
 JOBS_NAMED = 3
 """Jobs of a sweep named beside a problem that not all of them share."""
@@ -63,10 +67,13 @@ def check_run(tree: ConfigTree, overrides: Sequence[str], *, to_show: bool = Fal
         )
         for override in swept
     ]
-    checked = check_job(tree, [override for override in parsed if override not in swept], to_show=to_show)
+    single = [override for override in parsed if override not in swept]
+    checked = check_job(tree, single, to_show=to_show)
     problems += checked.problems
     if checked.hydra.mode == RunMode.MULTIRUN:
-        problems.append(Problem("hydra.mode", "a sweep is asked for on the command line", fix="drop it and add -m"))
+        source = _source(tree, sort_overrides(tree, single), "hydra.mode", "")
+        what = "a sweep is asked for with -m on the command line, not by a key"
+        problems.append(Problem("hydra.mode", what, source, "drop it and add -m"))
     if problems:
         raise ConfigError(problems)
     return checked
@@ -99,21 +106,21 @@ def check_job(tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool 
         ConfigError: if the files cannot be put together.
     """
     job = sort_overrides(tree, overrides)
-    composed = tree.compose(job.for_composition)
+    composed = tree.compose(tuple(as_hydra_reads(tree, job.choices)))
     plain, unresolved = _assemble(composed, job.values)
     settings, wrong = _attempt(plain)
     problems = _distinct([*job.problems, *unresolved, *wrong])
-    problems = [replace(problem, source=problem.source or _source(tree, job, problem)) for problem in problems]
+    problems = [_sourced(tree, job, problem) for problem in problems]
     if to_show:
         return Checked(settings, composed.hydra, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
-        settings = _repaired(composed, job, problems)
+        settings = repaired(plain, _assemble(tree.compose(()), ())[0])
     keys = {problem.key for problem in problems}
-    later = _inert_problems(plain, job, keys)
+    later = [*_inert_problems(plain, job, keys), *_moving_problems(composed)]
     if settings is not None:
         joint = [*cross_field_problems(settings), *surrounding_problems(settings)]
         later += [problem for problem in joint if not _concerns(problem, keys)]
-    later = [replace(problem, source=problem.source or _source(tree, job, problem)) for problem in later]
+    later = [_sourced(tree, job, problem) for problem in later]
     return Checked(settings, _paths_of(composed, plain), tuple(_distinct([*problems, *later])))
 
 
@@ -154,21 +161,6 @@ def _attempt(plain: Mapping[str, Any]) -> tuple[RunSettings | None, list[Problem
         return None, list(error.problems)
 
 
-def _repaired(composed: DictConfig, job: JobOverrides, problems: Sequence[Problem]) -> RunSettings | None:
-    """The settings without the overrides that are wrong, and with a placeholder for what is missing."""
-    sources = {problem.source for problem in problems}
-    plain, _ = _assemble(composed, [value for value in job.values if value.input_line not in sources])
-    for problem in problems:
-        if _is_gap(problem):
-            *sections, leaf = problem.key.split(".")
-            node: Any = plain
-            for section in sections:
-                node = node.get(section, {}) if isinstance(node, dict) else {}
-            if isinstance(node, dict):
-                node.setdefault(leaf, PLACEHOLDER)
-    return _attempt(plain)[0]
-
-
 def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]) -> list[Problem]:
     """Overrides of sections that no stage of the chosen pipeline reads."""
     pipeline = plain.get("pipeline")
@@ -186,20 +178,30 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
     return problems
 
 
-def _source(tree: ConfigTree, job: JobOverrides, problem: Problem) -> str | None:
-    """The override that set what a problem is about; failing that, the file."""
-    mentioned = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", f"{problem.key} {problem.what}")
-    section = problem.key.rpartition(".")[0]
-    siblings = [f"{section}.{word}" for word in re.findall(r"[a-z_]{4,}", problem.what)] if section else []
-    for key in (problem.key, *mentioned):
-        override = job.setting(key)
-        if override is not None:
-            return override.input_line
-    for key in siblings:
-        for value in job.values:
-            if value.key_or_group == key:
-                return value.input_line
-    return tree.origin(problem.key, job.for_composition)
+def _moving_problems(composed: DictConfig) -> list[Problem]:
+    if not composed.hydra.job.chdir:
+        return []
+    what = "paths in the config are relative to where the program was started, and this would move it"
+    return [Problem("hydra.job.chdir", what, fix="leave it false; a run writes to paths.run_dir")]
+
+
+def _sourced(tree: ConfigTree, job: JobOverrides, problem: Problem) -> Problem:
+    """The problem with the override or file that it comes from, where it does not name one."""
+    if problem.what == NO_SUCH_KEY and problem.key in tree.groups():
+        what = "its keys landed under its group's name"
+        problem = replace(problem, what=what, fix="begin its file with the line: # @package _global_")
+    return replace(problem, source=problem.source or _source(tree, job, problem.key, problem.what))
+
+
+def _source(tree: ConfigTree, job: JobOverrides, key: str, what: str) -> str | None:
+    """The override that set a key, or another key that the text mentions; failing that, the file that set the key."""
+    section = key.rpartition(".")[0]
+    mentioned = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", what)
+    siblings = [f"{section}.{word}" for word in re.findall(r"[a-z_]+", what)] if section else []
+    setting = job.setting(key) or next(filter(None, map(job.setting, mentioned)), None)
+    own = [value for value in job.values if value.key_or_group in siblings]
+    override = setting or next(iter(own), None)
+    return override.input_line if override else tree.origin(key, tuple(as_hydra_reads(tree, job.choices)))
 
 
 def _distinct(problems: Sequence[Problem]) -> list[Problem]:
@@ -216,7 +218,7 @@ def _concerns(problem: Problem, keys: set[str]) -> bool:
 
 
 def _is_gap(problem: Problem) -> bool:
-    return problem.what.startswith("needs a value")
+    return problem.what.startswith(NEEDS_A_VALUE)
 
 
 def _in_jobs(problem: Problem, numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> Problem:

@@ -50,6 +50,7 @@ def execute(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[st
         if joins_a_run():
             _run_pipeline(settings, run_dir)
             return ending.outcome
+        log.info("Run directory: %s", run_dir.path)
         run_dir.update_status(state="running", pid=os.getpid(), error=None)
         run_dir.write_json("provenance.json", gather_provenance(settings, overrides))
         _run_pipeline(settings, run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class RunDirectory:
             RunDirectoryError: if it holds a run already, or cannot be written.
         """
         path = path.absolute()
-        with _explained(path):
+        with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             if holds_a_run(path):
                 raise already_taken(path)
@@ -172,11 +173,11 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file of the run, as whole as `write_json`."""
-        with _explained(self.path):
+        with writing_to(self.path):
             _write_whole(self.path / name, text)
 
     def _made(self, path: Path) -> Path:
-        with _explained(path):
+        with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -202,7 +203,7 @@ def point_latest(outputs: Path, target: Path) -> None:
         RunDirectoryError: if `outputs` cannot be written.
     """
     link = outputs.absolute() / LATEST
-    with _explained(outputs):
+    with writing_to(outputs):
         outputs.mkdir(parents=True, exist_ok=True)
         if link.is_symlink() or not link.exists():
             with contextlib.suppress(NotImplementedError, PermissionError), _aside(link) as fresh:
@@ -247,8 +248,12 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns an operating system's refusal into an error that says where and what to do."""
+def writing_to(path: Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write in a `with` block into an error that says where and what to do.
+
+    Raises:
+        RunDirectoryError: in place of an `OSError`.
+    """
     try:
         yield
     except OSError as error:
@@ -260,7 +265,16 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number that is not finite: JSON knows no NaN, and most readers refuse it."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _now() -> str:

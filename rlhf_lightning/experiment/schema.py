@@ -141,8 +141,7 @@ def _words(annotation: Any, limits: Sequence[Any]) -> str:
     if origin is str:
         return "text that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else "text"
     if origin is list:
-        least = "a list of at least one: " if any(isinstance(limit, MinLen) for limit in limits) else "a list, of "
-        return least + _words(get_args(annotation)[0], ())
+        return "a list that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else "a list"
     if _is_section(annotation):
         return "a section"
     return {bool: "true or false", dict: "a mapping"}.get(origin, "a value")

@@ -82,8 +82,6 @@ def _is_path(name: str) -> bool:
 
 
 def _absent(key: str, value: str) -> Problem:
-    if value.startswith("~"):
-        return Problem(key, f"{value} is taken as it stands", fix=f"write it out: {key}={Path(value).expanduser()}")
     return Problem(key, f"{value} does not exist", fix=f"it is looked for from {Path.cwd()}; name an existing path")
 
 

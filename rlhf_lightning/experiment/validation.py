@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,16 @@ from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.schema import Spot, expectation, find, kind_of, locate, options_with
 from rlhf_lightning.experiment.suggestions import did_you_mean, keys_like, similar
 from rlhf_lightning.settings.run import RunSettings
+
+NO_SUCH_KEY = "there is no such key"
+
+NEEDS_A_VALUE = "needs a value"
+
+PLACEHOLDER = "missing"
+"""Stands in for a value that was not given, so that the checks after it can run."""
+
+REPAIRS = 3
+"""Rounds of repair: a section's own rules are looked at only when its fields are right."""
 
 LONGEST_VALUE = 60
 """Characters of a wrong value that are shown."""
@@ -64,6 +75,36 @@ def schema_problems(error: ValidationError, config: Mapping[str, Any]) -> list[P
     return [_problem(details, config) for details in error.errors(include_url=False)]
 
 
+def repaired(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunSettings | None:
+    """Settings from a config that has mistakes, for the checks that come after: wrong values give way to the defaults,
+    unknown keys go, and a placeholder stands for what is missing. None where that is not enough."""
+    plain = copy.deepcopy(dict(config))
+    for _ in range(REPAIRS):
+        try:
+            return RunSettings.model_validate(plain)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                _repair(plain, details, defaults)
+    return None
+
+
+def _repair(plain: dict[str, Any], details: ErrorDetails, defaults: Mapping[str, Any]) -> None:
+    key, _ = locate(details["loc"])
+    *sections, leaf = [part for part in key.split(".") if not part.isdigit()]
+    node: Any = plain
+    default: Any = defaults
+    for section in sections:
+        node, default = node.get(section, {}), default.get(section, {})
+    if not isinstance(node, dict):
+        return
+    if details["type"] == "extra_forbidden":
+        node.pop(leaf, None)
+    elif details["type"] == "missing" and leaf not in default:
+        node[leaf] = PLACEHOLDER
+    elif leaf in default:
+        node[leaf] = copy.deepcopy(default[leaf])
+
+
 def _plain(node: Any, prefix: str, problems: list[Problem]) -> Any:
     if not isinstance(node, DictConfig | ListConfig):
         return node
@@ -101,7 +142,8 @@ def _missing(complaint: Complaint) -> Problem:
     key, spot = complaint.key, complaint.spot
     if spot.sections or spot.is_free:
         return Problem(key, "the whole section is missing", fix=f"choose an option: {key}=...")
-    return Problem(key, f"needs a value: {expectation(spot)}", fix=f"add {key}=...")
+    words = expectation(spot)
+    return Problem(key, NEEDS_A_VALUE + ("" if words.startswith("text") else f": {words}"), fix=f"add {key}=...")
 
 
 def _unknown(complaint: Complaint) -> Problem:
@@ -109,7 +151,7 @@ def _unknown(complaint: Complaint) -> Problem:
     section, _, leaf = key.rpartition(".")
     owners = [kind for kind in options_with(section, leaf) if kind] if section else []
     if not owners:
-        return Problem(key, "there is no such key", fix=did_you_mean(keys_like(key)))
+        return Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(key)))
     chosen = complaint.config[section]["kind"]
     wanted = " or ".join(f"{section}={owner}" for owner in owners)
     return Problem(
