@@ -65,6 +65,15 @@ class RewardModel(pl.LightningModule):
         # Lightning divides by the number of accumulated micro-batches; the weight of the step is its pairs.
         return losses.sum() / batch.step_weight * self.trainer.accumulate_grad_batches
 
+    def validation_step(self, batch: PreferenceBatch, _: int) -> None:
+        logits = self(batch)
+        margin = (logits.chosen - logits.rejected)[:, self.positive]
+        figures = {
+            "reward_model/validation_loss": self.pair_losses(logits, batch.margin).mean(),
+            "reward_model/validation_accuracy": (margin > 0).float().mean(),
+        }
+        self.log_dict(figures, on_epoch=True, batch_size=len(batch))
+
     def pair_losses(self, logits: PairLogits, margin: Tensor) -> Tensor:
         """(pairs,) losses.
 

@@ -15,6 +15,10 @@ Observer = Callable[[int, Collected], dict[str, float]]
 """Looks at an iteration's rollouts and may return figures to log: (iteration, collected) -> metrics."""
 
 
+SHOWN = ("objective/score", "objective/kl")
+"""Figures beside the progress bar."""
+
+
 class RolloutBufferCallback(pl.Callback):
     """Fills the rollout buffer at the start of each epoch and logs what was collected.
 
@@ -51,8 +55,8 @@ class RolloutBufferCallback(pl.Callback):
         metrics = collected.metrics | {"rollout/episodes": float(self.prompts.taken)}
         for observe in self.observers:
             metrics |= observe(iteration, collected)
-        pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
-        pl_module.log("objective/score", metrics["objective/score"], logger=False, prog_bar=True, on_epoch=True)
+        for name, value in metrics.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True, batch_size=1, prog_bar=name in SHOWN)
         self._update_started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

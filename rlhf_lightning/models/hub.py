@@ -23,12 +23,14 @@ class ModelSource:
     Attributes:
         name_or_path: a local directory or a hub id.
         dtype: of the weights, e.g. `float32`.
+        chat_template: a Jinja file that replaces the tokenizer's chat template.
     """
 
     name_or_path: str
     dtype: str = "float32"
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
 
     @property
     def is_local(self) -> bool:

@@ -16,15 +16,23 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.hub import ModelSource, read_architectures
 
 logger = logging.getLogger(__name__)
 
+# Its progress bars of milliseconds and its report of a new head, which is always wanted here, would drown our lines.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
-def load_policy(source: ModelSource) -> PreTrainedModel:
-    """A causal language model without dropout, on the CPU, in eval mode.
+
+def load_policy(source: ModelSource, device: torch.device | None = None) -> PreTrainedModel:
+    """A causal language model without dropout, in eval mode.
+
+    Args:
+        device: where it is put; None leaves it on the CPU.
 
     Raises:
         ModelError: it cannot be found, or is no causal language model.
@@ -43,6 +51,7 @@ def load_policy(source: ModelSource) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source.name_or_path, dtype=getattr(torch, source.dtype), use_safetensors=True, **arguments
         )
+    nn.Module.to(model, device)
     return disable_dropout(model)
 
 
@@ -127,6 +136,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     arguments = source.loading_arguments()
     with _loading_errors(source, "a tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name_or_path, **arguments)
+    if source.chat_template is not None:
+        tokenizer.chat_template = Path(source.chat_template).read_text(encoding="utf-8")
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
         raise ModelError(
             "The tokenizer has no end-of-sequence token, so a reply could never end.",

@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from rlhf_lightning.settings.model import ScratchModel
 
@@ -46,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def random_model(settings: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def random_model(settings: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A Llama-style model with random weights, drawn from torch's global generator."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -61,7 +67,6 @@ def random_model(settings: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
-    model.to(dtype=getattr(torch, settings.dtype))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
     model.eval()
     return model

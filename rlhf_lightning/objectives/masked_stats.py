@@ -16,6 +16,11 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros_like(values)).sum()
 
 
+def sequence_sums(values: Tensor, mask: Tensor) -> Tensor:
+    """Sums over each row's real tokens: (batch, time) -> (batch,)."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum(dim=1)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over real tokens (0 for an empty mask)."""
     return masked_sum(values, mask) / mask.sum().clamp(min=1)

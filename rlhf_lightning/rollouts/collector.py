@@ -15,7 +15,7 @@ from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages
 from rlhf_lightning.objectives.kl import k1
-from rlhf_lightning.objectives.masked_stats import masked_mean, masked_whiten
+from rlhf_lightning.objectives.masked_stats import masked_mean, masked_whiten, sequence_sums
 from rlhf_lightning.objectives.rewards import replace_unfinished, token_rewards
 from rlhf_lightning.rollouts.rollout import Rollout, concatenate
 from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
@@ -158,8 +158,3 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
     }
     return {name: float(value) for name, value in figures.items()}
-
-
-def sequence_sums(values: Tensor, mask: Tensor) -> Tensor:
-    """(batch, time) -> (batch,): sums over real tokens."""
-    return torch.where(mask, values, torch.zeros_like(values)).sum(dim=1)

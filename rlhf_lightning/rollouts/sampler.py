@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.encoding import EncodedPrompt
@@ -72,6 +72,7 @@ class Sampler:
         self.max_new_tokens = max_new_tokens
         self.stop_ids = stop_tokens(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id
+        self._generate: Any = model.generate
         self._config = GenerationConfig(
             do_sample=True,
             temperature=temperature,
@@ -92,9 +93,7 @@ class Sampler:
         prompt_length = batch.input_ids.shape[1]
         self._check_positions(prompt_length)
         with torch.no_grad(), own_generation_config(self.model, self._config):
-            sequences: Tensor = cast(GenerationMixin, self.model).generate(
-                batch.input_ids, attention_mask=batch.attention_mask
-            )
+            sequences = self._generate(batch.input_ids, attention_mask=batch.attention_mask)
         replies = sequences[:, prompt_length:]
         lengths, finished = reply_lengths(replies, self.stop_ids)
         reply_mask = torch.arange(replies.shape[1], device=replies.device) < lengths[:, None]

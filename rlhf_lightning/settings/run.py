@@ -210,6 +210,6 @@ def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str
         return inputs
     return [
         ("evaluate.reference_from", settings.evaluate.reference_from),
-        ("evaluate.reward_from", settings.evaluate.reward_from),
+        *([("evaluate.reward_from", settings.evaluate.reward_from)] if settings.evaluate.reward_from else []),
         *(("evaluate.policies", policy) for policy in settings.evaluate.policies),
     ]

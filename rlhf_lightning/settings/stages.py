@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlhf_lightning.settings.section import Count, Finite, Name, NonNegative, OpenFraction, Positive, Section
 
-STAGES = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
+
 
 
 class SupervisedLoop(Section):
@@ -34,6 +34,7 @@ class SftSettings(SupervisedLoop):
     """Supervised fine-tuning on demonstrations."""
 
     policy_from: Name
+    held_out_fraction: OpenFraction
 
 
 class ComparisonsSettings(Section):
@@ -81,7 +82,8 @@ class EvaluateSettings(Section):
 
     policies: Annotated[list[Name], Field(min_length=1)]
     reference_from: Name
-    reward_from: Name
+    reward_from: Name | None
+    splits: Annotated[list[Name], Field(min_length=1)] | None
     prompts: Annotated[int, Field(ge=2)]
     batch_size: Count
     temperature: Positive

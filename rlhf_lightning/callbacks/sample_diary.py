@@ -1,0 +1,50 @@
+"""What the policy said along the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.rollouts.collector import Collected
+
+logger = logging.getLogger(__name__)
+
+
+class SampleDiary:
+    """Writes some of an iteration's rollouts to a jsonl file and one line of figures to the log, now and then.
+
+    Args:
+        path: appended to.
+        every: iterations between entries.
+        samples: rollouts per entry.
+    """
+
+    def __init__(self, path: Path, *, every: int, samples: int) -> None:
+        self.path = path
+        self.every = every
+        self.samples = samples
+
+    def __call__(self, iteration: int, collected: Collected) -> dict[str, float]:
+        if iteration % self.every == 0:
+            self._write(iteration, collected)
+            figures = collected.metrics
+            logger.info(
+                "Iteration %d: score %+.2f, KL %.2f, entropy %.2f, length %.1f.",
+                iteration,
+                figures["objective/score"],
+                figures["objective/kl"],
+                figures["objective/entropy"],
+                figures["rollout/length"],
+            )
+        return {}
+
+    def _write(self, iteration: int, collected: Collected) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            for row, completion in enumerate(collected.completions[: self.samples]):
+                scored = ScoredCompletion(
+                    completion.prompt, completion.reply, float(collected.rollout.scores[row]), completion.finished
+                )
+                file.write(json.dumps({"iteration": iteration, **asdict(scored)}, ensure_ascii=False) + "\n")

@@ -1,0 +1,67 @@
+"""What the names in a config stand for: the base model, an earlier stage, a directory, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lightning.data.sources import DataSource
+from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.models.hub import ModelSource
+from rlhf_lightning.models.scratch import random_model, train_tokenizer
+from rlhf_lightning.settings.model import HubModel, ScratchModel
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+from rlhf_lightning.worlds import courtesy
+
+BASE = "base"
+
+
+def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSource:
+    """Where a model named in the config lies.
+
+    Args:
+        name: `base` (the model group's), a stage of this run, a directory, or a hub id.
+        data: trains the tokenizer of a model from scratch.
+
+    Raises:
+        ArtifactError: the stage left nothing.
+    """
+    dtype = settings.model.dtype
+    if name == BASE:
+        return _base(settings, run, data)
+    if name in STAGE_NAMES:
+        return ModelSource(str(finished(run.stage_dir(name), name)), dtype=dtype)
+    return ModelSource(name, dtype=dtype)
+
+
+def finished(directory: Path, stage: str) -> Path:
+    """The directory of a stage that has left its artifact.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    if not any(directory.glob("*")):
+        raise ArtifactError(
+            f"Stage {stage} left nothing to go on from.", where=str(directory), fix=f"run stage {stage} first"
+        )
+    return directory
+
+
+def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSource:
+    model = settings.model
+    if isinstance(model, HubModel):
+        return ModelSource(
+            model.name_or_path,
+            dtype=model.dtype,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            chat_template=model.chat_template,
+        )
+    if isinstance(model, ScratchModel):
+        directory = run.stage_dir(BASE)
+        if not (directory / "config.json").exists():
+            tokenizer = train_tokenizer(data.texts(), model.vocab_size)
+            random_model(model, tokenizer).save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        return ModelSource(str(directory), dtype=model.dtype)
+    return ModelSource(str(courtesy.asset_path()), dtype=model.dtype)

@@ -1,0 +1,33 @@
+"""Which pictures a stage adds to the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
+from rlhf_lightning.settings.run import StageName
+from rlhf_lightning.tracking.history import read_history
+
+PLOTS_FOLDER = "plots"
+
+
+def draw_plots(stage: StageName, metrics: Mapping[str, Any], run_dir: Path) -> list[Path]:
+    """Draw, or draw again, what the stage has changed, as PNG files under `plots/`.
+
+    Returns:
+        The files drawn.
+    """
+    folder = run_dir / PLOTS_FOLDER
+    folder.mkdir(exist_ok=True)
+    if stage == "comparisons":
+        return []
+    if stage == "evaluate":
+        drawn = [evaluation_bars(metrics["evaluate"], folder / "evaluation.png")]
+    else:
+        history = read_history(run_dir)
+        drawn = [learning_curves(history, folder / "learning_curves.png")]
+        if stage == "ppo":
+            drawn.append(overoptimization(history, folder / "overoptimization.png"))
+    return [path for path in drawn if path is not None]

@@ -1,0 +1,130 @@
+"""What a stage gets and what it gives."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from rlhf_lightning.algorithms.optimization import OptimizerFactory
+from rlhf_lightning.data.encoding import Encoder
+from rlhf_lightning.data.sources import DataSource, open_source
+from rlhf_lightning.experiment.artifacts import resolve_model
+from rlhf_lightning.experiment.instantiate import instantiate
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.models.hub import ModelSource
+from rlhf_lightning.models.loading import load_tokenizer
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.tracking.loggers import StageTracker
+
+logger = logging.getLogger(__name__)
+
+
+class RunInputs:
+    """What all stages of a run share.
+
+    Args:
+        settings: the whole checked config.
+        run: where everything is written.
+    """
+
+    def __init__(self, settings: RunSettings, run: RunDirectory) -> None:
+        self.settings = settings
+        self.run = run
+
+    @cached_property
+    def data(self) -> DataSource:
+        """The records, read on first use and once."""
+        started = time.perf_counter()
+        source = open_source(self.settings.data, self.settings.seed)
+        report = source.report()
+        logger.info(
+            "Data %s: %d records read, %d skipped (%.1f s).",
+            self.settings.data.kind,
+            report.read,
+            report.skipped,
+            time.perf_counter() - started,
+        )
+        for reason in report.reasons:
+            logger.warning("Skipped %s", reason)
+        return source
+
+    def model(self, name: str) -> ModelSource:
+        """Where the model of that name lies."""
+        return resolve_model(name, self.settings, self.run, self.data)
+
+    def encoder(self, source: ModelSource) -> Encoder:
+        """The encoder for a model's tokenizer."""
+        return Encoder(load_tokenizer(source), self.settings.data)
+
+    @property
+    def make_optimizer(self) -> OptimizerFactory:
+        """The optimizer group, waiting for parameters and a learning rate."""
+        factory: OptimizerFactory = instantiate(
+            {**self.settings.optimizer, "_partial_": True}, allow_targets=self.settings.allow_targets
+        )
+        return factory
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What one stage works with.
+
+    Attributes:
+        name: the stage's.
+        inputs: shared by all stages.
+        directory: where its artifact goes.
+        tracker: where its figures go.
+    """
+
+    name: str
+    inputs: RunInputs
+    directory: Path
+    tracker: StageTracker
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.inputs.settings
+
+    @property
+    def seed(self) -> int:
+        """The stage's own seed: it does not depend on which stages ran before in the same process."""
+        digest = hashlib.sha256(f"{self.settings.seed}:{self.name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    @property
+    def device(self) -> torch.device:
+        """Where models that Lightning does not move are put."""
+        wanted = self.settings.trainer.accelerator
+        if wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available()):
+            return torch.device("cuda")
+        return torch.device("cpu")
+
+    def seed_everything(self) -> None:
+        pl.seed_everything(self.seed, verbose=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage leaves beside its artifact.
+
+    Attributes:
+        metrics: its entry in metrics.json.
+        objective: what a sweeper would maximise if the pipeline ended here; None where nothing says what is better.
+        evaluation: policy -> split -> figures, from stages that evaluate.
+    """
+
+    metrics: dict[str, Any]
+    objective: float | None
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+StageFunction = Callable[[StageContext], StageResult]

@@ -1,0 +1,203 @@
+"""Stage `evaluate`: the starting policy and the trained ones, on the same fixed prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation.gold import gold_figures
+from rlhf_lightning.evaluation.samples import SAMPLES_FILE, SampleRow, write_samples
+from rlhf_lightning.evaluation.statistics import bootstrap_mean
+from rlhf_lightning.evaluation.text_statistics import text_statistics
+from rlhf_lightning.experiment.progress import track
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.stages.ppo import open_reward_model
+from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.models.loading import load_policy
+from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.objectives.kl import k1
+from rlhf_lightning.objectives.logprobs import token_logprobs
+from rlhf_lightning.objectives.masked_stats import sequence_sums
+from rlhf_lightning.records import Prompt
+from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
+from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.worlds.courtesy import judge
+
+OBJECTIVE_SPLIT = "validation"
+"""Where there is such a split, a sweep is judged on it, so that the reported splits stay unseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a policy said on a split.
+
+    Attributes:
+        kl: per reply, summed over its tokens, in nats.
+        entropy: mean of -log p over tokens, in nats.
+        proxy: per reply, what the reward model says of it; None without one.
+    """
+
+    completions: tuple[Completion, ...]
+    kl: list[float]
+    entropy: float
+    proxy: list[float] | None
+
+
+def run_evaluate(context: StageContext) -> StageResult:
+    """Measure every policy on every split and leave figures and a table of samples."""
+    settings = context.settings.evaluate
+    splits = evaluation_prompts(context)
+    answers: dict[str, dict[str, Answers]] = {}
+    for name in settings.policies:
+        probe = PolicyProbe(context, name)
+        answers[name] = {split: probe.answers(split, prompts) for split, prompts in splits.items()}
+    evaluation = {
+        name: {split: policy_figures(context, said) for split, said in by_split.items()}
+        for name, by_split in answers.items()
+    }
+    rows = sample_rows(context, answers[settings.policies[0]], answers[settings.policies[-1]])
+    write_samples(rows, context.inputs.run.path / SAMPLES_FILE)
+    context.tracker.log_samples(rows)
+    counts = {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
+    return StageResult(counts, objective=_objective(evaluation[settings.policies[-1]]), evaluation=evaluation)
+
+
+def evaluation_prompts(context: StageContext) -> dict[str, list[Prompt]]:
+    """The same prompts for every run: drawn with the evaluation's own seed.
+
+    Raises:
+        DataError: the data has no such split.
+    """
+    settings = context.settings.evaluate
+    available = context.inputs.data.evaluation_prompts()
+    for split in settings.splits or ():
+        if split not in available:
+            raise DataError(
+                f"The data has no split {split!r}.", where="evaluate.splits", fix=f"use some of {', '.join(available)}"
+            )
+    return {
+        split: Random(f"{settings.seed}:{split}").sample(prompts, min(settings.prompts, len(prompts)))
+        for split, prompts in available.items()
+        if settings.splits is None or split in settings.splits
+    }
+
+
+class PolicyProbe:
+    """A policy, the reference it is compared with, and the reward model that scores it.
+
+    Args:
+        name: of the policy, as the config names it.
+    """
+
+    def __init__(self, context: StageContext, name: str) -> None:
+        settings = context.settings.evaluate
+        source = context.inputs.model(name)
+        self.name = name
+        self.settings = settings
+        self.encoder = context.inputs.encoder(source)
+        self.policy = load_policy(source, context.device)
+        self.reference = FrozenReference(load_policy(context.inputs.model(settings.reference_from), context.device))
+        self.scorer = open_reward_model(context, settings.reward_from, self.encoder) if settings.reward_from else None
+        self.sampler = Sampler(
+            self.policy,
+            self.encoder.tokenizer,
+            temperature=settings.temperature,
+            max_new_tokens=context.settings.rollout.max_new_tokens,
+        )
+
+    def answers(self, split: str, prompts: Sequence[Prompt]) -> Answers:
+        """What the policy says to the prompts of a split; the same whenever it is asked."""
+        torch.manual_seed(self.settings.seed)
+        encoded, _ = self.encoder.prompts(prompts)
+        completions: list[Completion] = []
+        kl: list[float] = []
+        surprise: list[float] = []
+        proxy: list[float] = []
+        size = self.settings.batch_size
+        for start in track(range(0, len(encoded), size), f"Evaluating {self.name} on {split}"):
+            samples = self.sampler.sample(encoded[start : start + size])
+            completions.extend(samples.completions)
+            divergence, negative_logprob = self._measure(samples)
+            kl.extend(divergence.tolist())
+            surprise.extend(negative_logprob.tolist())
+            if self.scorer is not None:
+                proxy.extend(self.scorer.score(samples.completions).tolist())
+        tokens = sum(len(completion.reply_ids) for completion in completions)
+        return Answers(
+            completions=tuple(completions),
+            kl=kl,
+            entropy=sum(surprise) / tokens,
+            proxy=proxy if self.scorer is not None else None,
+        )
+
+    @torch.no_grad()
+    def _measure(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Per reply, summed over its tokens: log pi - log pi_ref, and -log pi; both (batch,)."""
+        mask, temperature = samples.reply_mask, self.settings.temperature
+        length = mask.shape[1]
+        logits, _ = reply_logits(self.policy, samples.sequences, samples.attention_mask, length)
+        logprobs = token_logprobs(logits, samples.sequences[:, -length:], temperature)
+        reference = self.reference.logprobs(samples.sequences, samples.attention_mask, length, temperature)
+        return sequence_sums(k1(logprobs, reference), mask), sequence_sums(-logprobs, mask)
+
+
+def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
+    """Everything that is measured of a policy on a split, with bootstrap 95% intervals."""
+    samples, seed = context.settings.evaluate.bootstrap_samples, context.settings.evaluate.seed
+    completions = answers.completions
+    finished = [completion.finished for completion in completions]
+    figures: dict[str, Any] = {}
+    if isinstance(context.settings.data, CourtesyData):
+        prompts = [completion.prompt for completion in completions]
+        replies = [completion.reply for completion in completions]
+        figures |= gold_figures(prompts, replies, finished, samples, seed)
+    if answers.proxy is not None:
+        proxy = bootstrap_mean(answers.proxy, samples, seed)
+        figures |= {"proxy_reward": proxy.mean, "proxy_reward_ci": proxy.interval}
+    kl = bootstrap_mean(answers.kl, samples, seed)
+    figures |= {"kl": kl.mean, "kl_ci": kl.interval, "entropy": answers.entropy}
+    own_tokens = [done.reply_ids[:-1] if done.finished else done.reply_ids for done in completions]
+    return figures | text_statistics(own_tokens, finished, samples, seed)
+
+
+def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[str, Answers]) -> list[SampleRow]:
+    """The first few prompts of each split, answered by the first policy and by the last."""
+    per_split = max(1, context.settings.evaluate.sample_table // len(before))
+    courtesy = isinstance(context.settings.data, CourtesyData)
+    rows = []
+    for split in before:
+        pairs = zip(before[split].completions, after[split].completions, strict=True)
+        for row, (old, new) in enumerate(list(pairs)[:per_split]):
+            old_proxy, new_proxy = before[split].proxy, after[split].proxy
+            rows.append(
+                SampleRow(
+                    split=split,
+                    prompt=old.prompt.plain(),
+                    before=old.reply,
+                    after=new.reply,
+                    proxy_before=old_proxy[row] if old_proxy is not None else None,
+                    proxy_after=new_proxy[row] if new_proxy is not None else None,
+                    gold_before=_gold(old) if courtesy else None,
+                    gold_after=_gold(new) if courtesy else None,
+                )
+            )
+    return rows
+
+
+def _gold(completion: Completion) -> float:
+    return judge(completion.prompt.last_turn, completion.reply, completion.finished).reward
+
+
+def _objective(by_split: dict[str, dict[str, Any]]) -> float | None:
+    """Gold reward where it is known, else the proxy: on the validation split if there is one, else over all splits."""
+    chosen = [by_split[OBJECTIVE_SPLIT]] if OBJECTIVE_SPLIT in by_split else list(by_split.values())
+    for name in ("gold_reward", "proxy_reward"):
+        if all(name in figures for figures in chosen):
+            return float(sum(figures[name] for figures in chosen) / len(chosen))
+    return None

@@ -1,0 +1,106 @@
+"""Stage `reward_model`: comparisons and a trunk in, a sequence classifier that scores replies out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lightning.algorithms.reward_model import RewardModel, pair_rewards
+from rlhf_lightning.data.collate import collate_preferences
+from rlhf_lightning.data.comparisons import Comparisons
+from rlhf_lightning.data.datamodules import PreferenceDataModule
+from rlhf_lightning.data.encoding import EncodedPreference, Encoder
+from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.evaluation.preference_accuracy import Figures, preference_accuracy
+from rlhf_lightning.experiment.artifacts import finished
+from rlhf_lightning.experiment.progress import track
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.models.loading import new_classifier
+from rlhf_lightning.models.saving import save_classifier
+from rlhf_lightning.records import Preference
+from rlhf_lightning.rewards.classifier import NEGATIVE_LABEL, POSITIVE_LABEL, SCALAR_LABEL, positive_index
+from rlhf_lightning.settings.run import STAGE_NAMES
+
+LABELS = {"scalar": (SCALAR_LABEL,), "classifier": (NEGATIVE_LABEL, POSITIVE_LABEL)}
+
+
+def run_reward_model(context: StageContext) -> StageResult:
+    """Train on pairs, measure on held-out pairs, and leave a Hugging Face directory."""
+    settings = context.settings.reward_model
+    context.seed_everything()
+    train, held_out = _comparisons(context).preferences(settings.pairing)
+    source = context.inputs.model(settings.backbone_from)
+    encoder = context.inputs.encoder(source)
+    pairs = PreferenceDataModule(
+        encoder,
+        train,
+        held_out,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        seed=context.seed,
+    )
+    classifier = new_classifier(source, LABELS[settings.head])
+    classifier.config.pad_token_id = encoder.pad_id
+    positive = positive_index(classifier, None, source.name_or_path)
+    module = RewardModel(
+        classifier, positive, settings, context.inputs.make_optimizer, pairs.steps_per_epoch * settings.epochs
+    )
+    trainer = build_trainer(
+        context,
+        max_epochs=settings.epochs,
+        accumulate=pairs.micro_batches_per_step,
+        max_grad_norm=settings.max_grad_norm,
+        epoch_is_iteration=False,
+    )
+    trainer.fit(module, pairs)
+    save_classifier(classifier, encoder.tokenizer, context.directory)
+    figures = _measure(module, context, encoder, held_out)
+    report = pairs.train_report
+    counts = {
+        "training_pairs": report.kept,
+        "truncated": report.truncated_prompts + report.truncated_replies,
+        "dropped": report.dropped,
+        "indistinct": report.indistinct,
+        "steps": trainer.global_step,
+        "training_accuracy": float(trainer.callback_metrics["reward_model/accuracy"]),
+    }
+    accuracy = figures["accuracy"]
+    assert isinstance(accuracy, float)
+    return StageResult({**figures, **counts}, objective=accuracy)
+
+
+def _comparisons(context: StageContext) -> Comparisons:
+    name = context.settings.reward_model.comparisons_from
+    if name in STAGE_NAMES:
+        return Comparisons.load(finished(context.inputs.run.stage_dir(name), name))
+    if not Path(name).is_dir():
+        raise ArtifactError(
+            "No such directory of comparisons.",
+            where=f"reward_model.comparisons_from={name}",
+            fix="name a directory with train.jsonl and held_out.jsonl, as the comparisons stage leaves it",
+        )
+    return Comparisons.load(name)
+
+
+def _measure(module: RewardModel, context: StageContext, encoder: Encoder, held_out: list[Preference]) -> Figures:
+    """Accuracy on the held-out pairs, beside the trivial baselines."""
+    encoded = [(pair, tokens) for pair in held_out for tokens in encoder.preferences([pair])[0]]
+    module.to(context.device)
+    chosen, rejected = [], []
+    size = context.settings.evaluate.batch_size
+    for start in track(range(0, len(encoded), size), "Scoring held-out pairs"):
+        batch: list[EncodedPreference] = [tokens for _, tokens in encoded[start : start + size]]
+        rewards = pair_rewards(
+            module.classifier,
+            module.positive,
+            collate_preferences(batch, encoder.pad_id, len(batch)).to(context.device),
+        )
+        chosen.extend(rewards[0])
+        rejected.extend(rewards[1])
+    return preference_accuracy(
+        [pair for pair, _ in encoded],
+        chosen,
+        rejected,
+        context.settings.evaluate.bootstrap_samples,
+        context.settings.evaluate.seed,
+    )

@@ -1,0 +1,54 @@
+"""Stage `sft`: demonstrations and a base model in, a policy that imitates them out."""
+
+from __future__ import annotations
+
+import math
+
+from rlhf_lightning.algorithms.sft import SupervisedFineTuning
+from rlhf_lightning.data.datamodules import DemonstrationDataModule
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.models.loading import load_policy
+from rlhf_lightning.models.saving import save_policy
+
+
+def run_sft(context: StageContext) -> StageResult:
+    """Fine-tune on demonstrations and leave a Hugging Face directory."""
+    settings = context.settings.sft
+    context.seed_everything()
+    source = context.inputs.model(settings.policy_from)
+    encoder = context.inputs.encoder(source)
+    demonstrations = DemonstrationDataModule(
+        encoder,
+        context.inputs.data.demonstrations(),
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        validation_fraction=settings.held_out_fraction,
+        seed=context.seed,
+    )
+    policy = load_policy(source)
+    module = SupervisedFineTuning(
+        policy, settings, context.inputs.make_optimizer, demonstrations.steps_per_epoch * settings.epochs
+    )
+    trainer = build_trainer(
+        context,
+        max_epochs=settings.epochs,
+        accumulate=demonstrations.micro_batches_per_step,
+        max_grad_norm=settings.max_grad_norm,
+        epoch_is_iteration=False,
+    )
+    trainer.fit(module, demonstrations)
+    save_policy(policy, encoder.tokenizer, context.directory)
+    report = demonstrations.train_report
+    metrics = {
+        "demonstrations": report.kept,
+        "truncated": report.truncated_prompts + report.truncated_replies,
+        "dropped": report.dropped,
+        "steps": trainer.global_step,
+        "loss": float(trainer.callback_metrics["sft/loss"]),
+    }
+    held_out = trainer.callback_metrics.get("sft/validation_loss")
+    if held_out is None:
+        return StageResult(metrics, objective=-metrics["loss"])
+    metrics |= {"validation_loss": float(held_out), "validation_perplexity": math.exp(min(float(held_out), 50.0))}
+    return StageResult(metrics, objective=-float(held_out))

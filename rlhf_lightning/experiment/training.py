@@ -1,0 +1,85 @@
+"""Lightning's Trainer, configured alike for every stage that trains."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+
+from rlhf_lightning.callbacks.gradient_norm import GradientNorm
+from rlhf_lightning.callbacks.interruption import InterruptionCheckpoint
+from rlhf_lightning.experiment.instantiate import instantiate
+from rlhf_lightning.experiment.stage import StageContext
+
+LOG_EVERY_STEPS = 10
+INTERRUPTED_CHECKPOINT = "interrupted.ckpt"
+
+EXPECTED = (
+    # Batches are made in memory in microseconds: worker processes would only cost.
+    r".*does not have many workers.*",
+    r".*The number of training batches .* is smaller than the logging.*",
+    # The rollout buffer is read by one process, and its length is exact.
+    r".*Your `IterableDataset` has `__len__` defined.*",
+    # Dropout is off on purpose, in training too: old and new log-probs must agree.
+    r".*in eval mode at the start of training.*",
+    # Lightning's own use of a torch function that torch has renamed.
+    r".*isinstance\(treespec, LeafSpec\).*",
+)
+"""Warnings that do not apply here, as regular expressions of their messages."""
+
+
+def build_trainer(
+    context: StageContext,
+    *,
+    max_epochs: int,
+    accumulate: int,
+    max_grad_norm: float,
+    epoch_is_iteration: bool,
+    callbacks: Sequence[Callback] = (),
+) -> pl.Trainer:
+    """A trainer for one stage.
+
+    Interrupted, it leaves `checkpoints/STAGE/interrupted.ckpt` in the run directory.
+
+    Args:
+        accumulate: micro-batches per optimizer step.
+        max_grad_norm: gradients are clipped to this norm.
+        epoch_is_iteration: figures are logged per epoch (PPO iterations) rather than every few steps.
+        callbacks: the stage's own.
+    """
+    settings = context.settings
+    for message in EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
+    extra = [instantiate(entry, allow_targets=settings.allow_targets) for entry in settings.callbacks.extra]
+    watching: list[Callback] = [
+        InterruptionCheckpoint(context.inputs.run.checkpoint_dir(context.name) / INTERRUPTED_CHECKPOINT),
+        GradientNorm(on_step=not epoch_is_iteration),
+        LearningRateMonitor(logging_interval="epoch" if epoch_is_iteration else "step"),
+        *callbacks,
+        *extra,
+    ]
+    show_progress = settings.callbacks.progress_bar and sys.stderr.isatty()
+    if show_progress:
+        watching.append(RichProgressBar(refresh_rate=1))
+    return pl.Trainer(
+        accelerator=settings.trainer.accelerator,
+        devices=settings.trainer.devices,
+        precision=settings.trainer.precision,
+        deterministic=settings.trainer.deterministic,
+        max_epochs=max_epochs,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=max_grad_norm,
+        gradient_clip_algorithm="norm",
+        callbacks=watching,
+        logger=context.tracker.loggers,
+        log_every_n_steps=LOG_EVERY_STEPS,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=show_progress,
+        use_distributed_sampler=False,
+        default_root_dir=context.inputs.run.path,
+    )
