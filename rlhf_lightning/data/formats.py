@@ -13,7 +13,7 @@ many). Every error names the place, the field, what was expected and what was fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args
 
 from rlhf_lightning.data.rows import Fields
@@ -21,7 +21,6 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt, Ranking, Role
 
 Record = Prompt | Demonstration | Preference | Ranking
-RecordKind = Literal["prompt", "demonstration", "preference", "ranking"]
 
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -87,14 +86,6 @@ def parse_ranking(fields: Fields, place: str) -> Ranking:
     if len(ranks) != len(texts):
         _fail(place, name, f"must have one entry for each of the {len(texts)} replies", f"{len(ranks)} entries")
     return Ranking(prompt, tuple(texts), tuple(ranks))
-
-
-PARSERS: Mapping[RecordKind, Callable[[Fields, str], Record]] = {
-    "prompt": parse_prompt,
-    "demonstration": parse_demonstration,
-    "preference": parse_preference,
-    "ranking": parse_ranking,
-}
 
 
 def parse_comparison(fields: Fields, place: str, expected: Literal["preference", "ranking"]) -> Preference | Ranking:

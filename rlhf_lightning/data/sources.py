@@ -110,10 +110,10 @@ class RecordedSource:
     """Records that were read from somewhere, split by a hash of their prompts.
 
     Attributes:
+        held_out_fraction: the expected share of the prompts that is held out.
         given_demonstrations: replies to imitate; where there are none, they are derived from the comparisons.
         given_comparisons: preferences and rankings.
         given_prompts: prompts for rollouts and evaluation; where there are none, those of the other records are.
-        held_out_fraction: the expected share of the prompts that is held out.
         read_report: what was read.
     """
 
