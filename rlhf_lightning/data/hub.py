@@ -5,9 +5,6 @@ Nothing that a dataset brings is executed: `datasets` has no loading scripts any
 
 from __future__ import annotations
 
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +15,9 @@ from datasets import Dataset, DatasetDict
 
 from rlhf_lightning.data.rows import Row
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.models.hub import hub_is_reachable
 from rlhf_lightning.settings.data import HubData
 
-PROBE_SECONDS = 5.0
 BUILDERS = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -79,22 +76,8 @@ def _saved_to_disk(settings: HubData) -> Dataset:
 def _offline_where_unreachable(*, local: bool) -> Iterator[None]:
     """Uses the cache at once where the hub cannot be reached, instead of after half a minute of retries."""
     before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or (not local and not _hub_is_reachable())
+    datasets.config.HF_HUB_OFFLINE = before or (not local and not hub_is_reachable())
     try:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_is_reachable() -> bool:
-    request = urllib.request.Request(datasets.config.HF_ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        # The hub's client may trust certificates that Python's own store lacks.
-        return isinstance(error.reason, ssl.SSLError)
-    except TimeoutError:
-        return False
-    return True
