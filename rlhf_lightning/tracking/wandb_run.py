@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -127,10 +128,7 @@ class WandbRun:
             return "offline"
         if has_credentials():
             return "online"
-        log.info(
-            "No W&B API key: logging offline to %s (upload later: wandb login, then wandb sync).",
-            self.run_dir / "wandb",
-        )
+        _log_once(f"No W&B API key: logging offline to {self.run_dir / 'wandb'} (later: wandb login, then wandb sync).")
         return "offline"
 
     def _init(self, mode: Mode) -> wandb.Run:
@@ -184,3 +182,9 @@ class WandbRun:
         aside = self._identity_path.with_suffix(".json.part")
         aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         aside.replace(self._identity_path)
+
+
+@cache
+def _log_once(message: str) -> None:
+    """Log what every stage of a run would say again."""
+    log.info(message)

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import wandb
 
+CLOUD_HOST = "api.wandb.ai"
+
 
 def server_url() -> str:
     """The server the client would speak to. The client is told to say nothing on the terminal from here on."""
@@ -22,9 +24,14 @@ def has_credentials() -> bool:
     """Whether the client would find an API key without asking: in the environment, its settings or a netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(server_url()).netloc
+    server = server_url()
+    hosts = [urlsplit(server).netloc]
+    if server == wandb.Settings.model_fields["base_url"].default:
+        # W&B's own cloud has gone by more than one name, and keys that were saved under this one still hold.
+        hosts.append(CLOUD_HOST)
     with environment_restored():
-        return bool(wandb.setup().settings.api_key) or any(_knows(path, host) for path in _netrc_files())
+        known = wandb.setup().settings.api_key
+    return bool(known) or any(_knows(path, host) for path in _netrc_files() for host in hosts)
 
 
 def offline_by_environment() -> bool:
@@ -51,6 +58,7 @@ def _netrc_files() -> list[Path]:
 
 def _knows(path: Path, host: str) -> bool:
     try:
-        return netrc.netrc(path).authenticators(host) is not None
+        entry = netrc.netrc(path).authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return False
+    return entry is not None and bool(entry[2])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from rlhf_lightning.evaluation.curves import HistoryRow
-from rlhf_lightning.evaluation.overoptimization import RewardPath, fit_reward, reward_path
+from rlhf_lightning.evaluation.overoptimization import fit_reward, reward_path
 from rlhf_lightning.evaluation.plots.style import BLUE, GREY, INK, ORANGE, new_figure, quiet, save, title
 
 Floats = NDArray[np.float64]
+Side = Literal["top", "center", "bottom"]
 
 
 def overoptimization(history: Sequence[HistoryRow], path: Path) -> Path | None:
@@ -28,10 +30,14 @@ def overoptimization(history: Sequence[HistoryRow], path: Path) -> Path | None:
     figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     quiet(axes)
-    _path(axes, reached, reached.proxy, BLUE, "proxy")
-    if reached.gold is not None:
-        _path(axes, reached, reached.gold, ORANGE, "gold")
-        _gold_fit(axes, reached)
+    if reached.gold is None:
+        _path(axes, reached.distance, reached.proxy, BLUE, "proxy", "center")
+    else:
+        # The names stand on the far sides of each other, so that they stay apart where the curves end together.
+        proxy_above = bool(reached.proxy[-1] >= reached.gold[-1])
+        _path(axes, reached.distance, reached.proxy, BLUE, "proxy", "bottom" if proxy_above else "top")
+        _path(axes, reached.distance, reached.gold, ORANGE, "gold", "top" if proxy_above else "bottom")
+        _gold_fit(axes, reached.distance, reached.gold)
     axes.set_xlim(left=0.0)
     axes.margins(x=0.12)
     axes.set_xlabel("√KL to the reference (KL in nats a reply)", fontsize=9, color=GREY)
@@ -40,26 +46,19 @@ def overoptimization(history: Sequence[HistoryRow], path: Path) -> Path | None:
     return save(figure, path)
 
 
-def _path(axes: Axes, reached: RewardPath, reward: Floats, colour: str, name: str) -> None:
-    axes.plot(reached.distance, reward, color=colour, alpha=0.35, linewidth=1.0)
-    axes.scatter(reached.distance, reward, color=colour, s=14, linewidths=0, zorder=3)
-    axes.annotate(
-        name,
-        (reached.distance[-1], reward[-1]),
-        xytext=(8, 0),
-        textcoords="offset points",
-        color=colour,
-        fontsize=11,
-        fontweight="bold",
-        va="center",
-    )
+def _path(axes: Axes, distance: Floats, reward: Floats, colour: str, name: str, side: Side) -> None:
+    axes.plot(distance, reward, color=colour, alpha=0.35, linewidth=1.0)
+    axes.scatter(distance, reward, color=colour, s=14, linewidths=0, zorder=3)
+    end = (float(distance[-1]), float(reward[-1]))
+    label = axes.annotate(name, end, xytext=(8, 0), textcoords="offset points", color=colour, va=side)
+    label.set(fontsize=11, fontweight="bold")
 
 
-def _gold_fit(axes: Axes, reached: RewardPath) -> None:
-    fit = fit_reward(reached.distance, reached.gold) if reached.gold is not None else None
+def _gold_fit(axes: Axes, distance: Floats, gold: Floats) -> None:
+    fit = fit_reward(distance, gold)
     if fit is None:
         return
-    grid = np.linspace(0.0, float(reached.distance.max()), 200)
+    grid = np.linspace(0.0, float(distance.max()), 200)
     axes.plot(grid, fit.at(grid), color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=4)
     peak = fit.peak
     if peak is not None and peak < grid[-1]:
@@ -68,9 +67,10 @@ def _gold_fit(axes: Axes, reached: RewardPath) -> None:
         axes.annotate(
             f"fitted gold peaks at KL {peak**2:.1f}",
             (peak, height),
-            xytext=(0, 10),
+            xytext=(0, -10),
             textcoords="offset points",
             ha="center",
+            va="top",
             fontsize=9,
             color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
