@@ -1,0 +1,89 @@
+"""Tiny models with random weights and a tokenizer of a few words, made in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+VOCABULARY = 50
+"""Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""
+
+
+@pytest.fixture(scope="session")
+def make_words() -> Callable[..., PreTrainedTokenizerFast]:
+    """Builds tokenizers that split at spaces; `w7` has id 7, `<pad>` 0, `<eos>` 1 and `<unk>` 2."""
+
+    def build(*, pad: str | None = "<pad>", eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
+        tokens = ["<pad>", "<eos>", "<unk>", *(f"w{index}" for index in range(3, VOCABULARY))]
+        backend = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
+        backend.pre_tokenizer = WhitespaceSplit()
+        named = {"pad_token": pad, "eos_token": eos, "unk_token": "<unk>"}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, **{name: token for name, token in named.items() if token is not None}
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def words(make_words: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    return make_words()
+
+
+def _config(kind: str, values: dict[str, Any]) -> PreTrainedConfig:
+    # Weights ten times as large as usual: what a model says then depends visibly on what it reads.
+    shared = {"vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 1, **values}
+    if kind == "gpt2":
+        return GPT2Config(**{"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, **shared})
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaConfig(**{**sizes, "num_key_value_heads": 1, "max_position_embeddings": 64, **shared})
+
+
+@pytest.fixture(scope="session")
+def make_policy() -> Callable[..., PreTrainedModel]:
+    """Builds language models of two layers and 16 dimensions, `llama` or `gpt2`, as a function of the seed."""
+
+    def build(kind: str = "llama", seed: int = 0, **config: Any) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        model_class: Any = {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}[kind]
+        model: PreTrainedModel = model_class(_config(kind, config)).eval()
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_reward_model() -> Callable[..., PreTrainedModel]:
+    """Builds sequence classifiers of the same size; `labels` are their names in the order of the logits."""
+
+    def build(
+        kind: str = "llama", seed: int = 0, labels: tuple[str, ...] = ("reward",), **config: Any
+    ) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        names = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
+        model_class: Any = {"llama": LlamaForSequenceClassification, "gpt2": GPT2ForSequenceClassification}[kind]
+        model: PreTrainedModel = model_class(_config(kind, {"pad_token_id": 0, **names, **config})).eval()
+        return model
+
+    return build
