@@ -103,6 +103,11 @@ class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
         """Optimizer steps of an epoch."""
         return len(self.train) // self.batch_size
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, trained on or held out."""
+        return max((weight.length for weight in self.train_weights + self.held_out_weights), default=0)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training micro-batches.
 

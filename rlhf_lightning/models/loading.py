@@ -166,10 +166,22 @@ def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def position_limit(model: PreTrainedModel) -> int | None:
-    """How many tokens the model reads at most, where its config says so."""
+def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
+    """Check that the model reads sequences of that many tokens, where its config states a limit.
+
+    Args:
+        where: the config keys that decide the length.
+
+    Raises:
+        ModelError: it does not.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    if isinstance(limit, int) and 0 < limit < tokens:
+        raise ModelError(
+            f"Prompt and reply take up to {tokens} tokens, and the model reads {limit}.",
+            where=where,
+            fix=f"lower them so that their sum is at most {limit}",
+        )
 
 
 @contextmanager

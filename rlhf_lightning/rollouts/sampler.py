@@ -13,8 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.encoding import EncodedPrompt
-from rlhf_lightning.errors import ModelError
-from rlhf_lightning.models.loading import position_limit
+from rlhf_lightning.models.loading import require_positions
 from rlhf_lightning.records import Prompt
 
 
@@ -91,7 +90,9 @@ class Sampler:
         """
         batch = collate_prompts(prompts, self.pad_id).to(self.model.device)
         prompt_length = batch.input_ids.shape[1]
-        self._check_positions(prompt_length)
+        require_positions(
+            self.model, prompt_length + self.max_new_tokens, "data.max_prompt_length and rollout.max_new_tokens"
+        )
         with torch.no_grad(), own_generation_config(self.model, self._config):
             sequences = self._generate(batch.input_ids, attention_mask=batch.attention_mask)
         replies = sequences[:, prompt_length:]
@@ -119,16 +120,6 @@ class Sampler:
             Completion(prompt.prompt, prompt.prompt_ids, row, text, done)
             for prompt, row, text, done in zip(prompts, rows, texts, finished.tolist(), strict=True)
         )
-
-    def _check_positions(self, prompt_length: int) -> None:
-        limit = position_limit(self.model)
-        if limit is not None and prompt_length + self.max_new_tokens > limit:
-            raise ModelError(
-                f"A prompt of {prompt_length} tokens and a reply of up to {self.max_new_tokens} do not fit into the "
-                f"model's {limit} positions.",
-                where="data.max_prompt_length and rollout.max_new_tokens",
-                fix=f"lower them so that their sum is at most {limit}",
-            )
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
