@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +39,8 @@ ROWS = (
     Row("eos_rate", "ended", "percent"),
     Row("repetition", "repetition", "percent"),
 )
+LABEL_WIDTH, COLUMN_WIDTH = 16, 16
+"""Characters of the first column and of each other one, with the space between columns."""
 COURTESY_KEY = "gold_reward"
 ONLY_WITHOUT_GOLD = ("eos_rate", "repetition")
 """In the courtesy world a reply that repeats itself or does not end is malformed, which the table shows."""
@@ -53,7 +55,7 @@ def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
     """
     parts: list[RenderableType] = []
     if metrics.get("evaluate"):
-        parts.append(_policies(metrics["evaluate"]))
+        parts.append(PolicyTable(metrics["evaluate"]))
     stages: Metrics = metrics.get("stages", {})
     if "accuracy" in stages.get("reward_model", {}):
         parts.append(_reward_model(stages["reward_model"]))
@@ -63,35 +65,44 @@ def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
     return Group(*parts)
 
 
-def _policies(evaluate: Mapping[str, Mapping[str, Metrics]]) -> Table:
-    """A row a figure, a column a policy on a split; narrow enough for 80 characters with two of each."""
-    splits = list(dict.fromkeys(split for of_policy in evaluate.values() for split in of_policy))
-    columns = [
-        (split, policy, of_policy[split])
-        for split in splits
-        for policy, of_policy in evaluate.items()
-        if split in of_policy
-    ]
-    gold = any(COURTESY_KEY in figures for _, _, figures in columns)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title="Evaluation",
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("split\npolicy", no_wrap=True)
-    for split, policy, _ in columns:
-        table.add_column(f"{split}\n{policy}", justify="right", no_wrap=True)
-    for row in ROWS:
-        everyone = [figures for _, _, figures in columns]
-        if not any(row.key in figures for figures in everyone) or (gold and row.key in ONLY_WITHOUT_GOLD):
-            continue
-        table.add_row(row.name, *(_cell(figures, row) for figures in everyone))
-        if row.key == COURTESY_KEY:
-            table.add_row(Text("  95% interval", style="dim"), *(_interval(figures, row) for figures in everyone))
-    return table
+class PolicyTable:
+    """A row a figure, a column a policy on a split; splits that do not fit the terminal beside each other stand below.
+
+    Args:
+        evaluate: figures by policy and split, as under `evaluate` in `metrics.json`.
+    """
+
+    def __init__(self, evaluate: Mapping[str, Mapping[str, Metrics]]) -> None:
+        self.evaluate = evaluate
+        self.splits = list(dict.fromkeys(split for by_split in evaluate.values() for split in by_split))
+        present = {key for by_split in evaluate.values() for figures in by_split.values() for key in figures}
+        gold = COURTESY_KEY in present
+        self.rows = [row for row in ROWS if row.key in present and not (gold and row.key in ONLY_WITHOUT_GOLD)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("Evaluation", style="bold")
+        beside = max(1, (options.max_width - LABEL_WIDTH) // (COLUMN_WIDTH * len(self.evaluate)))
+        for start in range(0, len(self.splits), beside):
+            yield self._table(self.splits[start : start + beside])
+
+    def _table(self, splits: Sequence[str]) -> Table:
+        columns = [
+            (split, policy, by_split[split])
+            for split in splits
+            for policy, by_split in self.evaluate.items()
+            if split in by_split
+        ]
+        table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        table.add_column("split\npolicy", no_wrap=True, min_width=LABEL_WIDTH - 2)
+        for split, policy, _ in columns:
+            table.add_column(f"{split}\n{policy}", justify="right", no_wrap=True, min_width=COLUMN_WIDTH - 2)
+        for row in self.rows:
+            table.add_row(row.name, *(_cell(figures, row) for _, _, figures in columns))
+            if row.key == COURTESY_KEY:
+                table.add_row(
+                    Text("  95% interval", style="dim"), *(_interval(figures, row) for *_, figures in columns)
+                )
+        return table
 
 
 def _cell(figures: Metrics, row: Row) -> str:

@@ -46,6 +46,15 @@ def test_two_policies_on_two_splits_fit_eighty_characters(tmp_path: Path) -> Non
     assert not any("…" in line for line in lines), "nothing is cut off"
 
 
+@pytest.mark.parametrize(("width", "tables"), [(50, 3), (80, 2), (120, 1)])
+def test_splits_that_do_not_fit_beside_each_other_stand_below(tmp_path: Path, width: int, tables: int) -> None:
+    evaluate = {policy: {**by_split, "validation": by_split["iid"]} for policy, by_split in COURTESY.items()}
+    lines = _shown(render_summary({"evaluate": evaluate}, tmp_path), width)
+    assert sum(line.strip().startswith("split") for line in lines) == tables
+    assert sum(line.count("[-0.61, -0.40]") for line in lines) == 2
+    assert not any("…" in line for line in lines)
+
+
 def test_real_data_shows_form_and_the_reward_model_beside_its_baselines(tmp_path: Path) -> None:
     metrics = {
         "evaluate": {"ppo": {"held_out": {"proxy_reward": 1.1, "kl": 9.0, "eos_rate": 0.25, "repetition": 0.5}}},

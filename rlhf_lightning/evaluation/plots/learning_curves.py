@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
-from rlhf_lightning.evaluation.plots.style import BLUE, GREY, PALE, VERMILION, new_figure, quiet, save, title
+from rlhf_lightning.evaluation.plots.style import BLUE, GREY, ORANGE, PALE, VERMILION, new_figure, quiet, save, title
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,7 @@ class Panel:
     """One learning curve.
 
     Attributes:
+        held_out: the same metric on held-out data, drawn beside it.
         level: a value worth a line of its own (no correlation, a coin's accuracy, an unchanged policy).
     """
 
@@ -33,13 +34,25 @@ class Panel:
     title: str
     note: str = ""
     level: float | None = None
+    held_out: str | None = None
 
 
 SUPERVISED = (
-    Panel("sft", "sft/loss", "SFT loss", "nats a token"),
-    Panel("sft", "sft/perplexity", "SFT perplexity"),
-    Panel("reward_model", "reward_model/loss", "Reward model loss", level=math.log(2)),
-    Panel("reward_model", "reward_model/accuracy", "Reward model accuracy", level=0.5),
+    Panel("sft", "sft/loss", "SFT loss", "nats a token", held_out="sft/validation_loss"),
+    Panel(
+        "reward_model",
+        "reward_model/loss",
+        "Reward model loss",
+        level=math.log(2),
+        held_out="reward_model/validation_loss",
+    ),
+    Panel(
+        "reward_model",
+        "reward_model/accuracy",
+        "Reward model accuracy",
+        level=0.5,
+        held_out="reward_model/validation_accuracy",
+    ),
     Panel("reward_model", "reward_model/margin", "Reward model margin", level=0.0),
 )
 REINFORCED = (
@@ -62,32 +75,43 @@ REINFORCED = (
 def learning_curves(history: Sequence[HistoryRow], path: Path) -> Path | None:
     """Small multiples of what the training stages logged; returns None where they logged none of it.
 
-    Supervised stages over optimizer steps, PPO over episodes. Where a curve has many points its running mean is drawn
-    over the pale points. A figure that was not finite is marked by a red cross on the axis.
+    Supervised stages over optimizer steps (figures on held-out data beside them), PPO over episodes. Where a curve has
+    many points its running mean is drawn over the pale points. A figure that was not finite is marked by a red cross
+    on the axis.
     """
-    sections = [
-        [(panel, points(history, panel.stage, panel.metric)) for panel in part] for part in (SUPERVISED, REINFORCED)
-    ]
-    sections = [[(panel, curve) for panel, curve in part if curve] for part in sections]
+    logged = {(row.stage, row.name) for row in history}
+    sections = [[panel for panel in part if (panel.stage, panel.metric) in logged] for part in (SUPERVISED, REINFORCED)]
     rows = [part[start : start + COLUMNS] for part in sections for start in range(0, len(part), COLUMNS)]
     if not rows:
         return None
     figure = new_figure(3.1 * COLUMNS, 2.2 * len(rows))
     grid = figure.add_gridspec(len(rows), COLUMNS)
     for row, panels in enumerate(rows):
-        for column, (panel, curve) in enumerate(panels):
-            _learning_curve(figure.add_subplot(grid[row, column]), panel, curve)
+        for column, panel in enumerate(panels):
+            _draw(figure.add_subplot(grid[row, column]), panel, history)
     return save(figure, path)
 
 
-def _learning_curve(axes: Axes, panel: Panel, curve: Sequence[Point]) -> None:
+def _draw(axes: Axes, panel: Panel, history: Sequence[HistoryRow]) -> None:
     quiet(axes)
+    if panel.level is not None:
+        axes.axhline(panel.level, color=PALE, linewidth=1.0, zorder=0)
+    curve = points(history, panel.stage, panel.metric)
     by_episodes = all(point.episodes is not None for point in curve)
+    finite = _curve(axes, curve, by_episodes)
+    title(axes, panel.title, *((panel.note,) if finite else ("x: not finite", VERMILION)))
+    if panel.held_out is not None:
+        _held_out(axes, points(history, panel.stage, panel.held_out))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xlabel("episodes" if by_episodes else "steps", fontsize=8, color=GREY, loc="right", labelpad=1)
+
+
+def _curve(axes: Axes, curve: Sequence[Point], by_episodes: bool) -> bool:
+    """Draw one curve; returns whether all of it was finite."""
     x = np.asarray([point.episodes if by_episodes else point.step for point in curve], dtype=np.float64)
     raw = np.asarray([point.value for point in curve], dtype=np.float64)
     y = np.where(np.isfinite(raw), raw, np.nan)
-    if panel.level is not None:
-        axes.axhline(panel.level, color=PALE, linewidth=1.0, zorder=0)
     window = len(y) // 20
     if window >= 2:
         axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=0.8)
@@ -98,12 +122,17 @@ def _learning_curve(axes: Axes, panel: Panel, curve: Sequence[Point]) -> None:
     if lost.any():
         rim = axes.get_xaxis_transform()
         axes.plot(x[lost], np.zeros(lost.sum()), "x", color=VERMILION, markersize=5, transform=rim, clip_on=False)
-        title(axes, panel.title, "x: not finite", note_colour=VERMILION)
-    else:
-        title(axes, panel.title, panel.note)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("episodes" if by_episodes else "steps", fontsize=8, color=GREY, loc="right", labelpad=1)
+    return not lost.any()
+
+
+def _held_out(axes: Axes, curve: Sequence[Point]) -> None:
+    finite = [point for point in curve if math.isfinite(point.value)]
+    if not finite:
+        return
+    steps, values = [point.step for point in finite], [point.value for point in finite]
+    axes.plot(steps, values, color=ORANGE, linewidth=1.6, marker="o", markersize=4)
+    label = axes.annotate("held out", (steps[-1], values[-1]), xytext=(0, 6), textcoords="offset points")
+    label.set(color=ORANGE, fontsize=8, fontweight="bold", horizontalalignment="right", in_layout=False)
 
 
 def _running_mean(values: Floats, window: int) -> Floats:

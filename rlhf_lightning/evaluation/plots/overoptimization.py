@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rlhf_lightning.evaluation.curves import HistoryRow
 from rlhf_lightning.evaluation.overoptimization import fit_reward, reward_path
-from rlhf_lightning.evaluation.plots.style import BLUE, GREY, INK, ORANGE, new_figure, quiet, save, title
+from rlhf_lightning.evaluation.plots.style import BLUE, GREY, INK, ORANGE, PALE, new_figure, quiet, save, title
 
 Floats = NDArray[np.float64]
 Side = Literal["top", "center", "bottom"]
@@ -64,14 +64,14 @@ def _gold_fit(axes: Axes, distance: Floats, gold: Floats) -> None:
     if peak is not None and peak < grid[-1]:
         height = float(fit.at(np.asarray([peak]))[0])
         axes.plot([peak], [height], marker="o", markersize=6, markerfacecolor="white", markeredgecolor=INK, zorder=5)
+        foot = axes.get_xaxis_transform()
+        axes.vlines(peak, axes.get_ylim()[0], height, color=PALE, linewidth=1.0, zorder=0)
         axes.annotate(
             f"fitted gold peaks at KL {peak**2:.1f}",
-            (peak, height),
-            xytext=(0, -10),
+            (peak, 0.02),
+            xycoords=foot,
+            xytext=(4, 0),
             textcoords="offset points",
-            ha="center",
-            va="top",
             fontsize=9,
             color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
