@@ -40,9 +40,6 @@ class Estimate:
         """`[low, high]`, as `metrics.json` spells it."""
         return [self.low, self.high]
 
-    def excludes_zero(self) -> bool:
-        return self.low > 0.0 or self.high < 0.0
-
 
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
 
