@@ -53,7 +53,7 @@ class Sweep:
 def run_sweep(tree: ConfigTree, overrides: Sequence[str]) -> int:
     """Checks every job of a sweep, runs them, and prints how they ended."""
     checked = check_sweep(tree, overrides)
-    sweep = Sweep(Path(checked[0].hydra.sweep.dir).absolute())
+    sweep = Sweep(checked[0].directories.sweep.absolute())
     check_run_directory(sweep.directory)
     texts = [*as_hydra_reads(tree, tree.parse(overrides)), f"hydra.sweep.dir={sweep.directory}", "hydra.mode=MULTIRUN"]
     interrupted = False

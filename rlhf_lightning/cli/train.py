@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
     """Checks one run and carries it out in this process."""
     checked = check_run(tree, overrides)
-    directory = Path(checked.hydra.run.dir)
+    directory = checked.directories.run
     if not joins_a_run():
         check_run_directory(directory)
     outcomes: list[Outcome] = []

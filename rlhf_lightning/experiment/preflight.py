@@ -6,12 +6,13 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
@@ -40,11 +41,28 @@ JOBS_NAMED = 3
 
 
 @dataclass(frozen=True)
+class Directories:
+    """Where Hydra will put a single run, and where a sweep."""
+
+    run: Path
+    sweep: Path
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A job's config with its values set: plain, with what could not be set or worked out."""
+
+    plain: dict[str, Any]
+    directories: Directories
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
 class Checked:
-    """One job, checked: its settings where they could be made, and what is wrong with it."""
+    """One job, checked: its settings where they could be made, where Hydra will put it, and what is wrong with it."""
 
     settings: RunSettings | None
-    hydra: DictConfig
+    directories: Directories
     problems: tuple[Problem, ...]
 
 
@@ -67,13 +85,8 @@ def check_run(tree: ConfigTree, overrides: Sequence[str], *, to_show: bool = Fal
         )
         for override in swept
     ]
-    single = [override for override in parsed if override not in swept]
-    checked = check_job(tree, single, to_show=to_show)
+    checked = check_job(tree, [override for override in parsed if override not in swept], to_show=to_show)
     problems += checked.problems
-    if checked.hydra.mode == RunMode.MULTIRUN:
-        source = _source(tree, sort_overrides(tree, single), "hydra.mode", "")
-        what = "a sweep is asked for with -m on the command line, not by a key"
-        problems.append(Problem("hydra.mode", what, source, "drop it and add -m"))
     if problems:
         raise ConfigError(problems)
     return checked
@@ -86,7 +99,7 @@ def check_sweep(tree: ConfigTree, overrides: Sequence[str]) -> list[Checked]:
         ConfigError: with everything that is wrong; a problem that only some jobs have names them.
     """
     jobs = split_jobs(tree, overrides)
-    checked = [check_job(tree, tree.parse(job)) for job in jobs]
+    checked = [check_job(tree, tree.parse(job), to_sweep=True) for job in jobs]
     seen: dict[Problem, list[int]] = {}
     for number, result in enumerate(checked):
         for problem in result.problems:
@@ -96,7 +109,9 @@ def check_sweep(tree: ConfigTree, overrides: Sequence[str]) -> list[Checked]:
     return checked
 
 
-def check_job(tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool = False) -> Checked:
+def check_job(
+    tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool = False, to_sweep: bool = False
+) -> Checked:
     """Composes and checks one job; all problems are in the result, none is raised but a tree that cannot be composed.
 
     Where a value is wrong, the one it was to replace stands in for it in the checks that follow, so that one mistake
@@ -107,25 +122,25 @@ def check_job(tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool 
     """
     job = sort_overrides(tree, overrides)
     composed = tree.compose(tuple(as_hydra_reads(tree, job.choices)))
-    plain, unresolved = _assemble(composed, job.values)
+    assembled = _assemble(composed, job.values)
+    plain, directories = assembled.plain, assembled.directories
     settings, wrong = _attempt(plain)
-    problems = _distinct([*job.problems, *unresolved, *wrong])
+    problems = _distinct([*job.problems, *_hydra_problems(composed, to_sweep), *assembled.problems, *wrong])
     problems = [_sourced(tree, job, problem) for problem in problems]
     if to_show:
-        return Checked(settings, composed.hydra, tuple(problem for problem in problems if not _is_gap(problem)))
+        return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
-        settings = repaired(plain, _assemble(tree.compose(()), ())[0])
+        settings = repaired(plain, _assemble(tree.compose(()), ()).plain)
     keys = {problem.key for problem in problems}
-    later = [*_inert_problems(plain, job, keys), *_moving_problems(composed)]
+    later = _inert_problems(plain, job, keys)
     if settings is not None:
         joint = [*cross_field_problems(settings), *surrounding_problems(settings)]
         later += [problem for problem in joint if not _concerns(problem, keys)]
     later = [_sourced(tree, job, problem) for problem in later]
-    return Checked(settings, _paths_of(composed, plain), tuple(_distinct([*problems, *later])))
+    return Checked(settings, directories, tuple(_distinct([*problems, *later])))
 
 
-def _assemble(composed: DictConfig, values: Sequence[Override]) -> tuple[dict[str, Any], list[Problem]]:
-    """The composed config with values set on it, plain, and what could not be set or worked out."""
+def _assemble(composed: DictConfig, values: Sequence[Override]) -> Assembled:
     config = copy.deepcopy(composed)
     problems = []
     for override in values:
@@ -138,12 +153,21 @@ def _assemble(composed: DictConfig, values: Sequence[Override]) -> tuple[dict[st
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(config)
+        directories = Directories(*(Path(_worked_out(config, f"hydra.{kind}.dir")) for kind in ("run", "sweep")))
         with open_dict(config):
             del config["hydra"]
         plain, unresolved = resolve(config)
     finally:
         HydraConfig.instance().cfg = before
-    return plain, [*problems, *unresolved]
+    return Assembled(plain, directories, (*problems, *unresolved))
+
+
+def _worked_out(config: DictConfig, key: str) -> str:
+    """A value as text; empty where it cannot be worked out, which is reported for the key that it refers to."""
+    try:
+        return str(OmegaConf.select(config, key))
+    except OmegaConfBaseException:
+        return ""
 
 
 def _as_if_running(config: DictConfig) -> None:
@@ -178,11 +202,16 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
     return problems
 
 
-def _moving_problems(composed: DictConfig) -> list[Problem]:
-    if not composed.hydra.job.chdir:
-        return []
-    what = "paths in the config are relative to where the program was started, and this would move it"
-    return [Problem("hydra.job.chdir", what, fix="leave it false; a run writes to paths.run_dir")]
+def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
+    """What Hydra would be told to do behind the command line's back."""
+    problems = []
+    if composed.hydra.mode == RunMode.MULTIRUN and not to_sweep:
+        what = "a sweep is asked for with -m on the command line, not by a key"
+        problems.append(Problem("hydra.mode", what, fix="drop it and add -m"))
+    if composed.hydra.job.chdir:
+        what = "paths in the config are relative to where the program was started, and this would move it"
+        problems.append(Problem("hydra.job.chdir", what, fix="leave it false; a run writes to paths.run_dir"))
+    return problems
 
 
 def _sourced(tree: ConfigTree, job: JobOverrides, problem: Problem) -> Problem:
@@ -228,12 +257,3 @@ def _in_jobs(problem: Problem, numbers: Sequence[int], jobs: Sequence[Sequence[s
     named = "; ".join(f"job {number}: {' '.join(jobs[number])}" for number in numbers[:JOBS_NAMED])
     more = f"; and {len(numbers) - JOBS_NAMED} more" if len(numbers) > JOBS_NAMED else ""
     return replace(problem, source=", ".join(filter(None, [problem.source, f"{named}{more}"])))
-
-
-def _paths_of(composed: DictConfig, plain: Mapping[str, Any]) -> DictConfig:
-    """Hydra's own node beside the job's final values, so that `hydra.run.dir` resolves to what it will be."""
-    config = copy.deepcopy(composed)
-    with open_dict(config):
-        config.merge_with({"paths": plain.get("paths", {})})
-    node: DictConfig = config.hydra
-    return node

@@ -35,7 +35,10 @@ PACKAGES = (
     "tokenizers",
     "numpy",
 )
-SECRET = re.compile(r"((?:^|[\s.&?])[\w.-]*(?:key|token|secret|password)[\w-]*=)[^\s&]+", re.IGNORECASE)
+SECRET = re.compile(
+    r"""((?<![A-Za-z])(?:(?:api|access|secret|private)[_-]?key|token|secret|password)["']?(?:=|:[ ]+(?=\S+$)))[^\s&]+""",
+    re.IGNORECASE | re.MULTILINE,
+)
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 LONGEST_DIFF = 1_000_000
 """Characters of an uncommitted diff that are kept."""

@@ -1,0 +1,52 @@
+"""A pipeline that does nothing but what a test tells it to, in this process or in the processes of a sweep."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.settings.run import RunSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Pipeline = Callable[[RunSettings, RunDirectory], None]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def use_pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pipeline], None]:
+    """Puts a function in the pipeline's place for runs in this process."""
+
+    def use(pipeline: Pipeline) -> None:
+        monkeypatch.setattr("rlhf_lightning.experiment.run._run_pipeline", pipeline)
+
+    return use
+
+
+@pytest.fixture
+def child_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """The environment of a process in which `run_pipeline(settings, run_dir)` has the given body."""
+
+    def environment(body: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("startup")
+        function = "def run_pipeline(settings, run_dir):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        startup = (
+            "import sys, types\n"
+            f"module = types.ModuleType('rlhf_lightning.experiment.pipeline')\nexec({function!r}, module.__dict__)\n"
+            "sys.modules['rlhf_lightning.experiment.pipeline'] = module\n"
+        )
+        (folder / "sitecustomize.py").write_text(startup)
+        return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+
+    return environment
