@@ -80,12 +80,12 @@ def read_architectures(directory: Path) -> list[str]:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architectures = config.get("architectures")
+    except (OSError, ValueError, AttributeError) as error:
         raise ArtifactError(
             "Not a model directory: its config.json cannot be read.",
             where=str(path),
             fix="name a directory written by save_pretrained, or by a stage of rlhf train",
         ) from error
-    architectures = config.get("architectures")
     return list(architectures) if architectures else []

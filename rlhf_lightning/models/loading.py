@@ -6,8 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -47,12 +50,17 @@ def load_policy(source: ModelSource, device: torch.device | None = None) -> PreT
                 fix="name the directory of a language model (a stage sft or ppo)",
             )
     arguments = source.loading_arguments()
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     with _loading_errors(source, "a causal language model"):
-        model = AutoModelForCausalLM.from_pretrained(
-            source.name_or_path, dtype=getattr(torch, source.dtype), use_safetensors=True, **arguments
+        model, info = from_pretrained(
+            source.name_or_path,
+            dtype=getattr(torch, source.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments,
         )
-    nn.Module.to(model, device)
-    return disable_dropout(model)
+    _require_all_weights(info, source, what="a whole language model", fix="name one that has its head")
+    return disable_dropout(model.to(device))
 
 
 def load_classifier(source: ModelSource) -> PreTrainedModel:
@@ -80,12 +88,7 @@ def load_classifier(source: ModelSource) -> PreTrainedModel:
             output_loading_info=True,
             **arguments,
         )
-    if info["missing_keys"]:
-        raise ArtifactError(
-            f"Not a finished reward model: the weights {sorted(info['missing_keys'])} are missing.",
-            where=source.name_or_path,
-            fix="name a trained sequence classifier",
-        )
+    _require_all_weights(info, source, what="a finished reward model", fix="name a trained sequence classifier")
     return disable_dropout(model)
 
 
@@ -154,13 +157,14 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """Set every dropout probability to 0: old and new log-probs must come from the same function.
 
-    Some attention layers keep their probability as a plain attribute, so modules of class Dropout are not enough.
+    Some layers keep a probability as a plain attribute (`attention_dropout`, `attn_pdrop`, `layerdrop`), so modules of
+    class Dropout are not enough.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+            if isinstance(value, float) and "drop" in name:
                 setattr(module, name, 0.0)
     model.eval()
     return model
@@ -184,13 +188,23 @@ def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
         )
 
 
+def _require_all_weights(info: dict[str, Any], source: ModelSource, *, what: str, fix: str) -> None:
+    """Transformers fills what a directory does not hold with random numbers."""
+    if info["missing_keys"]:
+        raise ArtifactError(
+            f"Not {what}: the weights {', '.join(sorted(info['missing_keys']))} are missing.",
+            where=source.name_or_path,
+            fix=fix,
+        )
+
+
 @contextmanager
 def _loading_errors(source: ModelSource, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(
-            f"Cannot open {what}: {str(error).strip().splitlines()[0]}",
+            f"Cannot open {what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
             where=source.name_or_path,
             fix="check that it is a Transformers model of that kind with safetensors weights and a tokenizer",
         ) from error
