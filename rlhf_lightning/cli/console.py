@@ -9,6 +9,15 @@ from rich.text import Text
 from rlhf_lightning.errors import ConfigError, Problem, RlhfError
 from rlhf_lightning.experiment.run import Outcome
 
+PIPED_WIDTH = 160
+"""Columns of a table that is not printed on a terminal."""
+
+
+def stdout() -> Console:
+    """The console for results."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+
 
 def stderr() -> Console:
     """The console for everything that is not a result."""
@@ -25,7 +34,8 @@ def show_error(error: RlhfError) -> None:
         body: RenderableType = Group(Text(error.what), *(_problem(problem) for problem in error.problems))
         console.print(Panel(body, title="config error", border_style="red", title_align="left"), soft_wrap=False)
         return
-    console.print(Panel(_lines(error.what, error.where, error.fix), title=_title(error), border_style="red"))
+    body = _lines(error.what, error.where, error.fix)
+    console.print(Panel(body, title=_title(error), border_style="red", title_align="left"))
 
 
 def show_outcome(outcome: Outcome) -> None:

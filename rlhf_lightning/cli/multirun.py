@@ -13,9 +13,10 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
@@ -104,23 +105,25 @@ def _settle(run_dir: RunDirectory, code: int) -> None:
 
 
 def show_jobs(sweep: Sweep) -> None:
-    """Prints a table of a sweep's jobs."""
-    table = Table(title=f"sweep {sweep.directory}", title_justify="left", box=None, pad_edge=False)
-    for name in ("job", "overrides", "state", "objective", "seconds", "directory"):
+    """Prints a table of a sweep's jobs: what each was told apart from the others, and how it ended."""
+    jobs = sweep.jobs
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "overrides", "state", "objective", "seconds"):
         table.add_column(name, overflow="fold", justify="right" if name in ("objective", "seconds") else "left")
-    for job in sweep.jobs:
+    for job in jobs:
         status = job.status
         objective = (job.metrics or {}).get("objective")
         seconds = (datetime.fromisoformat(status.updated) - datetime.fromisoformat(status.started)).total_seconds()
+        told = Text(" ".join(override for override in job.overrides if override not in shared))
         table.add_row(
-            job.path.name,
-            " ".join(job.overrides),
-            status.state,
-            "" if objective is None else f"{objective:.3f}",
-            f"{seconds:.0f}",
-            job.path.name + "/",
+            job.path.name, told, status.state, "" if objective is None else f"{objective:.3f}", f"{seconds:.0f}"
         )
-    Console().print(table)
+    console = stdout()
+    if shared:
+        console.print(Text(f"all jobs: {' '.join(override for override in jobs[0].overrides if override in shared)}"))
+    console.print(table)
+    console.print(Text(f"directories: {sweep.directory}/JOB"), soft_wrap=True)
 
 
 def _call(command: Sequence[str]) -> int:

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,10 +66,6 @@ def read_texts(given: Sequence[str]) -> list[str]:
 
 def show_scores(scores: Sequence[TextScore]) -> None:
     """Prints a table: one row a text, one column a label."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, pad_edge=False)
     table.add_column("text", overflow="fold")
     labels = list(scores[0].logits)
@@ -76,4 +76,4 @@ def show_scores(scores: Sequence[TextScore]) -> None:
     for score in scores:
         figures = [f"{figures[label]:.3f}" for label in labels for figures in (score.logits, score.probabilities)]
         table.add_row(Text(score.text), *figures, f"{score.reward:.3f}")
-    Console().print(table)
+    stdout().print(table)

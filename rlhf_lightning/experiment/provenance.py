@@ -36,7 +36,7 @@ PACKAGES = (
     "numpy",
 )
 SECRET = re.compile(
-    r"""((?<![A-Za-z])(?:(?:api|access|secret|private)[_-]?key|token|secret|password)["']?(?:=|:[ ]+(?=\S+$)))[^\s&]+""",
+    r"((?<![A-Za-z])(?:(?:api|access|secret|private)[_-]?key|token|secret|password)[\"']?(?:=|:[ ]+(?=\S+$)))[^\s&]+",
     re.IGNORECASE | re.MULTILINE,
 )
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")

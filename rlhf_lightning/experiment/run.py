@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import rich
+from rich.logging import RichHandler
+
 from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.provenance import gather_provenance
 from rlhf_lightning.experiment.run_directory import ERROR_LOG, RUN_LOG, RunDirectory, RunError, RunState
@@ -90,7 +93,6 @@ class _Ending:
         return True
 
     def _interrupted(self) -> Outcome:
-        log.info("Interrupted.")
         return Outcome("interrupted", INTERRUPTED_EXIT, checkpoint=self.run_dir.interrupted_checkpoint())
 
     def _failed(self, error: BaseException) -> Outcome:
@@ -132,18 +134,14 @@ def _interruptible() -> Iterator[None]:
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Sends the log to the terminal (ours, and others' warnings) and to a file in the run directory."""
-    import rich
-    from rich.logging import RichHandler
-
-    # One console for log lines and Lightning's progress bars, or they would overwrite each other.
-    rich.reconfigure(stderr=True)
-    terminal = RichHandler(console=rich.get_console(), show_path=False, log_time_format="%H:%M:%S", markup=False)
+    terminal = _terminal_handler()
     terminal.addFilter(lambda record: record.name.startswith("rlhf_lightning") or record.levelno >= logging.WARNING)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.INFO)
+    # Further ranks say the same as the first: of them only what goes wrong is kept.
+    root.setLevel(logging.WARNING if joins_a_run() else logging.INFO)
     for handler in (terminal, file):
         root.addHandler(handler)
     logging.captureWarnings(True)
@@ -155,3 +153,15 @@ def _log_to(path: Path) -> Iterator[None]:
         for handler in (terminal, file):
             root.removeHandler(handler)
             handler.close()
+
+
+def _terminal_handler() -> logging.Handler:
+    """Log lines for a person at a terminal; plain ones, never folded, where they are piped."""
+    # One console for log lines and Lightning's progress bars, or they would overwrite each other.
+    rich.reconfigure(stderr=True)
+    console = rich.get_console()
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    return handler

@@ -29,9 +29,10 @@ def check_run_directory(path: Path) -> None:
         raise already_taken(path)
     nearest = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir():
-        raise RunDirectoryError("The run directory cannot be made: a file is in the way.", where=str(nearest))
+        fix = "choose another place with paths.outputs=... or paths.run_dir=..."
+        raise RunDirectoryError("The run directory cannot be made: a file is in the way.", where=str(nearest), fix=fix)
     if not os.access(nearest, os.W_OK | os.X_OK):
-        fix = "choose a place you may write to with paths.outputs=..."
+        fix = "choose a place you may write to with paths.outputs=... or paths.run_dir=..."
         raise RunDirectoryError("The run directory cannot be written.", where=str(nearest), fix=fix)
 
 
