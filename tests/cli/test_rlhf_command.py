@@ -12,6 +12,7 @@ import pytest
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.main import SUBCOMMANDS, main
+from rlhf_lightning.experiment.compose import conf_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,3 +79,13 @@ def test_light_commands_import_nothing_heavy_and_answer_fast(arguments: list[str
     assert expected in done.stdout + done.stderr
     assert "heavy: []" in done.stderr
     assert seconds < 5.0  # under a second on an idle machine; generous, since tests may share it
+
+
+def test_the_configs_are_found_beside_the_package_and_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "rlhf_lightning"
+    monkeypatch.setattr("rlhf_lightning.experiment.compose.PACKAGE", package)
+    assert conf_directory() == tmp_path / "conf"  # a source tree
+    (package / "conf").mkdir(parents=True)
+    assert conf_directory() == package / "conf"  # a wheel

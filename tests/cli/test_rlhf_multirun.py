@@ -48,7 +48,8 @@ def test_a_sweep_goes_on_after_a_failing_job(here: Path, child_environment: Chil
     assert failed.status.pid != finished.status.pid
     assert finished.config["paths"]["run_dir"] == str(finished.path)
     table = done.stdout
-    assert "seed=2 kl.coef=0.5" in table
+    assert "all jobs: kl.coef=0.5" in table
+    assert "seed=2" in table
     assert "0.500" in table
     assert "failed" in table
     assert "Error executing job" not in done.stderr

@@ -159,6 +159,20 @@ def test_a_directory_that_cannot_be_made_is_refused(
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_a_further_rank_joins_the_run_and_leaves_its_records_alone(
+    here: Path, use_pipeline: UsePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.create(here / "run", {}, ["seed=4"])
+    before = (run.path / "status.json").read_text()
+    seeds: list[int] = []
+    use_pipeline(lambda settings, _: seeds.append(settings.seed))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["train", "seed=4", f"hydra.run.dir={run.path}"]) == 0
+    assert seeds == [4]
+    assert (run.path / "status.json").read_text() == before
+    assert not (here / "outputs").exists()
+
+
 def test_the_run_log_has_our_lines_and_others_warnings(here: Path, use_pipeline: UsePipeline) -> None:
     def pipeline(*_: object) -> None:
         logging.getLogger("rlhf_lightning.stage").info("stage sft begins")
