@@ -5,6 +5,7 @@ A probability saturates: past 0.99 it says nothing more, while the logit still t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,9 @@ def positive_index(model: PreTrainedModel, label: str | None, where: str) -> int
     )
 
 
-def classifier_logits(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def classifier_logits(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None = None
+) -> Tensor:
     """(batch, labels) logits at the last real token of right-padded sequences.
 
     Transformers finds that token by `ids != pad`, which is wrong where pad is EOS; here the mask decides.
@@ -78,10 +81,14 @@ def classifier_logits(model: PreTrainedModel, input_ids: Tensor, attention_mask:
     Args:
         input_ids: (batch, time) right-padded.
         attention_mask: (batch, time).
+        segments: (batch, time), which text of a pair each token belongs to, for encoder-style models that are told.
     """
     head = score_head(model)
     if head is None:
-        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if segments is not None and "token_type_ids" in inspect.signature(model.forward).parameters:
+            arguments["token_type_ids"] = segments
+        logits: Tensor = model(**arguments).logits
         return logits.float()
     hidden = model.base_model(
         input_ids=input_ids, **position_arguments(model.base_model, attention_mask), use_cache=False
@@ -119,16 +126,19 @@ class Classifier:
         return self
 
     @torch.no_grad()
-    def logits_of_ids(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """(batch, labels) float32 on the CPU, for sequences of this tokenizer's ids."""
-        width = max(1, *(len(sequence) for sequence in sequences))
-        input_ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, sequence in enumerate(sequences):
-            input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-            attention_mask[row, : len(sequence)] = 1
+    def logits_of_ids(
+        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
+        """(batch, labels) float32 on the CPU, for sequences of this tokenizer's ids.
+
+        Args:
+            segments: which text of a pair each id belongs to, where the tokenizer says so.
+        """
         device = self.model.device
-        return classifier_logits(self.model, input_ids.to(device), attention_mask.to(device)).cpu()
+        input_ids = _right_padded(sequences, self.tokenizer.pad_token_id).to(device)
+        attention_mask = _right_padded([[1] * len(sequence) for sequence in sequences], 0).to(device)
+        types = _right_padded(segments, 0).to(device) if segments is not None else None
+        return classifier_logits(self.model, input_ids, attention_mask, types).cpu()
 
     def logits_of_texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """(batch, labels) float32 on the CPU, for texts, or pairs of texts, that its own tokenizer encodes."""
@@ -138,11 +148,19 @@ class Classifier:
             truncation=self.tokenizer.model_max_length < 1_000_000,
             verbose=False,
         )
-        return self.logits_of_ids(encoded["input_ids"])
+        return self.logits_of_ids(encoded["input_ids"], encoded.get("token_type_ids"))
 
     def labels(self) -> list[str]:
         """Label names in the order of the logits."""
         return [str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels)]
+
+
+def _right_padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """(batch, time) int64, at least one wide."""
+    padded = torch.full((len(sequences), max(1, *map(len, sequences))), fill, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return padded
 
 
 def score_texts(model_dir: str, texts: Sequence[str], positive_label: str | None) -> list[TextScore]:
