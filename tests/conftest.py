@@ -1,8 +1,8 @@
-"""Tiny models with random weights and a tokenizer of a few words, made in memory."""
+"""Tiny models with random weights, a tokenizer of a few words, and rollouts of them, made in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -21,6 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from rlhf_lightning.models.actor_critic import ActorCritic
+from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.rollouts.collector import RolloutCollector
+from rlhf_lightning.rollouts.sampler import Completion, Sampler
+from rlhf_lightning.settings.reinforcement import GaeSettings
 
 VOCABULARY = 50
 """Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""
@@ -85,5 +92,75 @@ def make_reward_model() -> Callable[..., PreTrainedModel]:
         model_class: Any = {"llama": LlamaForSequenceClassification, "gpt2": GPT2ForSequenceClassification}[kind]
         model: PreTrainedModel = model_class(_config(kind, {"pad_token_id": 0, **names, **config})).eval()
         return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def padded() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Builds sequences and attention mask of (prompt, reply) rows, prompts padded on the left, replies on the right."""
+
+    def build(
+        rows: Sequence[tuple[Sequence[int], Sequence[int]]], prompt_width: int, reply_width: int, pad: int
+    ) -> tuple[Tensor, Tensor]:
+        sequences, masks = [], []
+        for prompt, reply in rows:
+            left, right = prompt_width - len(prompt), reply_width - len(reply)
+            sequences.append([pad] * left + [*prompt, *reply] + [pad] * right)
+            masks.append([0] * left + [1] * (len(prompt) + len(reply)) + [0] * right)
+        return torch.tensor(sequences), torch.tensor(masks)
+
+    return build
+
+
+class RuleScorer:
+    """A score that is a function of the completion."""
+
+    def __init__(self, rule: Callable[[Completion], float]) -> None:
+        self.rule = rule
+
+    def to(self, device: torch.device) -> RuleScorer:
+        del device
+        return self
+
+    def score(self, completions: Sequence[Completion]) -> Tensor:
+        return torch.tensor([self.rule(completion) for completion in completions])
+
+
+@pytest.fixture(scope="session")
+def make_scorer() -> type[RuleScorer]:
+    return RuleScorer
+
+
+@pytest.fixture(scope="session")
+def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutCollector]:
+    """Builds collectors on a policy; the reference is a copy of it, unless another is given."""
+
+    def build(
+        policy: PreTrainedModel,
+        rule: Callable[[Completion], float],
+        *,
+        reference: PreTrainedModel | None = None,
+        sampler: Any = None,
+        chunk_size: int = 4,
+        temperature: float = 1.0,
+        max_new_tokens: int = 5,
+        kl_coef: float = 0.1,
+        missing_eos_penalty: float | None = None,
+        whiten: bool = True,
+        gamma: float = 1.0,
+        lam: float = 0.95,
+    ) -> RolloutCollector:
+        return RolloutCollector(
+            ActorCritic(policy),
+            sampler or Sampler(policy, words, temperature=temperature, max_new_tokens=max_new_tokens),
+            FrozenReference.copy_of(reference or policy),
+            RuleScorer(rule),
+            chunk_size=chunk_size,
+            temperature=temperature,
+            kl_coef=kl_coef,
+            missing_eos_penalty=missing_eos_penalty,
+            advantage=GaeSettings(kind="gae", gamma=gamma, lam=lam, whiten=whiten),
+        )
 
     return build
