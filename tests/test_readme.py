@@ -1,0 +1,197 @@
+"""What the README and the help texts tell people to type works, and their tables say what is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_lightning.cli import completion, main, score, train
+from rlhf_lightning.cli.train_help import help_text
+from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
+from rlhf_lightning.experiment.compose import ConfigTree
+from rlhf_lightning.experiment.preflight import check_run, check_sweep
+from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.settings.run import STAGE_NAMES
+from rlhf_lightning.worlds.courtesy.base_model import new_model
+from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+FILES = ("pairs.jsonl", "rankings.jsonl", "replies.jsonl", "harmless-base.jsonl.gz")
+"""The files that the commands name, as a user would have them."""
+ARTIFACTS = tuple(f"{run}/{stage}" for run in ("RUN", "outputs/latest") for stage in ("sft", "reward_model", "ppo"))
+"""The finished artifacts that they name."""
+
+
+def blocks(language: str) -> list[str]:
+    """The contents of the README's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of a shell script: comments cut off, continued lines joined."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its two header rows."""
+    section = README.split(f"# {heading}\n", 1)[1]
+    rows = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
+    assert rows is not None
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.group().splitlines()[2:]]
+
+
+def codes(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def help_examples() -> list[list[str]]:
+    """The commands that the help texts show, each cut where its explanation begins."""
+    shown = re.findall(r"^  (rlhf train.*?)(?:  .*)?$", help_text(ConfigTree.load()) + main.overview(), re.MULTILINE)
+    return [words for line in shown if (words := shlex.split(line)) != ["rlhf", "train"]]
+
+
+README_COMMANDS = [words for block in blocks("bash") for words in commands(block)]
+TRAIN = [words[2:] for words in (*README_COMMANDS, *help_examples()) if words[:2] == ["rlhf", "train"]]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files and artifacts that the commands name."""
+    for name in FILES:
+        (tmp_path / name).touch()
+    for name in ARTIFACTS:
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tree() -> ConfigTree:
+    return ConfigTree.load()
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(TRAIN) >= 25
+    assert any("-m" in words for words in TRAIN)
+    assert README_COMMANDS[:2] == [["bash", "scripts/quickstart.sh"], ["bash", "scripts/test.sh"]]
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("words", TRAIN, ids=" ".join)
+def test_every_train_command_passes_the_preflight(tree: ConfigTree, words: list[str]) -> None:
+    arguments = train.parser().parse_intermixed_args(words)
+    if arguments.multirun:
+        assert all(checked.settings is not None for checked in check_sweep(tree, arguments.overrides))
+    else:
+        assert check_run(tree, arguments.overrides, to_show=bool(arguments.cfg)).settings is not None
+
+
+def test_inline_commands_are_known_too(tree: ConfigTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "first.yaml").write_text("# @package _global_\nppo:\n  epochs: 7\n")
+    monkeypatch.chdir(tmp_path)
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    inline = [shlex.split(" ".join(text.split())) for text in re.findall(r"`(rlhf train[^`]*)`", prose)]
+    assert ["rlhf", "train", "--config-dir", "mine", "experiment=first"] in inline
+    for words in inline:
+        arguments = train.parser().parse_intermixed_args(words[2:])
+        own = ConfigTree.load(Path(arguments.config_dir)) if arguments.config_dir else tree
+        settings = check_run(own, arguments.overrides).settings
+        assert settings is not None
+        assert (settings.ppo.epochs == 7) == bool(arguments.config_dir)
+
+
+def test_every_score_command_is_understood() -> None:
+    scoring = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "score"]]
+    assert scoring
+    for words in scoring:
+        before_redirection = words[: words.index("<")] if "<" in words else words
+        assert score.parser().parse_args(before_redirection).model
+
+
+def test_every_script_exists_and_is_valid_shell() -> None:
+    scripts = sorted(set(re.findall(r"scripts/\w+\.sh", README)))
+    assert scripts == ["scripts/quickstart.sh", "scripts/test.sh"]
+    for script in (*scripts, "scripts/setup.sh", ".ci/run"):
+        checked = subprocess.run(["bash", "-n", str(ROOT / script)], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_every_module_and_shell_named_exists() -> None:
+    modules = [words[2] for words in README_COMMANDS if words[:2] == ["python", "-m"]]
+    assert modules == ["rlhf_lightning.worlds.courtesy.build"]
+    assert all(importlib.util.find_spec(module) is not None for module in modules)
+    assert set(re.findall(r"rlhf completion (\w+)", README)) <= set(completion.SCRIPTS)
+
+
+def test_no_other_command_hides_in_the_readme() -> None:
+    known = {"bash", "rlhf", "python", "source", "eval"}
+    assert {words[0] for words in README_COMMANDS} == known
+
+
+def test_the_table_of_groups_is_what_stands_in_conf(tree: ConfigTree) -> None:
+    conf = ROOT / "conf"
+    folders = [folder for folder in conf.iterdir() if folder.is_dir() and folder.name != "local"]
+    there = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    rows = table("Config groups")
+    written = {codes(group)[0]: codes(options) for group, options, _ in rows}
+    assert {group: sorted(options) for group, options in written.items()} == there
+    bold = {codes(group)[0]: re.findall(r"\*\*`([^`]+)`\*\*", options) for group, options, _ in rows}
+    defaults = {group: [chosen] for group, chosen in tree.choices().items() if chosen and "/" not in group}
+    assert {group: chosen for group, chosen in bold.items() if chosen} == {
+        group: chosen for group, chosen in defaults.items() if group in written
+    }
+
+
+def test_the_table_of_stages_names_them_all_in_order() -> None:
+    assert [codes(stage)[0] for stage, *_ in table("Stages")] == list(STAGE_NAMES)
+
+
+def test_the_example_records_are_read_as_what_they_are_called() -> None:
+    parsers = {
+        "data.demonstrations": parse_demonstration,
+        "data.preferences": parse_preference,
+        "data.rankings": parse_ranking,
+        "data.prompts": parse_prompt,
+    }
+    examples = dict(re.findall(r"^\| `(data\.\w+)` \| `(\{.*\})` \|$", README, flags=re.MULTILINE))
+    assert examples.keys() == parsers.keys()
+    for key, parse in parsers.items():
+        assert parse(json.loads(examples[key]), "README.md") is not None
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("https://")]
+    assert sorted(targets) == ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
+    assert all((ROOT / target).is_file() for target in targets)
+
+
+def test_the_figures_stand_in_one_block() -> None:
+    assert [README.count(f"<!-- figures:{edge} -->") for edge in ("begin", "end")] == [1, 1]
+    assert README.index("<!-- figures:begin -->") < README.index("<!-- figures:end -->")
+
+
+def test_the_python_snippet_talks_to_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (snippet,) = blocks("python")
+    assert "rlhf_lightning" not in snippet
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    save_policy(new_model(tokenizer), tokenizer, tmp_path / "outputs" / "latest" / "ppo")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    reply = capsys.readouterr().out.split()
+    assert reply
+    assert set(reply) <= set(tokenizer.get_vocab())
