@@ -30,11 +30,15 @@ from rlhf_lightning.experiment.validation import (
 )
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, cross_field_problems
 
-STAGES_OF_SECTION: dict[str, frozenset[str]] = {
+READERS: dict[str, frozenset[str]] = {
     **{stage: frozenset({stage}) for stage in STAGE_NAMES},
-    **{section: frozenset({"ppo"}) for section in ("rollout", "kl", "advantage", "reward")},
+    **{section: frozenset({"ppo"}) for section in ("kl", "advantage", "reward")},
+    "rollout": frozenset({"comparisons", "ppo", "evaluate"}),
+    "rollout.batch_size": frozenset({"ppo"}),
+    "rollout.chunk_size": frozenset({"comparisons", "ppo"}),
+    "rollout.temperature": frozenset({"comparisons", "ppo"}),
 }
-"""The stages that read a section. A section that is not listed concerns every run."""
+"""The stages that read a section, or one of its keys. What is not listed concerns every run."""
 
 JOBS_NAMED = 3
 """Jobs of a sweep named beside a problem that not all of them share."""
@@ -193,12 +197,13 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
     running = set(pipeline["stages"])
     problems = []
     for override in (*job.choices, *job.values):
-        readers = STAGES_OF_SECTION.get(section_of(override).split(".")[0])
+        key = section_of(override)
+        readers = READERS.get(key) or READERS.get(key.split(".")[0])
         if readers is not None and not readers & running:
             absent = " or ".join(sorted(readers))
             what = f"has no effect: pipeline {pipeline['name']!r} has no {absent} stage"
             fix = f"drop it, or choose a pipeline that runs {absent}"
-            problems.append(Problem(section_of(override), what, override.input_line, fix))
+            problems.append(Problem(key, what, override.input_line, fix))
     return problems
 
 

@@ -40,7 +40,10 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
         what = "an interval needs a sweeper that draws from it"
         fix = "list values (a,b,c) or range(start,stop,step), or choose hydra/sweeper="
         raise ConfigError([Problem(section_of(one), what, one.input_line, fix) for one in intervals])
-    return [[*own, *job] for batch in BasicSweeper.split_arguments(task, None) for job in batch]
+    jobs = [[*own, *job] for batch in BasicSweeper.split_arguments(task, None) for job in batch]
+    if not jobs:
+        raise ConfigError([Problem("-m", "the sweep has no job", fix="a range(...) or glob(...) in it is empty")])
+    return jobs
 
 
 def _configured(tree: ConfigTree, sweeper: DictConfig) -> list[Override]:

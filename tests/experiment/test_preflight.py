@@ -245,6 +245,14 @@ def test_an_override_that_no_stage_reads_is_refused(tree: ConfigTree, override: 
     assert problem.source == override
 
 
+def test_an_override_that_any_running_stage_reads_is_accepted(tree: ConfigTree) -> None:
+    # The comparisons are drawn with the rollouts' sampling, in as many rows at once, but not in PPO's batches.
+    drawn = ["pipeline=reward_model", "rollout.temperature=0.7", "rollout.chunk_size=64", "rollout.max_new_tokens=20"]
+    assert problems(tree, *drawn) == {}
+    assert set(problems(tree, *drawn, "rollout.batch_size=256")) == {"rollout.batch_size"}
+    assert set(problems(tree, "pipeline=sft", "rollout.max_new_tokens=20")) == {"rollout.max_new_tokens"}
+
+
 def test_what_a_file_sets_may_be_without_effect(tree: ConfigTree) -> None:
     assert problems(tree, "debug=tiny", "pipeline=sft") == {}
 
@@ -398,8 +406,9 @@ def test_options_are_swept_by_pattern(tree: ConfigTree) -> None:
     assert kinds == ["fixed", "none"]
 
 
-def test_an_interval_needs_another_sweeper(tree: ConfigTree) -> None:
+def test_sweeps_that_cannot_be_run(tree: ConfigTree) -> None:
     assert "interval" in sweep_problems(tree, "kl.coef=interval(0,1)")[0].what
+    assert "no job" in sweep_problems(tree, "seed=range(1,1)")[0].what
     assert "Hydra's own" in sweep_problems(tree, "hydra.job.chdir=true,false")[0].what
 
 
