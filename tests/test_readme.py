@@ -120,6 +120,15 @@ def test_every_score_command_is_understood() -> None:
         assert score.parser().parse_args(before_redirection).model
 
 
+def test_the_text_to_score_is_in_the_words_of_the_world() -> None:
+    tokenizer = build_tokenizer()
+    (text,) = [word for words in README_COMMANDS for word in words if word.startswith("<bos>")]
+    assert tokenizer.unk_token_id not in tokenizer.encode(text)
+    turns = zip(("user", "assistant"), re.split(r"<\w+>", text)[2:4], strict=True)
+    chat = [{"role": role, "content": content} for role, content in turns]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == text
+
+
 def test_every_script_exists_and_is_valid_shell() -> None:
     scripts = sorted(set(re.findall(r"scripts/\w+\.sh", README)))
     assert scripts == ["scripts/quickstart.sh", "scripts/test.sh"]
