@@ -1,0 +1,223 @@
+"""From samples to a rollout with rewards and advantages, whatever the chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.data.encoding import EncodedPrompt
+from rlhf_lightning.objectives.masked_stats import masked_mean, masked_variance
+from rlhf_lightning.records import Prompt
+from rlhf_lightning.rollouts.collector import RolloutCollector
+from rlhf_lightning.rollouts.sampler import Completion, Samples
+
+MakeModel = Callable[..., PreTrainedModel]
+MakeCollector = Callable[..., RolloutCollector]
+Padded = Callable[..., tuple[Tensor, Tensor]]
+
+EOS = 1
+ROWS = [
+    ((5, 9, 7), (12, 30, 8, EOS)),
+    ((11,), (20, EOS)),
+    ((6, 6, 40, 33, 21), (17, 18, 19)),
+    ((4,), (EOS,)),
+    ((8, 9), (44, 45, 46, 47, 48)),
+    ((3, 4), (33, EOS)),
+]
+"""(prompt, reply) of six rollouts; the third and the fifth did not end themselves."""
+PROMPTS = [EncodedPrompt(Prompt("w"), prompt) for prompt, _ in ROWS]
+LENGTHS = torch.tensor([len(reply) for _, reply in ROWS])
+TOKENS = int(LENGTHS.sum())
+
+
+class Prepared:
+    """In a sampler's place: the same replies to the same prompts, padded as each chunk needs it."""
+
+    pad_id = 0
+
+    def __init__(self, padded: Padded) -> None:
+        self.padded = padded
+
+    def sample_in_chunks(self, prompts: Sequence[EncodedPrompt], chunk_size: int) -> Iterator[Samples]:
+        replies = dict(ROWS)
+        for start in range(0, len(prompts), chunk_size):
+            yield self._samples([(prompt, replies[prompt.prompt_ids]) for prompt in prompts[start:][:chunk_size]])
+
+    def _samples(self, rows: list[tuple[EncodedPrompt, tuple[int, ...]]]) -> Samples:
+        prompt_width = max(len(prompt.prompt_ids) for prompt, _ in rows)
+        reply_width = max(len(reply) for _, reply in rows)
+        ids = [(prompt.prompt_ids, reply) for prompt, reply in rows]
+        sequences, mask = self.padded(ids, prompt_width, reply_width, self.pad_id)
+        completions = tuple(
+            Completion(prompt.prompt, prompt.prompt_ids, reply, "", reply[-1] == EOS) for prompt, reply in rows
+        )
+        return Samples(sequences, mask, mask[:, prompt_width:].bool(), completions)
+
+
+def score(completion: Completion) -> float:
+    return float(completion.reply_ids[0]) / 10.0
+
+
+@pytest.fixture
+def sampler(padded: Padded) -> Prepared:
+    return Prepared(padded)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 5])
+def test_the_chunk_size_changes_nothing(
+    chunk_size: int, sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    policy, reference = make_policy(), make_policy(seed=1)
+    whole, chunked = (
+        make_collector(policy, score, reference=reference, sampler=sampler, chunk_size=size).collect(PROMPTS)
+        for size in (6, chunk_size)
+    )
+    assert whole.completions == chunked.completions
+    for name in ("sequences", "attention_mask", "reply_mask", "scores", "finished"):
+        assert torch.equal(getattr(whole.rollout, name), getattr(chunked.rollout, name)), name
+    mask = whole.rollout.reply_mask
+    for name in ("logprobs", "reference_logprobs", "values", "rewards", "advantages", "returns"):
+        difference = (getattr(whole.rollout, name) - getattr(chunked.rollout, name))[mask]
+        assert difference.abs().max() < 1e-5, name
+        assert difference.mean().abs() < 2e-6, name
+    for name, value in whole.metrics.items():
+        if not name.startswith("time/") and name != "rollout/tokens_per_second":
+            assert chunked.metrics[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_a_constant_reward_is_logged_exactly(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    collected = make_collector(make_policy(), lambda _: 3.7, sampler=sampler).collect(PROMPTS)
+    assert collected.metrics["objective/score"] == float(torch.tensor(3.7))
+    # Without any divergence from the reference the whole reward is the score.
+    assert collected.metrics["objective/reward"] == pytest.approx(3.7)
+
+
+def test_the_first_rollouts_kl_to_the_reference_is_0(make_policy: MakeModel, make_collector: MakeCollector) -> None:
+    for kind in ("llama", "gpt2"):
+        torch.manual_seed(0)
+        collected = make_collector(make_policy(kind), score, temperature=0.7).collect(PROMPTS)
+        assert collected.metrics["objective/kl"] == 0.0
+        assert torch.equal(collected.rollout.logprobs, collected.rollout.reference_logprobs)
+
+
+def test_every_rewards_sum_is_the_score_less_the_priced_kl(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    policy, reference = make_policy(), make_policy(seed=1)
+    rollout = make_collector(policy, score, reference=reference, sampler=sampler, kl_coef=0.3).collect(PROMPTS).rollout
+    for row, (prompt, reply) in enumerate(ROWS):
+        ids = torch.tensor([[*prompt, *reply]])
+        divergence = 0.0
+        for step, token in enumerate(reply):
+            place = len(prompt) + step - 1
+            ours, theirs = (torch.log_softmax(model(ids).logits[0, place], dim=-1) for model in (policy, reference))
+            on_token = (ours[token] - theirs[token]).item()
+            divergence += on_token
+            expected = -0.3 * on_token + (reply[0] / 10.0 if step == len(reply) - 1 else 0.0)
+            assert float(rollout.rewards[row, step]) == pytest.approx(expected, abs=1e-4)
+        assert abs(divergence) > 0.05, "a divergence that tests something"
+        assert float(rollout.rewards[row].sum()) == pytest.approx(reply[0] / 10.0 - 0.3 * divergence, abs=1e-4)
+
+
+def test_a_coefficient_of_0_measures_the_kl_only(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    collector = make_collector(make_policy(), score, reference=make_policy(seed=1), sampler=sampler, kl_coef=0.0)
+    collected = collector.collect(PROMPTS)
+    assert collected.metrics["objective/kl"] != 0.0
+    assert collected.metrics["objective/reward"] == pytest.approx(collected.metrics["objective/score"])
+
+
+def test_unfinished_replies_get_the_penalty_instead_of_their_score(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    own = torch.tensor([reply[0] / 10.0 for _, reply in ROWS])
+    policy = make_policy()
+    free = make_collector(policy, score, sampler=sampler, missing_eos_penalty=None).collect(PROMPTS)
+    assert torch.equal(free.rollout.scores, own)
+    fined = make_collector(policy, score, sampler=sampler, missing_eos_penalty=-1.0).collect(PROMPTS)
+    own[[2, 4]] = -1.0
+    assert torch.equal(fined.rollout.scores, own)
+    # It lands on the last token of the reply.
+    assert fined.rollout.rewards[2].tolist() == [0.0, 0.0, -1.0, 0.0, 0.0]
+
+
+def test_advantages_are_whitened_over_the_whole_batch_and_returns_are_not(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    policy, reference = make_policy(), make_policy(seed=1)
+    raw, whitened = (
+        make_collector(policy, score, reference=reference, sampler=sampler, chunk_size=2, whiten=whiten)
+        .collect(PROMPTS)
+        .rollout
+        for whiten in (False, True)
+    )
+    mask = raw.reply_mask
+    assert masked_mean(whitened.advantages, mask).item() == pytest.approx(0.0, abs=1e-6)
+    assert masked_variance(whitened.advantages, mask).item() == pytest.approx(1.0, abs=1e-5)
+    real = raw.advantages[mask]
+    expected = (real - real.mean()) / real.std(correction=0)
+    torch.testing.assert_close(whitened.advantages[mask], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(raw.returns, whitened.returns)
+    torch.testing.assert_close(raw.returns[mask], (raw.advantages + raw.values)[mask])
+
+
+def test_gamma_and_lambda_reach_the_advantages(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    # The new value head says 0: a reply of 4 tokens with score 1.2 has discounted returns 1.2 * (1/2)^(3, 2, 1, 0).
+    collector = make_collector(
+        make_policy(), score, sampler=sampler, whiten=False, gamma=0.5, lam=1.0, missing_eos_penalty=None
+    )
+    rollout = collector.collect(PROMPTS).rollout
+    torch.testing.assert_close(rollout.advantages[0, :4], torch.tensor([0.15, 0.3, 0.6, 1.2]))
+
+
+def test_metrics_count_tokens_and_not_padding(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    policy, reference = make_policy(), make_policy(seed=1)
+    collected = make_collector(
+        policy, score, reference=reference, sampler=sampler, kl_coef=0.2, missing_eos_penalty=-1.0
+    ).collect(PROMPTS)
+    mask, metrics = collected.rollout.reply_mask, collected.metrics
+    scores = [1.2, 2.0, -1.0, 0.1, -1.0, 3.3]
+    assert metrics["rollout/length"] == pytest.approx(TOKENS / 6)
+    assert metrics["rollout/eos_rate"] == pytest.approx(4 / 6)
+    assert metrics["objective/score"] == pytest.approx(sum(scores) / 6)
+    kl = (collected.rollout.logprobs - collected.rollout.reference_logprobs)[mask].sum().item() / 6
+    assert metrics["objective/kl"] == pytest.approx(kl, rel=1e-5)
+    assert metrics["objective/reward"] == pytest.approx(sum(scores) / 6 - 0.2 * kl, rel=1e-5)
+    assert metrics["objective/entropy"] == pytest.approx(-collected.rollout.logprobs[mask].mean().item(), rel=1e-5)
+    assert metrics["value/mean"] == 0.0
+    assert metrics["value/explained_variance"] == 0.0
+    assert metrics["kl/coef"] == 0.2
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_rollouts_carry_no_gradient(sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector) -> None:
+    rollout = make_collector(make_policy(), score, sampler=sampler).collect(PROMPTS).rollout
+    assert not any(tensor.requires_grad for tensor in rollout._tensors().values())
+
+
+def test_everything_happens_under_the_given_precision(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    policy = make_policy()
+    collector = make_collector(policy, score, sampler=sampler, chunk_size=6)
+    heard: list[torch.dtype] = []
+    for model in (policy, collector.reference.model):
+        head: Any = model.get_output_embeddings()
+        head.register_forward_hook(lambda _module, _inputs, output: heard.append(output.dtype))
+    collector.collect(PROMPTS, torch.autocast("cpu", dtype=torch.bfloat16))
+    collector.collect(PROMPTS, nullcontext())
+    assert heard == 2 * [torch.bfloat16] + 2 * [torch.float32]

@@ -1,0 +1,95 @@
+"""Cutting and joining rollouts changes their padding and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.models.actor_critic import ActorCritic
+from rlhf_lightning.rollouts.rollout import Rollout, concatenate
+
+MakeRollout = Callable[..., Rollout]
+
+PER_TOKEN = ["logprobs", "reference_logprobs", "values", "rewards", "advantages", "returns"]
+
+
+def real(rollout: Rollout, name: str, row: int) -> Tensor:
+    """A row's figures at its reply's tokens."""
+    tensor: Tensor = getattr(rollout, name)[row]
+    return tensor[rollout.reply_mask[row]]
+
+
+def assert_same_rows(one: Rollout, rows: list[int], other: Rollout) -> None:
+    """Row i of `other` is row rows[i] of `one`, padding aside."""
+    assert len(other) == len(rows)
+    for there, here in enumerate(rows):
+        assert other.scores[there] == one.scores[here]
+        assert other.finished[there] == one.finished[here]
+        tokens = [part.sequences[row][part.attention_mask[row].bool()] for part, row in ((one, here), (other, there))]
+        assert torch.equal(*tokens)
+        for name in PER_TOKEN:
+            assert torch.equal(real(one, name, here), real(other, name, there)), name
+
+
+def test_selected_rows_are_cut_to_their_longest_prompt_and_reply(make_rollout: MakeRollout) -> None:
+    rollout = make_rollout([2, 5, 3, 1], [4, 1, 2, 6])
+    selected = rollout.select(torch.tensor([2, 0]))
+    assert selected.sequences.shape == selected.attention_mask.shape == (2, 3 + 4)
+    assert selected.reply_mask.shape == selected.advantages.shape == (2, 4)
+    assert selected.reply_length == 4
+    assert_same_rows(rollout, [2, 0], selected)
+    # Whole columns of padding are gone: each is real in at least one row.
+    assert selected.attention_mask.any(dim=0).all()
+
+
+def test_selecting_leaves_the_rollout_as_it_was(make_rollout: MakeRollout) -> None:
+    rollout = make_rollout([2, 5], [4, 1])
+    rollout.select(torch.tensor([1])).advantages.zero_()
+    assert_same_rows(make_rollout([2, 5], [4, 1]), [0, 1], rollout)
+
+
+def test_an_empty_reply_keeps_one_column(make_rollout: MakeRollout) -> None:
+    selected = make_rollout([2, 2], [0, 3]).select(torch.tensor([0]))
+    assert selected.reply_mask.tolist() == [[False]]
+    assert selected.sequences.shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_cutting_changes_no_logprob(
+    kind: str, make_policy: Callable[..., PreTrainedModel], make_rollout: MakeRollout
+) -> None:
+    rollout = make_rollout([2, 5, 3, 1], [4, 1, 2, 6])
+    rollout = replace(rollout, sequences=rollout.sequences % 50)
+    model = ActorCritic(make_policy(kind))
+    whole = model(rollout.sequences, rollout.attention_mask, rollout.reply_length, 0.7).logprobs
+    for rows in ([0], [1], [2, 0], [3, 1]):
+        part = rollout.select(torch.tensor(rows))
+        cut = model(part.sequences, part.attention_mask, part.reply_length, 0.7).logprobs
+        torch.testing.assert_close(cut[part.reply_mask], whole[rows][rollout.reply_mask[rows]], atol=1e-5, rtol=0)
+
+
+def test_joined_rollouts_are_padded_to_common_lengths(make_rollout: MakeRollout) -> None:
+    one, other = make_rollout([2, 4], [3, 2]), make_rollout([1, 6, 2], [5, 1, 1], seed=1)
+    joined = concatenate([one, other], pad_id=49)
+    assert joined.sequences.shape == joined.attention_mask.shape == (5, 6 + 5)
+    assert joined.reply_mask.shape == (5, 5)
+    assert_same_rows(joined, [0, 1], one)
+    assert_same_rows(joined, [2, 3, 4], other)
+    # What was added is padding, on the left of prompts and on the right of replies.
+    assert (joined.sequences[:2, :2] == 49).all()
+    assert (joined.sequences[:2, 9:] == 49).all()
+    assert not joined.attention_mask[:2, :2].any()
+    assert not joined.reply_mask[:2, 3:].any()
+    assert not joined.rewards[:2, 3:].any()
+
+
+def test_one_rollout_joined_is_itself(make_rollout: MakeRollout) -> None:
+    rollout = make_rollout([2, 4], [3, 2])
+    joined = concatenate([rollout], pad_id=0)
+    for field in fields(Rollout):
+        assert torch.equal(getattr(joined, field.name), getattr(rollout, field.name))
