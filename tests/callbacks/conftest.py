@@ -1,0 +1,34 @@
+"""A trainer that shows and writes nothing by itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+
+from rlhf_lightning.experiment.training import EXPECTED
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
+    def build(*callbacks: pl.Callback, **arguments: Any) -> pl.Trainer:
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message=message)
+        return pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            callbacks=list(callbacks),
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            default_root_dir=tmp_path,
+            **arguments,
+        )
+
+    return build
