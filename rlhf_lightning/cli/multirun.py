@@ -22,7 +22,14 @@ from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.preflight import check_sweep
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT
-from rlhf_lightning.experiment.run_directory import RunDirectory, RunError, holds_a_run, point_latest, writing_to
+from rlhf_lightning.experiment.run_directory import (
+    RunDirectory,
+    RunError,
+    holds_a_run,
+    pin_latest,
+    point_latest,
+    writing_to,
+)
 from rlhf_lightning.experiment.surroundings import check_run_directory
 from rlhf_lightning.experiment.sweep_jobs import BASIC_SWEEPER
 from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
@@ -53,6 +60,7 @@ class Sweep:
 
 def run_sweep(tree: ConfigTree, overrides: Sequence[str]) -> int:
     """Checks every job of a sweep, runs them, and prints how they ended."""
+    overrides = pin_latest(overrides)
     checked = check_sweep(tree, overrides)
     sweep = Sweep(checked[0].directories.sweep.absolute())
     check_run_directory(sweep.directory)

@@ -15,7 +15,7 @@ from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.preflight import check_run
 from rlhf_lightning.experiment.run import Outcome, execute, joins_a_run
-from rlhf_lightning.experiment.run_directory import RunDirectory, point_latest, writing_to
+from rlhf_lightning.experiment.run_directory import RunDirectory, pin_latest, point_latest, writing_to
 from rlhf_lightning.experiment.surroundings import check_run_directory
 from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
 
@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
     """Checks one run and carries it out in this process."""
+    overrides = pin_latest(overrides)
     checked = check_run(tree, overrides)
     directory = checked.directories.run
     if not joins_a_run():

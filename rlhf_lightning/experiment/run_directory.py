@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -141,8 +142,8 @@ class RunDirectory:
         return self._made(self.path / stage)
 
     def checkpoint_dir(self, stage: str) -> Path:
-        """The folder of a stage's checkpoints."""
-        return self._made(self.path / "checkpoints" / stage)
+        """The folder of a stage's checkpoints, which the first of them makes."""
+        return self.path / "checkpoints" / stage
 
     def interrupted_checkpoint(self) -> Path | None:
         """The newest checkpoint that an interruption left."""
@@ -211,6 +212,19 @@ def point_latest(outputs: Path, target: Path) -> None:
                 fresh.replace(link)
                 return
         _write_whole(link.with_suffix(".txt"), f"{target.absolute()}\n")
+
+
+def pin_latest(overrides: Sequence[str]) -> list[str]:
+    """Overrides in which `.../latest/...` is spelled out as the run it points to now.
+
+    A run moves the link to itself when it starts, before it opens what it was told to read.
+    """
+
+    def spelled_out(match: re.Match[str]) -> str:
+        link = Path(match.group())
+        return str(link.resolve()) if link.is_symlink() else match.group()
+
+    return [re.sub(rf"[^\s=,\[\]'\"]*{LATEST}(?=/)", spelled_out, override) for override in overrides]
 
 
 @contextlib.contextmanager

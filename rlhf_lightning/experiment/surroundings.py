@@ -12,11 +12,17 @@ from rlhf_lightning.experiment.target_policy import refusals
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
+from rlhf_lightning.tracking.requirements import logger_problems
 
 
 def surrounding_problems(settings: RunSettings) -> list[Problem]:
     """What a config names and the machine does not have."""
-    return [*_file_problems(settings), *_artifact_problems(settings), *_target_problems(settings)]
+    return [
+        *_file_problems(settings),
+        *_artifact_problems(settings),
+        *_target_problems(settings),
+        *logger_problems(settings.logger),
+    ]
 
 
 def check_run_directory(path: Path) -> None:

@@ -161,9 +161,8 @@ class ActorCritic(nn.Module):
             entropies=token_entropies(logits, temperature) if with_entropy else None,
         )
 
-    def save_pretrained(self, directory: Path) -> None:
-        """The policy as a plain Hugging Face directory; the critic beside it, so that it is not lost."""
-        self.policy.save_pretrained(directory)
+    def save_critic(self, directory: Path) -> None:
+        """The value head, and the critic's own trunk where it has one, beside the policy: neither is lost."""
         head = self.critic.head if self.critic is not None else self.value_head
         assert head is not None
         save_file(

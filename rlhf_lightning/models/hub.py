@@ -45,7 +45,8 @@ class ModelSource:
         arguments: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
         if self.is_local:
             return {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
-        if Path(self.name_or_path).is_absolute() or self.name_or_path.startswith((".", "~")):
+        # A hub id is `name` or `owner/name`.
+        if self.name_or_path.startswith((".", "~", "/")) or self.name_or_path.count("/") > 1:
             raise ModelError(
                 "No such model directory.", where=self.name_or_path, fix="check the path, or give a hub id (owner/name)"
             )

@@ -12,6 +12,7 @@ def save_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
     name_special_tokens(policy, tokenizer)
     policy.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    share_weights(directory)
 
 
 def save_classifier(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -19,6 +20,7 @@ def save_classifier(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     classifier.config.pad_token_id = tokenizer.pad_token_id
     classifier.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    share_weights(directory)
 
 
 def name_special_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -30,3 +32,9 @@ def name_special_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+
+
+def share_weights(directory: Path) -> None:
+    """Give weight files the permissions of the files beside them: safetensors writes them for their owner alone."""
+    for weights in directory.glob("*.safetensors"):
+        weights.chmod((directory / "config.json").stat().st_mode)

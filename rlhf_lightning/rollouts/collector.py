@@ -17,6 +17,7 @@ from rlhf_lightning.objectives.advantages import explained_variance, generalised
 from rlhf_lightning.objectives.kl import k1
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_whiten, sequence_sums
 from rlhf_lightning.objectives.rewards import replace_unfinished, token_rewards
+from rlhf_lightning.rollouts.repetition import repetition
 from rlhf_lightning.rollouts.rollout import Rollout, concatenate
 from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
 from rlhf_lightning.rollouts.scorer import Scorer
@@ -102,6 +103,7 @@ class RolloutCollector:
         rollout = self._with_advantages(concatenate(rollouts, self.sampler.pad_id))
         metrics = rollout_metrics(rollout)
         metrics |= {
+            "rollout/repetition": sum(repetition(done.reply_ids) for done in completions) / len(completions),
             "rollout/tokens_per_second": float(rollout.reply_mask.sum()) / generating,
             "time/generate": generating,
             "time/score": scoring,

@@ -186,7 +186,11 @@ def _pipeline_problems(settings: RunSettings) -> list[Problem]:
                         key,
                         f"stage {value!r} does not run before {stage!r} in pipeline {settings.pipeline.name!r}",
                         fix=f"give a path to an artifact, e.g. {key}=outputs/latest/{value}"
-                        + (", or 'base' for the starting model" if key.endswith(("policy_from", "backbone_from")) else ""),
+                        + (
+                            ", or 'base' for the starting model"
+                            if key.endswith(("policy_from", "backbone_from"))
+                            else ""
+                        ),
                     )
                 )
     return problems

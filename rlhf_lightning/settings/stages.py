@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from rlhf_lightning.settings.section import Count, Finite, Name, NonNegative, OpenFraction, Positive, Section
 
 
-
-
 class SupervisedLoop(Section):
     """One supervised training loop: epochs over shuffled batches, linear warm-up, linear decay to zero."""
 

@@ -156,7 +156,8 @@ def test_what_is_saved_is_opened_by_plain_transformers(
 ) -> None:
     policy = make_policy(kind, tie_word_embeddings=tied)
     model = with_random_value_head(ActorCritic(policy))
-    model.save_pretrained(tmp_path)
+    model.policy.save_pretrained(tmp_path)
+    model.save_critic(tmp_path)
     load: Any = AutoModelForCausalLM.from_pretrained
     opened, info = load(tmp_path, output_loading_info=True)
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -171,7 +172,8 @@ def test_what_is_saved_is_opened_by_plain_transformers(
 def test_a_separate_critic_is_saved_beside_the_policy(kind: str, make_policy: MakeModel, tmp_path: Path) -> None:
     critic = SeparateCritic.from_policy(make_policy(kind, seed=1))
     model = with_random_value_head(ActorCritic(make_policy(kind), critic))
-    model.save_pretrained(tmp_path)
+    model.policy.save_pretrained(tmp_path)
+    model.save_critic(tmp_path)
     ids = torch.tensor([[5, 9, 7, 12, 30]])
     head = ValueHead(16)
     head.load_state_dict(load_file(tmp_path / "value_head.safetensors"))

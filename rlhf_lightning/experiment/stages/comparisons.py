@@ -21,6 +21,7 @@ from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.records import Ranking
+from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
 from rlhf_lightning.settings.data import AnnotatorSettings, CourtesyData
 from rlhf_lightning.worlds.courtesy import Annotator
@@ -63,7 +64,7 @@ def _ranked_samples(context: StageContext) -> Comparisons:
     source = context.inputs.model(settings.policy_from)
     encoder = context.inputs.encoder(source)
     prompts, _ = encoder.prompts(context.inputs.data.prompts())
-    chosen = Random(context.seed).sample(prompts, min(settings.prompts, len(prompts)))
+    chosen = PromptStream(prompts, context.seed).take(settings.prompts)
     sampler = Sampler(
         load_policy(source, context.device),
         encoder.tokenizer,

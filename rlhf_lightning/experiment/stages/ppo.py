@@ -22,7 +22,7 @@ from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
 from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.models.saving import name_special_tokens
+from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.rewards.classifier import Classifier
 from rlhf_lightning.rewards.scorers import RewardModelScorer, TextScorer, same_tokenizer
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
@@ -97,9 +97,8 @@ def run_ppo(context: StageContext) -> StageResult:
     trainer.fit(module, DataLoader(buffer, batch_size=None))
     if reference.fingerprint() != fingerprint:
         raise DivergedError("The frozen reference changed during training.", fix="report this: it is a defect")
-    name_special_tokens(policy, encoder.tokenizer)
-    actor_critic.save_pretrained(context.directory)
-    encoder.tokenizer.save_pretrained(context.directory)
+    actor_critic.save_critic(context.directory)
+    save_policy(policy, encoder.tokenizer, context.directory)
     (context.directory / STATISTICS_FILE).write_text(json.dumps(asdict(statistics), indent=2))
     final = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics = {
