@@ -40,9 +40,9 @@ class Prompt:
         return self.text if isinstance(self.text, str) else self.text[-1].content
 
     def plain(self) -> str:
-        """The prompt as readable text, one turn a line."""
-        if isinstance(self.text, str):
-            return self.text
+        """The prompt as readable text: a single user turn as it is, a longer conversation one turn a line."""
+        if isinstance(self.text, str) or len(self.text) == 1:
+            return self.last_turn
         return "\n".join(f"{message.role}: {message.content}" for message in self.text)
 
 

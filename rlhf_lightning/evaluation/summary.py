@@ -95,7 +95,9 @@ class PolicyTable:
         table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         table.add_column("split\npolicy", no_wrap=True, min_width=LABEL_WIDTH - 2)
         for split, policy, _ in columns:
-            table.add_column(f"{split}\n{policy}", justify="right", no_wrap=True, min_width=COLUMN_WIDTH - 2)
+            table.add_column(
+                f"{split}\n{short_name(policy)}", justify="right", no_wrap=True, min_width=COLUMN_WIDTH - 2
+            )
         for row in self.rows:
             table.add_row(row.name, *(_cell(figures, row) for _, _, figures in columns))
             if row.key == COURTESY_KEY:
@@ -103,6 +105,11 @@ class PolicyTable:
                     Text("  95% interval", style="dim"), *(_interval(figures, row) for *_, figures in columns)
                 )
         return table
+
+
+def short_name(policy: str) -> str:
+    """A policy as people call it: a stage or hub id as it is, a long path by its last two parts."""
+    return "/".join(policy.rstrip("/").split("/")[-2:])
 
 
 def _cell(figures: Metrics, row: Row) -> str:
@@ -116,7 +123,7 @@ def _interval(figures: Metrics, row: Row) -> Text:
 
 
 def _written(value: float, style: str) -> str:
-    return {"percent": f"{value:.1%}", "plain": f"{value:.1f}", "signed": f"{value:+.2f}"}[style]
+    return {"percent": f"{value:.1%}", "plain": f"{value:z.1f}", "signed": f"{value:+z.2f}"}[style]
 
 
 def _reward_model(figures: Metrics) -> Text:

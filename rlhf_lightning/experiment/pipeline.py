@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlhf_lightning.evaluation.summary import render_summary
+from rlhf_lightning.evaluation.samples import render_samples
+from rlhf_lightning.evaluation.summary import render_summary, short_name
 from rlhf_lightning.experiment.plotting import draw_plots
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult
@@ -32,13 +33,17 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
         torch.set_num_threads(settings.trainer.threads)
     inputs = RunInputs(settings, run)
     metrics: Metrics = {"objective": None, "stages": {}, "evaluate": {}}
+    console = Console()
     for stage in settings.pipeline.stages:
         run.update_status(state="running", stage=stage)
         result = _run_stage(stage, inputs, metrics)
         metrics["objective"] = result.objective
         run.write_metrics(metrics)
         run.add_artifact(stage, run.stage_dir(stage))
-    Console().print(render_summary(metrics, run.path))
+        if result.samples:
+            policies = [short_name(policy) for policy in settings.evaluate.policies]
+            console.print(render_samples(result.samples, policies[0], policies[-1]))
+    console.print(render_summary(metrics, run.path))
     return metrics
 
 

@@ -17,6 +17,7 @@ import torch
 from rlhf_lightning.algorithms.optimization import OptimizerFactory
 from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.data.sources import DataSource, open_source
+from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.experiment.artifacts import resolve_model
 from rlhf_lightning.experiment.instantiate import instantiate
 from rlhf_lightning.experiment.run_directory import RunDirectory
@@ -120,11 +121,13 @@ class StageResult:
         metrics: its entry in metrics.json.
         objective: what a sweeper would maximise if the pipeline ended here; None where nothing says what is better.
         evaluation: policy -> split -> figures, from stages that evaluate.
+        samples: the same prompts answered by the first policy and by the last.
     """
 
     metrics: dict[str, Any]
     objective: float | None
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: list[SampleRow] = field(default_factory=list)
 
 
 StageFunction = Callable[[StageContext], StageResult]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,6 +16,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.gold import gold_figures
 from rlhf_lightning.evaluation.samples import SAMPLES_FILE, SampleRow, write_samples
 from rlhf_lightning.evaluation.statistics import bootstrap_mean
+from rlhf_lightning.evaluation.summary import short_name
 from rlhf_lightning.evaluation.text_statistics import text_statistics
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
@@ -61,11 +64,14 @@ def run_evaluate(context: StageContext) -> StageResult:
         name: {split: policy_figures(context, said) for split, said in by_split.items()}
         for name, by_split in answers.items()
     }
+    for number, name in enumerate(settings.policies):
+        write_answers(answers[name], context.directory / f"{number}_{short_name(name).replace('/', '_')}.jsonl")
     rows = sample_rows(context, answers[settings.policies[0]], answers[settings.policies[-1]])
     write_samples(rows, context.inputs.run.path / SAMPLES_FILE)
     context.tracker.log_samples(rows)
     counts = {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
-    return StageResult(counts, objective=_objective(evaluation[settings.policies[-1]]), evaluation=evaluation)
+    objective = _objective(evaluation[settings.policies[-1]])
+    return StageResult(counts, objective, evaluation, rows)
 
 
 def evaluation_prompts(context: StageContext) -> dict[str, list[Prompt]]:
@@ -164,6 +170,22 @@ def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
     figures |= {"kl": kl.mean, "kl_ci": kl.interval, "entropy": answers.entropy}
     own_tokens = [done.reply_ids[:-1] if done.finished else done.reply_ids for done in completions]
     return figures | text_statistics(own_tokens, finished, samples, seed)
+
+
+def write_answers(by_split: dict[str, Answers], path: Path) -> None:
+    """Every reply of a policy with its KL and proxy reward, one a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for split, said in by_split.items():
+            for row, done in enumerate(said.completions):
+                line = {
+                    "split": split,
+                    "prompt": done.prompt.plain(),
+                    "reply": done.reply,
+                    "finished": done.finished,
+                    "kl": said.kl[row],
+                    "proxy": said.proxy[row] if said.proxy is not None else None,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[str, Answers]) -> list[SampleRow]:
