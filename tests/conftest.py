@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_lightning.models.actor_critic import ActorCritic
+from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
@@ -141,6 +141,7 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
         rule: Callable[[Completion], float],
         *,
         reference: PreTrainedModel | None = None,
+        critic: SeparateCritic | None = None,
         sampler: Any = None,
         chunk_size: int = 4,
         temperature: float = 1.0,
@@ -152,7 +153,7 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
         lam: float = 0.95,
     ) -> RolloutCollector:
         return RolloutCollector(
-            ActorCritic(policy),
+            ActorCritic(policy, critic),
             sampler or Sampler(policy, words, temperature=temperature, max_new_tokens=max_new_tokens),
             FrozenReference.copy_of(reference or policy),
             RuleScorer(rule),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_lightning.models.actor_critic import ActorCritic
+from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.loading import disable_dropout
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.rollouts.sampler import Completion
@@ -183,6 +183,26 @@ def test_the_value_coefficient_weighs_the_critics_gradient(make_policy: MakeMode
     # The head starts at 0, and only the value loss reaches it: the step is proportional to the coefficient.
     assert not heads[0.0].any()
     torch.testing.assert_close(heads[0.2], 2.0 * heads[0.1])
+
+
+def test_a_separate_critic_learns_without_touching_the_policy(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    fits = {}
+    for coef in (0.0, 1.0):
+        critic = SeparateCritic.from_policy(make_policy())
+        fits[coef] = fit_ppo(
+            make_policy(), first_token, epochs=2, value_coef=coef, optimizer=ADAM, collecting={"critic": critic}
+        )
+    frozen, trained = fits[0.0].weights, fits[1.0].weights
+    names = {
+        part: [name for name in trained if name.startswith(f"actor_critic.{part}")] for part in ("policy", "critic")
+    }
+    assert len(names["policy"]) + len(names["critic"]) == len(trained)
+    for name in names["policy"]:
+        torch.testing.assert_close(frozen[name], trained[name], atol=1e-6, rtol=0)
+    moved = {name: (frozen[name] - trained[name]).abs().max().item() for name in names["critic"]}
+    assert moved["actor_critic.critic.head.linear.weight"] > 1e-3
+    # The second step's gradient passes the head, which is no longer 0, and reaches the trunk.
+    assert max(value for name, value in moved.items() if ".trunk." in name) > 1e-3
 
 
 def test_the_critic_learns_to_explain_returns(make_policy: MakeModel, fit_ppo: FitPpo) -> None:

@@ -124,7 +124,8 @@ def test_a_separate_critic_is_a_copy(make_policy: MakeModel) -> None:
 def test_a_critic_from_a_reward_model_repeats_its_standardised_score(
     kind: str, make_reward_model: MakeModel, make_policy: MakeModel, padded: Padded, words: PreTrainedTokenizerFast
 ) -> None:
-    reward_model = make_reward_model(kind)
+    reward_model: Any = make_reward_model(kind)
+    reward_model.score = torch.nn.Linear(16, 1)  # with a bias, as some reward models have it
     critic = SeparateCritic.from_reward_model(reward_model, offset=0.7, spread=2.5)
     # The value of the whole sequence is what the critic says before one more token.
     extended = [(prompt, [*reply, 9]) for prompt, reply in ROWS]
