@@ -72,9 +72,10 @@ def test_a_text_scorer_reads_the_reply_alone_or_with_its_prompt() -> None:
     scores = TextScorer(cast(Classifier, classifier), include_prompt=False).score([ENDED, CUT])
     assert classifier.asked == [["w7 w8", "w9 w10"], None]
     assert scores.tolist() == [5.0, 6.0]
-    chat = Completion(Prompt((Message("user", "w3"),)), (3,), (4,), "w4", finished=True)
+    turns = Message("user", "w3"), Message("assistant", "w4"), Message("user", "w5")
+    chat = Completion(Prompt(turns), (3,), (4,), "w4", finished=True)
     TextScorer(cast(Classifier, classifier), include_prompt=True).score([ENDED, chat])
-    assert classifier.asked == [["w5 w6", "user: w3"], ["w7 w8", "w4"]]
+    assert classifier.asked == [["w5 w6", "user: w3\nassistant: w4\nuser: w5"], ["w7 w8", "w4"]]
 
 
 def test_tokenizers_are_the_same_if_vocabulary_and_template_are(make_words: MakeWords) -> None:
