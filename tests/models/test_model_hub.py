@@ -43,6 +43,13 @@ def test_a_hub_id_without_network_is_refused_at_once(load: Callable[[ModelSource
     assert "model=courtesy" in str(raised.value.fix)
 
 
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere", "outputs/some-run/sft"])
+def test_what_can_only_be_a_path_is_not_looked_up_at_the_hub(path: str) -> None:
+    with pytest.raises(ModelError, match="No such model directory") as raised:
+        ModelSource(path).loading_arguments()
+    assert raised.value.where == path
+
+
 @pytest.mark.usefixtures("no_network")
 def test_a_cached_model_is_used_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def cached(name: str, file: str, revision: str | None = None) -> str:

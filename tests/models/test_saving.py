@@ -57,3 +57,13 @@ def test_a_classifier_keeps_its_labels_and_pads_like_its_tokenizer(
     # Padded on the right with a pad that is not EOS, Transformers' own forward reads the last real token as well.
     logits = opened(torch.tensor([[5, 9, 0], [5, 9, 7]])).logits
     torch.testing.assert_close(logits[0], opened(torch.tensor([[5, 9]])).logits[0])
+
+
+def test_weights_are_readable_by_whoever_may_read_the_config(
+    make_policy: MakeModel, make_reward_model: MakeModel, words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    save_policy(make_policy(), words, tmp_path / "policy")
+    save_classifier(make_reward_model(), words, tmp_path / "classifier")
+    for directory in (tmp_path / "policy", tmp_path / "classifier"):
+        modes = {(directory / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+        assert len(modes) == 1
