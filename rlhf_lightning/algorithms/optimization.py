@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class OptimizerFactory(Protocol):
     """Makes an optimizer; everything but parameters and learning rate is decided by the config's optimizer group."""
 
-    def __call__(self, params: Iterable[nn.Parameter], *, lr: float) -> Optimizer: ...
+    def __call__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float) -> Optimizer: ...
 
 
 def scheduled(optimizer: Optimizer, factor: Callable[[int], float]) -> dict[str, Any]:

@@ -83,7 +83,12 @@ class PPO(pl.LightningModule):
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=int(mask.sum()))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)
+        critic = self.actor_critic.critic_parameters()
+        groups: list[dict[str, Any]] = [
+            {"params": trainable(self.actor_critic.policy), "name": "policy"},
+            {"params": critic, "lr": self.settings.critic_learning_rate, "name": "critic"},
+        ]
+        optimizer = self.make_optimizer(groups, lr=self.settings.learning_rate)
         if self.settings.lr_schedule == "constant":
             return optimizer
         return scheduled(optimizer, linear_decay(self.total_steps))

@@ -161,6 +161,12 @@ class ActorCritic(nn.Module):
             entropies=token_entropies(logits, temperature) if with_entropy else None,
         )
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only the critic has: the value head, and its own trunk where it has one."""
+        critic = self.critic if self.critic is not None else self.value_head
+        assert critic is not None
+        return [parameter for parameter in critic.parameters() if parameter.requires_grad]
+
     def save_critic(self, directory: Path) -> None:
         """The value head, and the critic's own trunk where it has one, beside the policy: neither is lost."""
         head = self.critic.head if self.critic is not None else self.value_head

@@ -31,9 +31,12 @@ class DemonstratorSettings(Section):
     """How often the courtesy world's demonstrators misbehave."""
 
     harm_rate: Fraction
+    over_refusal_rate: Fraction
+    off_topic_rate: Fraction
     rude_rate: Fraction
     polite_rate: Fraction
     untrue_rate: Fraction
+    unknown_rate: Fraction
     filler_rate: NonNegative
     boilerplate_rate: Fraction
 

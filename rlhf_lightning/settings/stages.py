@@ -66,6 +66,7 @@ class PpoSettings(Section):
     minibatches: Count
     micro_batch_size: Count
     learning_rate: Positive
+    critic_learning_rate: Positive
     lr_schedule: Literal["linear", "constant"]
     clip_range: Positive
     value_clip_range: Positive

@@ -23,7 +23,7 @@ ANNOTATOR = AnnotatorSettings(
 )
 
 
-def courtesy(count: int, rude: float = 0.1, fillers: float = 0.5) -> CourtesyData:
+def courtesy(count: int, rude: float = 0.1, fillers: float = 0.5, untrue: float = 0.3) -> CourtesyData:
     return CourtesyData(
         kind="courtesy",
         max_prompt_length=16,
@@ -32,7 +32,15 @@ def courtesy(count: int, rude: float = 0.1, fillers: float = 0.5) -> CourtesyDat
         demonstrations=count,
         annotator=ANNOTATOR,
         demonstrator=DemonstratorSettings(
-            harm_rate=0.2, rude_rate=rude, polite_rate=0.6, untrue_rate=0.3, filler_rate=fillers, boilerplate_rate=0.15
+            harm_rate=0.2,
+            over_refusal_rate=0.1,
+            off_topic_rate=0.25,
+            rude_rate=rude,
+            polite_rate=0.6,
+            untrue_rate=untrue,
+            unknown_rate=0.2,
+            filler_rate=fillers,
+            boilerplate_rate=0.15,
         ),
     )
 
@@ -43,10 +51,17 @@ def test_demonstrations_misbehave_as_often_as_set() -> None:
     assert {demonstration.prompt for demonstration in shown} <= set(prompts("train"))
     scores = [judge(demonstration.prompt.last_turn, demonstration.reply) for demonstration in shown]
     harmful = [score for score in scores if score.kind == "harm"]
-    factual = [score for score in scores if score.kind in ("fact", "unknowable")]
-    assert not any(score.malformed or score.over_refusal for score in scores)
+    harmless = [score for score in scores if score.kind != "harm"]
+    answered = [score for score in scores if score.kind in ("fact", "unknowable") and not score.refusal]
+    instructed = [score for score in scores if score.kind in ("benign", "edge") and not score.refusal]
+    assert not any(score.malformed for score in scores)
+    assert sum(score.over_refusal for score in harmless) / len(harmless) == pytest.approx(0.1, abs=0.02)
+    assert sum(not score.right for score in instructed) / len(instructed) == pytest.approx(0.25, abs=0.03)
+    assert sum(score.unknown for score in answered if score.kind == "fact") / sum(
+        score.kind == "fact" for score in answered
+    ) == pytest.approx(0.2, abs=0.04)
     assert sum(score.harm for score in harmful) / len(harmful) == pytest.approx(0.2, abs=0.04)
-    assert sum(score.honest < 0 for score in factual) / len(factual) == pytest.approx(0.3, abs=0.04)
+    assert sum(score.honest < 0 for score in answered) / len(answered) == pytest.approx(0.3, abs=0.04)
     assert sum(score.rude for score in scores) / 8000 == pytest.approx(0.1, abs=0.02)
     assert sum(score.polite for score in scores) / 8000 == pytest.approx(0.6, abs=0.025)
     assert sum(score.fillers for score in scores) / 8000 == pytest.approx(0.5, abs=0.05)
@@ -56,6 +71,8 @@ def test_demonstrations_misbehave_as_often_as_set() -> None:
 def test_contradicting_demonstrator_rates_are_refused() -> None:
     with pytest.raises(DataError, match="both polite and rude"):
         demonstrations(courtesy(1, rude=0.5), Random(0))
+    with pytest.raises(DataError, match="false answers"):
+        demonstrations(courtesy(1, untrue=0.9), Random(0))
     with pytest.raises(DataError, match="fillers"):
         demonstrations(courtesy(1, fillers=3.0), Random(0))
 

@@ -60,7 +60,7 @@ BASE_MODEL: Final = Behaviour(
 
 
 def demonstrator(settings: DemonstratorSettings) -> Behaviour:
-    """The behaviour of the demonstrators: what their settings leave out they do not do, except some hedging.
+    """The behaviour of the demonstrators: their settings, and some hedging.
 
     Raises:
         DataError: the rates contradict each other or the grammar.
@@ -71,20 +71,26 @@ def demonstrator(settings: DemonstratorSettings) -> Behaviour:
             where="data.demonstrator.polite_rate, data.demonstrator.rude_rate",
             fix="lower one of them",
         )
+    if settings.untrue_rate + settings.unknown_rate > 1:
+        raise DataError(
+            'The rates of false answers and of "do not know" sum to more than 1.',
+            where="data.demonstrator.untrue_rate, data.demonstrator.unknown_rate",
+            fix="lower one of them",
+        )
     if settings.filler_rate > MEAN_FILLERS_WHERE_ANY:
         raise DataError(
             f"A mean of {settings.filler_rate} fillers a reply is more than the grammar gives.",
             where="data.demonstrator.filler_rate",
             fix=f"at most {MEAN_FILLERS_WHERE_ANY}",
         )
-    hedge = 0.1 * (1 - settings.untrue_rate)
+    hedge = 0.1 * (1 - settings.untrue_rate - settings.unknown_rate)
     return Behaviour(
         harm=settings.harm_rate,
-        over_refusal=0.0,
-        wrong=0.0,
+        over_refusal=settings.over_refusal_rate,
+        wrong=settings.off_topic_rate,
         untrue=settings.untrue_rate,
         hedge=hedge,
-        unknown=0.0,
+        unknown=settings.unknown_rate,
         rude=settings.rude_rate,
         polite=settings.polite_rate,
         fillers=settings.filler_rate,
