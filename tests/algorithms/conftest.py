@@ -73,16 +73,23 @@ class Recorder(Logger):
 
 
 class Stepping:
-    """An optimizer factory that remembers each step's learning rate."""
+    """An optimizer factory that remembers each step's learning rates: the first group's, and the last one's."""
 
     def __init__(self, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
         self.optimizer = optimizer
         self.rates: list[float] = []
+        self.critic_rates: list[float] = []
 
-    def __call__(self, params: Iterable[nn.Parameter], *, lr: float) -> torch.optim.Optimizer:
+    def __call__(
+        self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float
+    ) -> torch.optim.Optimizer:
         made = self.optimizer(params, lr=lr)
-        made.register_step_pre_hook(lambda stepped, _args, _kwargs: self.rates.append(stepped.param_groups[0]["lr"]))
+        made.register_step_pre_hook(self._remember)
         return made
+
+    def _remember(self, stepped: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        self.rates.append(stepped.param_groups[0]["lr"])
+        self.critic_rates.append(stepped.param_groups[-1]["lr"])
 
 
 @dataclass
@@ -152,7 +159,10 @@ def fit() -> Callable[..., Fit]:
 
 @pytest.fixture
 def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollector]) -> Callable[..., Fit]:
-    """Trains a policy by PPO on a rule; values of `PpoSettings` that are not given stand in `PPO_VALUES`."""
+    """Trains a policy by PPO on a rule; values of `PpoSettings` that are not given stand in `PPO_VALUES`.
+
+    The critic's learning rate is the policy's, unless it is given.
+    """
 
     def run(
         policy: PreTrainedModel,
@@ -166,7 +176,8 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
         collecting: dict[str, Any] | None = None,
         **values: Any,
     ) -> Fit:
-        settings = PpoSettings.model_validate({**PPO_VALUES, **values})
+        learning_rate = values.get("learning_rate", PPO_VALUES["learning_rate"])
+        settings = PpoSettings.model_validate({**PPO_VALUES, "critic_learning_rate": learning_rate, **values})
         # A fifth of all tokens ends a reply, so that replies differ in length.
         policy.generation_config.eos_token_id = list(range(40, 50))
         collector = make_collector(policy, rule, missing_eos_penalty=settings.missing_eos_penalty, **(collecting or {}))

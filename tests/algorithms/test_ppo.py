@@ -76,11 +76,23 @@ def test_optimizer_steps_are_iterations_times_epochs_times_minibatches(make_poli
     assert len(fit.collected) == 3
 
 
-def test_the_learning_rate_falls_linearly_to_0_and_is_logged(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    fit = fit_ppo(make_policy(), first_token, iterations=2, epochs=1, minibatches=4, micro_batch_size=2)
-    expected = [0.01 * (8 - step) / 8 for step in range(8)]
-    assert fit.steps.rates == pytest.approx(expected)
-    assert fit.recorder.series("learning_rate") == pytest.approx(expected)
+def test_the_learning_rates_fall_linearly_to_0_and_are_logged(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    fit = fit_ppo(make_policy(), first_token, iterations=2, minibatches=4, micro_batch_size=2, critic_learning_rate=0.5)
+    left = [(8 - step) / 8 for step in range(8)]
+    assert fit.steps.rates == pytest.approx([0.01 * share for share in left])
+    assert fit.steps.critic_rates == pytest.approx([0.5 * share for share in left])
+    assert fit.recorder.series("learning_rate/policy") == pytest.approx(fit.steps.rates)
+    assert fit.recorder.series("learning_rate/critic") == pytest.approx(fit.steps.critic_rates)
+
+
+def test_each_part_is_trained_at_its_own_rate(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    slow, fast = (
+        fit_ppo(make_policy(), first_token, critic_learning_rate=rate, lr_schedule="constant").weights
+        for rate in (0.01, 0.03)
+    )
+    for name, weight in slow.items():
+        times = 3.0 if "value_head" in name else 1.0
+        torch.testing.assert_close(fast[name], times * weight, atol=1e-6, rtol=0)
 
 
 def test_a_constant_learning_rate_stays(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
