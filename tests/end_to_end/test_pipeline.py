@@ -270,7 +270,8 @@ def test_without_a_penalty_the_kl_is_still_measured(tiny: RunDirectory, tmp_path
     assert logged(run, "objective/kl")[1] > 0.01
     assert logged(run, "objective/reward") == pytest.approx(logged(run, "objective/score"), abs=1e-5)
     score, kl, reward = (logged(tiny, f"objective/{name}")[1] for name in ("score", "kl", "reward"))
-    assert reward == pytest.approx(score - 0.05 * kl, abs=1e-4), "the default coefficient"
+    assert logged(tiny, "kl/coef")[1] == pytest.approx(tiny.config["kl"]["coef"])
+    assert reward == pytest.approx(score - tiny.config["kl"]["coef"] * kl, abs=1e-4)
 
 
 @pytest.mark.parametrize("critic", ["separate", "reward_model"])
