@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.cli.console import show_outcome
 from rlhf_lightning.cli.train_help import help_text
+from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.preflight import check_run
@@ -74,18 +75,29 @@ def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
     if not joins_a_run():
         check_run_directory(directory)
     outcomes: list[Outcome] = []
+    refusals: list[RlhfError] = []
 
     def task(config: DictConfig) -> None:
-        settings = job_settings(config)
-        typed = typed_overrides()
-        if joins_a_run():
-            run_dir = RunDirectory.open(job_directory())
-        else:
-            run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
-            point_latest(Path(settings.paths.outputs), run_dir.path)
-        outcomes.append(execute(settings, run_dir, typed))
+        try:
+            outcomes.append(_run_job(config))
+        except RlhfError as error:
+            refusals.append(error)  # Hydra would announce it in its own words as well
 
     with writing_to(directory):
         tree.hydra.run(CONFIG_NAME, task, as_hydra_reads(tree, tree.parse(overrides)))
+    if refusals:
+        raise refusals[0]
     show_outcome(outcomes[0])
     return outcomes[0].exit_code
+
+
+def _run_job(config: DictConfig) -> Outcome:
+    """Claims the run directory and runs the pipeline in it."""
+    settings = job_settings(config)
+    typed = typed_overrides()
+    if joins_a_run():
+        run_dir = RunDirectory.open(job_directory())
+    else:
+        run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
+        point_latest(Path(settings.paths.outputs), run_dir.path)
+    return execute(settings, run_dir, typed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import signal
 import time
 import traceback
@@ -19,13 +21,16 @@ from rich.logging import RichHandler
 
 from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.provenance import gather_provenance
-from rlhf_lightning.experiment.run_directory import ERROR_LOG, RUN_LOG, RunDirectory, RunError, RunState
+from rlhf_lightning.experiment.run_directory import ERROR_LOG, RUN_LOG, RunDirectory, RunError, RunState, unwritable
 from rlhf_lightning.settings.run import RunSettings
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED_EXIT = 130
 """128 + SIGINT, what a shell expects of a program that was interrupted."""
+
+DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the operating system says when a disk is full or a quota used up, a file too large, a disk read-only."""
 
 ECHO_SECONDS = 2.0
 """A second Ctrl-C within this time is taken for the first one, delivered twice (by the terminal and by a sweep)."""
@@ -98,8 +103,9 @@ class _Ending:
     def _failed(self, error: BaseException) -> Outcome:
         self.run_dir.write_text(ERROR_LOG, "".join(traceback.format_exception(error)))
         trace = str(self.run_dir.path / ERROR_LOG)
-        if isinstance(error, RlhfError):
-            return Outcome("failed", error.exit_code, RunError(error.what, error.where, error.fix, trace))
+        known = error if isinstance(error, RlhfError) else _disk_refusal(error, self.run_dir.path)
+        if known is not None:
+            return Outcome("failed", known.exit_code, RunError(known.what, known.where, known.fix, trace))
         what = f"{type(error).__name__}: {error}"
         return Outcome("failed", 1, RunError(what, traceback_file=trace), is_defect=True)
 
@@ -109,6 +115,16 @@ def _is_interruption(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     )
+
+
+def _disk_refusal(error: BaseException, run_dir: Path) -> RlhfError | None:
+    """The error of a disk that would not take what a library wrote into the run directory; None for any other."""
+    if isinstance(error, OSError):
+        number, where = error.errno, error.filename
+    else:
+        in_words = re.search(r"\(os error (\d+)\)", str(error))  # so says safetensors, whose errors are no OSError
+        number, where = (int(in_words[1]) if in_words else None), None
+    return unwritable(str(where or run_dir), os.strerror(number)) if number in DISK_REFUSALS else None
 
 
 @contextmanager

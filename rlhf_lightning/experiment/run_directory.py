@@ -93,13 +93,20 @@ class RunDirectory:
             if holds_a_run(path):
                 raise already_taken(path)
             try:
-                with (path / STATUS).open("x", encoding="utf-8") as file:
-                    file.write(_as_json(asdict(Status())))
+                claim = (path / STATUS).open("x", encoding="utf-8")
             except FileExistsError:
                 raise already_taken(path) from None
-        directory = cls(path)
-        directory.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-        directory.write_text(OVERRIDES, "".join(f"{override}\n" for override in overrides))
+            directory = cls(path)
+            try:
+                with claim:
+                    claim.write(_as_json(asdict(Status())))
+                directory.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+                directory.write_text(OVERRIDES, "".join(f"{override}\n" for override in overrides))
+            except (OSError, RunDirectoryError):
+                # A claim without a run would keep the directory from every later one.
+                for name in (STATUS, CONFIG):
+                    (path / name).unlink(missing_ok=True)
+                raise
         return directory
 
     @classmethod
@@ -271,11 +278,13 @@ def writing_to(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        fix = "free space, check permissions, or choose another place with paths.outputs=..."
-        raise RunDirectoryError(
-            f"The run directory cannot be written: {reason}.", where=str(error.filename or path), fix=fix
-        ) from error
+        raise unwritable(str(error.filename or path), error.strerror or str(error)) from error
+
+
+def unwritable(where: str, reason: str) -> RunDirectoryError:
+    """The error for a directory that the operating system does not let a run write to."""
+    fix = "free space, check permissions, or choose another place with paths.outputs=..."
+    return RunDirectoryError(f"The run directory cannot be written: {reason}.", where=where, fix=fix)
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
