@@ -74,9 +74,9 @@ def _comparisons(context: StageContext) -> Comparisons:
     name = context.settings.reward_model.comparisons_from
     if name in STAGE_NAMES:
         return Comparisons.load(finished(context.inputs.run.stage_dir(name), name))
-    if not Path(name).is_dir():
+    if not all((Path(name) / side).is_file() for side in ("train.jsonl", "held_out.jsonl")):
         raise ArtifactError(
-            "No such directory of comparisons.",
+            "There are no comparisons there.",
             where=f"reward_model.comparisons_from={name}",
             fix="name a directory with train.jsonl and held_out.jsonl, as the comparisons stage leaves it",
         )
