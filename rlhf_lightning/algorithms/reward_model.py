@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
@@ -53,10 +54,7 @@ class RewardModel(pl.LightningModule):
         self.total_steps = total_steps
 
     def forward(self, batch: PreferenceBatch) -> PairLogits:
-        return PairLogits(
-            chosen=classifier_logits(self.classifier, batch.chosen_ids, batch.chosen_mask),
-            rejected=classifier_logits(self.classifier, batch.rejected_ids, batch.rejected_mask),
-        )
+        return pair_logits(self.classifier, batch)
 
     def training_step(self, batch: PreferenceBatch, _: int) -> Tensor:
         logits = self(batch)
@@ -103,9 +101,18 @@ class RewardModel(pl.LightningModule):
         )
 
 
+def pair_logits(classifier: PreTrainedModel, batch: PreferenceBatch) -> PairLogits:
+    """Logits of both sides from one forward pass over twice as many sequences."""
+    width = max(batch.chosen_ids.shape[1], batch.rejected_ids.shape[1])
+    input_ids, attention_mask = (
+        torch.cat([functional.pad(side, (0, width - side.shape[1])) for side in sides])
+        for sides in ((batch.chosen_ids, batch.rejected_ids), (batch.chosen_mask, batch.rejected_mask))
+    )
+    return PairLogits(*classifier_logits(classifier, input_ids, attention_mask).chunk(2))
+
+
 @torch.no_grad()
 def pair_rewards(classifier: PreTrainedModel, positive: int, batch: PreferenceBatch) -> tuple[list[float], list[float]]:
     """The rewards of a batch's chosen and rejected replies."""
-    chosen = classifier_logits(classifier, batch.chosen_ids, batch.chosen_mask)[:, positive]
-    rejected = classifier_logits(classifier, batch.rejected_ids, batch.rejected_mask)[:, positive]
-    return chosen.tolist(), rejected.tolist()
+    logits = pair_logits(classifier, batch)
+    return logits.chosen[:, positive].tolist(), logits.rejected[:, positive].tolist()
