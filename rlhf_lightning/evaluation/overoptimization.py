@@ -50,6 +50,11 @@ class RewardFit:
         """The fitted reward at each distance."""
         return self.start + distance * (self.a - self.b * _log(distance))
 
+    def explained(self, distance: Floats, reward: Floats) -> float:
+        """The share of the rewards' variance that the fit explains; 0 where they do not vary."""
+        variance = float(np.var(reward))
+        return 1.0 - float(np.mean((reward - self.at(distance)) ** 2)) / variance if variance > 0.0 else 0.0
+
     @property
     def peak(self) -> float | None:
         """The distance where the reward is highest: dR/dd = a - b log d - b = 0; None where it never falls."""

@@ -72,3 +72,12 @@ def test_without_gold_the_path_has_the_proxy_only() -> None:
 def test_a_step_logged_twice_counts_once() -> None:
     history = [_row(2, "kl", 1.0), _row(1, "kl", 0.5), _row(2, "kl", 7.0)]
     assert points(history, "ppo", "objective/kl") == [Point(1, 10, 0.5), Point(2, 20, 7.0)]
+
+
+def test_a_fit_explains_all_of_its_own_curve_and_nothing_of_a_constant() -> None:
+    fit = RewardFit(start=-0.5, a=1.1, b=1.2)
+    distance = np.asarray([0.1, 0.5, 1.0, 2.0])
+    assert fit.explained(distance, fit.at(distance)) == pytest.approx(1.0)
+    assert fit.explained(distance, np.ones(4)) == 0.0
+    # Rewards at +-1 around a fit that says 0 everywhere: all of the variance is left over.
+    assert RewardFit(start=0.0, a=0.0, b=0.0).explained(distance, np.asarray([1.0, -1.0, 1.0, -1.0])) == 0.0

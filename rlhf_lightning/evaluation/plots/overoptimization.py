@@ -22,7 +22,8 @@ def overoptimization(history: Sequence[HistoryRow], path: Path) -> Path | None:
     """Proxy and gold reward against sqrt(KL), iterations joined in their order; None where PPO logged no such path.
 
     The proxy is the score as PPO logs it, standardised on reference samples where the config asks for that. With five
-    points or more, the dashed line is the least-squares fit of the gold reward (`overoptimization.fit_reward`).
+    points or more, the dashed line is the least-squares fit of the gold reward
+    (`overoptimization.fit_reward`), where it explains at least half of the variance.
     """
     reached = reward_path(history)
     if reached is None:
@@ -54,9 +55,13 @@ def _path(axes: Axes, distance: Floats, reward: Floats, colour: str, name: str, 
     label.set(fontsize=11, fontweight="bold")
 
 
+LEAST_EXPLAINED = 0.5
+"""A fit that explains less of the gold reward's variance is not drawn: it would show a peak that is not there."""
+
+
 def _gold_fit(axes: Axes, distance: Floats, gold: Floats) -> None:
     fit = fit_reward(distance, gold)
-    if fit is None:
+    if fit is None or fit.explained(distance, gold) < LEAST_EXPLAINED:
         return
     grid = np.linspace(0.0, float(distance.max()), 200)
     axes.plot(grid, fit.at(grid), color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=4)
