@@ -76,7 +76,9 @@ class StepSampler(DistributedSampler[MicroBatch]):
         if len(weights) < batch_size:
             raise DataError(
                 f"There are {len(weights)} training records, which is less than one optimizer step of {batch_size}.",
-                fix=f"add records, or lower batch_size to at most {len(weights)}",
+                fix=f"add records, or lower batch_size to at most {len(weights)}"
+                if weights
+                else "add records; the log says what became of those that were read",
             )
         super().__init__(cast("Dataset[Any]", weights), num_replicas=ranks, rank=rank, seed=seed)
         self.weights = weights

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
 
+from rlhf_lightning.callbacks.divergence import DivergenceGuard
 from rlhf_lightning.callbacks.gradient_norm import GradientNorm
 from rlhf_lightning.callbacks.interruption import InterruptionCheckpoint
 from rlhf_lightning.experiment.instantiate import instantiate
@@ -56,6 +57,7 @@ def build_trainer(
     extra = [instantiate(entry, allow_targets=settings.allow_targets) for entry in settings.callbacks.extra]
     watching: list[Callback] = [
         InterruptionCheckpoint(context.inputs.run.checkpoint_dir(context.name) / INTERRUPTED_CHECKPOINT),
+        DivergenceGuard(context.name),
         GradientNorm(on_step=not epoch_is_iteration),
         LearningRateMonitor(logging_interval="epoch" if epoch_is_iteration else "step"),
         *callbacks,

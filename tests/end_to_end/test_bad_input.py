@@ -72,6 +72,9 @@ def users_files(here: Path, tiny: RunDirectory, tiny_gpt2: Path) -> Path:
     (mine / "table.csv").write_text("prompt,chosen,rejected\n")
     for name, source in (("gpt2", tiny_gpt2), ("sft", tiny.path / "sft"), ("reward_model", tiny.path / "reward_model")):
         (mine / name).symlink_to(source)
+    (mine / "all_train").mkdir()
+    write_jsonl(mine / "all_train" / "train.jsonl", good)
+    write_jsonl(mine / "all_train" / "held_out.jsonl", [])
     endless = mine / "endless"
     endless.mkdir()
     (endless / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
@@ -203,6 +206,35 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
             "evaluate.splits",
             "iid, ood",
         ),
+        (
+            [*EVALUATION, "evaluate.reward_from=null", "data.max_prompt_length=3", "data.on_long_record=drop"],
+            "evaluate",
+            "over-long and were dropped",
+            "data.on_long_record=drop",
+            "raise data.max_prompt_length",
+        ),
+        (
+            ["pipeline=sft", "data.demonstrations=64", "data.max_reply_length=1", "data.on_long_record=drop"],
+            "sft",
+            "There are 0 training records",
+            "",
+            "add records",
+        ),
+        (
+            [*BACKBONE, "reward_model.comparisons_from=mine/all_train"],
+            "reward_model",
+            "none is held out",
+            "reward_model.comparisons_from=mine/all_train",
+            "hold more out",
+        ),
+        (
+            ["pipeline=sft", "data.demonstrations=64", "sft.learning_rate=1e30"],
+            "sft",
+            "Training diverged: at optimizer step 1",
+            "sft.learning_rate",
+            "lower sft.learning_rate",
+        ),
+        ([*PPO, "ppo.learning_rate=1e30"], "ppo", "Training diverged", "ppo.learning_rate", "lower ppo.learning_rate"),
         ([*EVALUATION, "evaluate.reward_from=mine/sft"], "evaluate", "not a reward model", "mine/sft", "classifier"),
         (
             ["pipeline=sft", "model=hub", "model.name_or_path=someone/some-model"],

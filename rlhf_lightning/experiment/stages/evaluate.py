@@ -121,6 +121,12 @@ class PolicyProbe:
         """What the policy says to the prompts of a split; the same whenever it is asked."""
         torch.manual_seed(self.settings.seed)
         encoded, _ = self.encoder.prompts(prompts)
+        if not encoded:
+            raise DataError(
+                f"All prompts of split {split} are over-long and were dropped.",
+                where="data.on_long_record=drop",
+                fix="raise data.max_prompt_length, or set data.on_long_record=truncate",
+            )
         completions: list[Completion] = []
         kl: list[float] = []
         surprise: list[float] = []

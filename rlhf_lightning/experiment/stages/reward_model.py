@@ -9,7 +9,7 @@ from rlhf_lightning.data.collate import collate_preferences
 from rlhf_lightning.data.comparisons import Comparisons
 from rlhf_lightning.data.datamodules import PreferenceDataModule
 from rlhf_lightning.data.encoding import EncodedPreference, Encoder
-from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.evaluation.preference_accuracy import Figures, preference_accuracy
 from rlhf_lightning.experiment.artifacts import finished
 from rlhf_lightning.experiment.progress import track
@@ -39,6 +39,13 @@ def run_reward_model(context: StageContext) -> StageResult:
         micro_batch_size=settings.micro_batch_size,
         seed=context.seed,
     )
+    if not pairs.held_out_report.kept:
+        raise DataError(
+            f"Of {pairs.train_report.kept} pairs none is held out, so the reward model could not be measured.",
+            where=f"reward_model.comparisons_from={settings.comparisons_from}",
+            fix="gather more comparisons, or hold more out: comparisons.held_out_fraction (courtesy world), "
+            "data.held_out_fraction (recorded data)",
+        )
     classifier = new_classifier(source, LABELS[settings.head])
     classifier.config.pad_token_id = encoder.pad_id
     require_positions(classifier, pairs.longest, "data.max_prompt_length and data.max_reply_length")
