@@ -43,7 +43,11 @@ def check_run_directory(path: Path) -> None:
 
 
 def _file_problems(settings: RunSettings) -> Iterator[Problem]:
-    for key, value in _files_named(settings):
+    named = list(_files_named(settings))
+    if isinstance(settings.data, FileData) and not any(key.startswith("data.") for key, _ in named):
+        keys = "data.demonstrations, data.preferences, data.rankings, data.prompts"
+        yield Problem("data", "names no file", fix=f"give at least one of {keys}")
+    for key, value in named:
         path = Path(value)
         if not path.exists():
             yield _absent(key, value)

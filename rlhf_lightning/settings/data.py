@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNegative, Section
 
@@ -69,12 +69,6 @@ class FileData(RecordedData):
     preferences: Name | None
     rankings: Name | None
     prompts: Name | None
-
-    @model_validator(mode="after")
-    def _some_file(self) -> FileData:
-        if not any((self.demonstrations, self.preferences, self.rankings, self.prompts)):
-            raise ValueError("names no file; give one of demonstrations, preferences, rankings, prompts")
-        return self
 
 
 class HubData(RecordedData):

@@ -64,13 +64,13 @@ def only(found: dict[str, Problem]) -> Problem:
 
 def test_every_model_goes_with_every_data(tree: ConfigTree) -> None:
     """Apart from the courtesy model, which knows no other world's words."""
-    needed = {"hh_rlhf": ["data.path=/"], "hub": ["data.name=a/b"], "files": [], "courtesy": []}
+    needed = {"hh_rlhf": ["data.path=/"], "hub": ["data.name=a/b"], "files": ["data.prompts=/"], "courtesy": []}
     assert set(needed) == set(tree.options("data"))
     for data, values in needed.items():
         assert problems(tree, f"data={data}", "model=scratch", *values) == {}
     for model in tree.options("model"):
         given = ["model.name_or_path=a/b"] if model == "hub" else []
-        found = problems(tree, "data=files", f"model={model}", *given)
+        found = problems(tree, "data=files", "data.prompts=/", f"model={model}", *given)
         assert set(found) == ({"model"} if model == "courtesy" else set())
 
 
@@ -283,6 +283,7 @@ def test_named_files_must_exist(tree: ConfigTree, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.jsonl").touch()
     choices = ["data=files", "model=scratch"]
+    assert only(problems(tree, *choices)).what == "names no file"
     assert problems(tree, *choices, "data.preferences=there.jsonl") == {}
     found = problems(tree, *choices, "data.preferences=there.jsonl", "data.prompts=gone.jsonl")
     assert only(found).what == "gone.jsonl does not exist"
