@@ -251,6 +251,9 @@ def test_the_courtesy_world_has_no_recorded_comparisons() -> None:
                 "untrue_rate": 0.4,
                 "filler_rate": 0.5,
                 "boilerplate_rate": 0.1,
+                "over_refusal_rate": 0.1,
+                "off_topic_rate": 0.1,
+                "unknown_rate": 0.05,
             },
         }
     )
