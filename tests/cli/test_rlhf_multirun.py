@@ -63,6 +63,7 @@ def test_ctrl_c_reaches_the_job_and_stops_the_sweep(here: Path, child_environmen
         try:
             time.sleep(60)
         finally:
+            run_dir.checkpoint_dir("ppo").mkdir(parents=True)
             (run_dir.checkpoint_dir("ppo") / "interrupted.ckpt").touch()
         """
     )

@@ -118,6 +118,7 @@ def test_an_interruption_is_no_failure_and_names_the_checkpoint(
 ) -> None:
     def interrupted(settings: RunSettings, run_dir: RunDirectory) -> None:
         run_dir.update_status(stage="sft")
+        run_dir.checkpoint_dir("sft").mkdir(parents=True)
         (run_dir.checkpoint_dir("sft") / "interrupted.ckpt").touch()
         pipeline(settings, run_dir)
 

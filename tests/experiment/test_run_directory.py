@@ -79,10 +79,11 @@ def test_no_run_can_be_opened_where_none_is(tmp_path: Path) -> None:
 def test_folders_are_made_on_demand(run: RunDirectory) -> None:
     assert run.stage_dir("sft") == run.path / "sft"
     assert run.checkpoint_dir("ppo") == run.path / "checkpoints" / "ppo"
-    assert run.checkpoint_dir("ppo").is_dir()
+    assert not run.checkpoint_dir("ppo").exists()
     assert run.interrupted_checkpoint() is None
     for stage, age in (("sft", 100), ("ppo", 200)):
         path = run.checkpoint_dir(stage) / "interrupted.ckpt"
+        path.parent.mkdir(parents=True)
         path.touch()
         os.utime(path, (age, age))
     assert run.interrupted_checkpoint() == run.path / "checkpoints" / "ppo" / "interrupted.ckpt"
