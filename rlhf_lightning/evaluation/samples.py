@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 SAMPLES_FILE = "samples.jsonl"
+SHOWN = 200
+"""Characters of a prompt or reply that the terminal's table shows; the file has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,22 @@ def render_samples(
         if shown:
             table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [Text(row.prompt, style="bold"), Text(row.before), Text(row.after)]
+        cells = [Text(_end_of(row.prompt), style="bold"), Text(_start_of(row.before)), Text(_start_of(row.after))]
         if proxy:
             cells.append(_change(row.proxy_before, row.proxy_after))
         if gold:
             cells.append(_change(row.gold_before, row.gold_after))
         table.add_row(*cells)
     return table
+
+
+def _end_of(text: str) -> str:
+    """The last `SHOWN` characters: of a long conversation, what is answered."""
+    return text if len(text) <= SHOWN else f"… {text[-SHOWN:]}"
+
+
+def _start_of(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
 
 
 def _change(before: float | None, after: float | None) -> Text:

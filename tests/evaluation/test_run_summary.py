@@ -118,3 +118,13 @@ def test_the_sample_table_without_gold_has_no_gold_column(width: int) -> None:
     text = "\n".join(_shown(render_samples(ROWS[1:], "sft", "ppo"), width))
     assert "proxy" in text
     assert "gold" not in text
+
+
+def test_long_texts_are_cut_in_the_table_to_what_matters() -> None:
+    row = SampleRow(split="held_out", prompt="P" * 500 + " the end", before="first " + "B" * 500, after="short")
+    text = "\n".join(_shown(render_samples([row], "sft", "ppo"), width=160))
+    assert "the end" in text
+    assert "first" in text
+    # 200 characters of each: " the end" leaves 192 for the rest, "first " 194.
+    assert text.count("P") == 192
+    assert text.count("B") == 194
