@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 from rlhf_lightning.callbacks.divergence import DivergenceGuard
 from rlhf_lightning.errors import DivergedError
 
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+
 
 class Weighted(pl.LightningModule):
     """Its loss is the weight times the batch, its validation loss the weight."""
