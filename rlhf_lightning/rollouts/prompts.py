@@ -26,6 +26,8 @@ class PromptStream:
         self.prompts = tuple(prompts)
         self.seed = seed
         self.taken = 0
+        self._lap = -1
+        self._lap_order: list[int] = []
 
     def take(self, count: int) -> list[EncodedPrompt]:
         """The next `count` prompts."""
@@ -38,7 +40,7 @@ class PromptStream:
         return self.prompts[self._order(lap)[place]]
 
     def _order(self, lap: int) -> list[int]:
-        if getattr(self, "_lap", None) != lap:
+        if self._lap != lap:
             self._lap = lap
             self._lap_order = list(range(len(self.prompts)))
             random.Random(f"{self.seed}:{lap}").shuffle(self._lap_order)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNegative, Positive, Section
+from rlhf_lightning.settings.section import Count, Fraction, Name, NonNegative, Positive, Section
 
 
 class RolloutSettings(Section):
@@ -69,5 +69,3 @@ class ClassifierReward(RewardShaping):
 
 
 RewardSettings = Annotated[LearnedReward | ClassifierReward, Field(discriminator="kind")]
-
-__all__ = ["AdvantageSettings", "Finite", "KlSettings", "RewardSettings", "RolloutSettings"]
