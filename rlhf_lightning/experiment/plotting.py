@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
 from rlhf_lightning.settings.run import StageName
-from rlhf_lightning.tracking.history import read_history
+from rlhf_lightning.tracking.history_file import read_history
 
 PLOTS_FOLDER = "plots"
 

@@ -1,4 +1,4 @@
-"""The history file: every figure that a run logs, readable with a text editor while the run goes on.
+"""Writing the history file: every figure that a run logs, readable with a text editor while the run goes on.
 
 `history.csv` is in long format, `stage,step,episodes,name,value`. It is written whatever other loggers a run has,
 because an offline W&B run cannot be queried.
@@ -16,11 +16,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from rlhf_lightning.errors import RunDirectoryError
-from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
-
-HISTORY_FILE = "history.csv"
-EPISODES = "rollout/episodes"
+from rlhf_lightning.evaluation.curves import HistoryRow
+from rlhf_lightning.tracking.history_file import EPISODES, HISTORY_FILE
 
 
 class HistoryLogger(Logger):
@@ -58,41 +55,3 @@ class HistoryLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the run directory holds the config."""
-
-
-def read_history(run_dir: Path) -> list[HistoryRow]:
-    """All figures a run has logged so far, in the order they were logged; empty where it has logged none.
-
-    Raises:
-        RunDirectoryError: the history file is not in the format above.
-    """
-    path = run_dir / HISTORY_FILE
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, None)
-        if header is not None and tuple(header) != HistoryRow._fields:
-            raise _malformed(path, 1, f"the header is {','.join(header)!r}, not {','.join(HistoryRow._fields)!r}")
-        return [_row(path, reader.line_num, fields) for fields in reader]
-
-
-def series(run_dir: Path, stage: str, name: str) -> list[Point]:
-    """One metric of one stage as `(step, episodes, value)`, in order of steps."""
-    return points(read_history(run_dir), stage, name)
-
-
-def _row(path: Path, line: int, fields: list[str]) -> HistoryRow:
-    try:
-        stage, step, episodes, name, value = fields
-        return HistoryRow(stage, int(step), int(episodes) if episodes else None, name, float(value))
-    except ValueError as error:
-        raise _malformed(path, line, str(error)) from error
-
-
-def _malformed(path: Path, line: int, what: str) -> RunDirectoryError:
-    return RunDirectoryError(
-        f"The history file cannot be read: {what}.",
-        where=f"{path}, line {line}",
-        fix="restore the line, or delete it (a run that was killed while writing may have left half a line)",
-    )

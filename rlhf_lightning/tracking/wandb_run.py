@@ -19,7 +19,7 @@ from typing import Any, Literal
 import wandb
 
 from rlhf_lightning.tracking.forgiveness import Forgiven
-from rlhf_lightning.tracking.history import EPISODES
+from rlhf_lightning.tracking.history_file import EPISODES
 from rlhf_lightning.tracking.redaction import redact
 from rlhf_lightning.tracking.wandb_session import (
     environment_restored,

@@ -16,7 +16,7 @@ from tiny_runs import fingerprints
 from transformers import AutoModelForCausalLM
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.tracking.history import read_history
+from rlhf_lightning.tracking.history_file import read_history
 
 PATIENCE = 120.0
 """Seconds until a stage must have got under way; importing torch takes most of it on a busy machine."""

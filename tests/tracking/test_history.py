@@ -13,7 +13,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rlhf_lightning.errors import RunDirectoryError
 from rlhf_lightning.evaluation.curves import HistoryRow, Point
-from rlhf_lightning.tracking.history import HistoryLogger, read_history, series
+from rlhf_lightning.tracking.history import HistoryLogger
+from rlhf_lightning.tracking.history_file import read_history, series
 
 
 def test_rows_are_in_long_format(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_lightning_logs_through_it(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("time,loss\n1,2\n", 1),
-        ("stage,step,episodes,name,value\nsft,1,,loss,0.5\nsft,2,,lo", 3),
+        ("stage,step,episodes,name,value\nsft,1,,loss,0.5\nsft,2,,lo\n", 3),
         ("stage,step,episodes,name,value\nsft,one,,loss,0.5\n", 2),
     ],
 )
@@ -95,3 +96,12 @@ def test_a_broken_file_names_the_line(tmp_path: Path, text: str, line: int) -> N
     (tmp_path / "history.csv").write_text(text)
     with pytest.raises(RunDirectoryError, match=f"history.csv, line {line}"):
         read_history(tmp_path)
+
+
+def test_half_a_last_line_is_left_out(tmp_path: Path) -> None:
+    whole = "stage,step,episodes,name,value\nppo,1,64,objective/kl,0.5\n"
+    for half in ("ppo,2,12", "ppo,2,128,objective/kl,0.", "p"):
+        (tmp_path / "history.csv").write_text(whole + half)
+        assert read_history(tmp_path) == [HistoryRow("ppo", 1, 64, "objective/kl", 0.5)]
+    (tmp_path / "history.csv").write_text("stage,st")
+    assert read_history(tmp_path) == []

@@ -19,7 +19,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.settings.run import FilesOnly, RunSettings, TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking import wandb_run
-from rlhf_lightning.tracking.history import series
+from rlhf_lightning.tracking.history_file import series
 from rlhf_lightning.tracking.loggers import flatten, open_tracker
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
