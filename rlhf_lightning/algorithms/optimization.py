@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,11 +16,13 @@ class OptimizerFactory(Protocol):
     def __call__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float) -> Optimizer: ...
 
 
-def scheduled(optimizer: Optimizer, factor: Callable[[int], float]) -> dict[str, Any]:
-    """What `configure_optimizers` returns: the optimizer, its learning rate multiplied by `factor(step)`."""
+def scheduled(
+    optimizer: Optimizer, factor: Callable[[int], float], interval: Literal["step", "epoch"] = "step"
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns: the optimizer, its learning rate multiplied by `factor(interval)`."""
     return {
         "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "learning_rate"},
+        "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval, "name": "learning_rate"},
     }
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
 from rlhf_lightning.models.actor_critic import ActorCritic, ReplyOutputs
+from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.objectives.kl import kl_loss
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_sum
-from rlhf_lightning.objectives.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss
+from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.rollouts.buffer import Minibatch
+from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.rollouts.rollout import Rollout
 from rlhf_lightning.settings.stages import PpoSettings
 
@@ -20,75 +25,129 @@ class PPO(pl.LightningModule):
     """Maximise reward within a trust region around the policy that sampled.
 
     One Lightning epoch is one iteration: `RolloutBufferCallback` fills the buffer when it starts, the dataloader
-    iterates over it, and `training_step` is a forward pass and the weighted sum of three losses.
+    iterates over it, and `training_step` is a forward pass and the weighted sum of the losses.
 
     Args:
         actor_critic: policy and critic, without dropout.
+        reference: the frozen policy; asked again only where the exact KL is part of the loss.
+        kl: the KL penalty.
         settings: of the stage.
         temperature: that rollouts are sampled at.
         optimizer: makes the optimizer.
-        total_steps: optimizer steps of the whole run, for the schedule.
     """
 
     def __init__(
         self,
         actor_critic: ActorCritic,
+        reference: FrozenReference,
+        kl: KlController,
         settings: PpoSettings,
         temperature: float,
         optimizer: OptimizerFactory,
-        total_steps: int,
     ) -> None:
         super().__init__()
         self.actor_critic = actor_critic
+        self.reference = reference
+        self.kl = kl
         self.settings = settings
         self.temperature = temperature
         self.make_optimizer = optimizer
-        self.total_steps = total_steps
+        self.update_is_over = False
+        """Set within an iteration: its remaining minibatches are left out."""
+        self._step_kl = torch.zeros(2)
+        """Summed approximate KL, and tokens, of the optimizer step under way."""
 
     def forward(self, rollout: Rollout) -> ReplyOutputs:
+        inputs = rollout.sequences, rollout.attention_mask, rollout.reply_length
+        exact = self.kl.in_loss and self.kl.estimator == "exact"
         outputs: ReplyOutputs = self.actor_critic(
-            rollout.sequences,
-            rollout.attention_mask,
-            rollout.reply_length,
+            *inputs,
             self.temperature,
             with_entropy=self.settings.entropy_coef > 0,
+            reference_logits=self.reference.logits(*inputs) if exact else None,
         )
         return outputs
 
     def training_step(self, batch: Minibatch, _: int) -> Tensor:
-        rollout, mask = batch.rollout, batch.rollout.reply_mask
+        rollout, mask, settings = batch.rollout, batch.rollout.reply_mask, self.settings
         outputs = self(rollout)
-        policy = clipped_policy_loss(outputs.logprobs, rollout.logprobs, rollout.advantages, self.settings.clip_range)
-        value = clipped_value_loss(outputs.values, rollout.values, rollout.returns, self.settings.value_clip_range)
-        losses = policy.loss + self.settings.value_coef * value.loss
-        if outputs.entropies is not None:
-            losses = losses - self.settings.entropy_coef * outputs.entropies
-        self._log(policy, value, outputs.entropies, mask)
-        # Tokens are weighted alike over the whole optimizer step; Lightning divides by the accumulated micro-batches.
-        return masked_sum(losses, mask) / batch.step_weight * self.trainer.accumulate_grad_batches
-
-    def _log(self, policy: PolicyLoss, value: ValueLoss, entropies: Tensor | None, mask: Tensor) -> None:
-        per_token = {
-            "policy/loss": policy.loss.detach(),
+        policy = clipped_policy_loss(outputs.logprobs, rollout.logprobs, rollout.advantages, settings.clip_range)
+        value = clipped_value_loss(outputs.values, rollout.values, rollout.returns, settings.value_clip_range)
+        losses = policy.loss + settings.value_coef * value.loss
+        figures = {
+            "policy/loss": policy.loss,
             "policy/ratio": policy.ratio,
             "policy/approx_kl": policy.approx_kl,
             "policy/clip_fraction": policy.clipped,
-            "value/loss": value.loss.detach(),
+            "value/loss": value.loss,
             "value/clip_fraction": value.clipped,
         }
-        if entropies is not None:
-            per_token["policy/entropy"] = entropies.detach()
-        figures = {name: masked_mean(values, mask) for name, values in per_token.items()}
+        if outputs.entropies is not None:
+            losses = losses - settings.entropy_coef * outputs.entropies
+            figures["policy/entropy"] = outputs.entropies
+        if self.kl.in_loss:
+            kl = self._kl_loss(outputs, rollout)
+            losses = losses + self.kl.coef * kl
+            figures["policy/kl_loss"] = kl
+        self._log(figures, mask)
+        if settings.target_kl is not None:
+            measured = torch.stack([masked_sum(policy.approx_kl, mask), mask.sum()])
+            self._step_kl = self._step_kl.to(measured.device) + measured
+        # Tokens are weighted alike over the whole optimizer step; Lightning divides by the accumulated micro-batches.
+        return masked_sum(losses, mask) / batch.step_weight * self.trainer.accumulate_grad_batches
+
+    def _kl_loss(self, outputs: ReplyOutputs, rollout: Rollout) -> Tensor:
+        if self.kl.estimator == "exact":
+            assert outputs.kl is not None
+            return outputs.kl
+        return kl_loss(self.kl.estimator, outputs.logprobs, rollout.logprobs, rollout.reference_logprobs)
+
+    def _log(self, per_token: dict[str, Tensor], mask: Tensor) -> None:
+        figures = {name: masked_mean(values.detach(), mask) for name, values in per_token.items()}
         # Weighted by tokens, so that the epoch's mean is the mean over tokens, not over micro-batches.
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=int(mask.sum()))
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether only the critic learns yet."""
+        return self.current_epoch < self.settings.critic_warmup
+
+    def on_train_epoch_start(self) -> None:
+        self._steps_before = self.trainer.global_step
+
+    def on_train_batch_start(self, batch: Minibatch, _: int) -> int | None:
+        """-1 ends the iteration's update."""
+        del batch
+        return -1 if self.update_is_over else None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.warming_up:
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad = None  # an optimizer leaves such a parameter alone, its moments included
+
+    def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_idx: int) -> None:
+        """After an optimizer step that had gone too far already, the rollouts are too old to learn more from."""
+        del outputs, batch
+        if self.settings.target_kl is None or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        total, tokens = self._step_kl.tolist()
+        self._step_kl = torch.zeros_like(self._step_kl)
+        self.update_is_over = total / tokens > self.settings.target_kl
+
+    def on_train_epoch_end(self) -> None:
+        self.update_is_over = False
+        self.log("policy/optimizer_steps", float(self.trainer.global_step - self._steps_before))
+
     def configure_optimizers(self) -> Any:
-        critic = self.actor_critic.critic_parameters()
         groups: list[dict[str, Any]] = [
             {"params": trainable(self.actor_critic.policy), "name": "policy"},
-            {"params": critic, "lr": self.settings.critic_learning_rate, "name": "critic"},
+            {
+                "params": self.actor_critic.critic_parameters(),
+                "lr": self.settings.critic_learning_rate,
+                "name": "critic",
+            },
         ]
         optimizer = self.make_optimizer(groups, lr=self.settings.learning_rate)
         if self.settings.lr_schedule == "constant":
             return optimizer
-        return scheduled(optimizer, linear_decay(self.total_steps))
+        return scheduled(optimizer, linear_decay(self.settings.iterations), interval="epoch")

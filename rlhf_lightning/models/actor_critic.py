@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.positions import position_arguments
+from rlhf_lightning.objectives.kl import exact_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -26,6 +27,8 @@ class ReplyOutputs(NamedTuple):
     logprobs: Tensor
     values: Tensor
     entropies: Tensor | None
+    kl: Tensor | None
+    """The exact KL to the reference whose logits were given."""
 
 
 def reply_logits(
@@ -140,14 +143,17 @@ class ActorCritic(nn.Module):
         temperature: float,
         *,
         with_entropy: bool = False,
+        reference_logits: Tensor | None = None,
     ) -> ReplyOutputs:
-        """Log-probs, values and (on request) entropies of the last `reply_length` tokens.
+        """Log-probs, values and (on request) entropies and exact KL of the last `reply_length` tokens.
 
         Args:
             sequences: (batch, P + R) left-padded prompts, right-padded replies.
             attention_mask: (batch, P + R).
             reply_length: R.
             temperature: that the replies were sampled at.
+            with_entropy: give entropies.
+            reference_logits: (batch, R, vocab); give the exact KL to the distributions that they stand for.
         """
         logits, hidden = reply_logits(self.policy, sequences, attention_mask, reply_length)
         if self.critic is not None:
@@ -159,6 +165,7 @@ class ActorCritic(nn.Module):
             logprobs=token_logprobs(logits, sequences[:, -reply_length:], temperature),
             values=values,
             entropies=token_entropies(logits, temperature) if with_entropy else None,
+            kl=exact_kl(logits, reference_logits, temperature) if reference_logits is not None else None,
         )
 
     def critic_parameters(self) -> list[nn.Parameter]:

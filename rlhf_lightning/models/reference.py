@@ -33,8 +33,13 @@ class FrozenReference:
     @torch.no_grad()
     def logprobs(self, sequences: Tensor, attention_mask: Tensor, reply_length: int, temperature: float) -> Tensor:
         """(batch, R) log-probs of the last R tokens, as `ActorCritic.forward` gives them for the policy."""
-        logits, _ = reply_logits(self.model, sequences, attention_mask, reply_length)
+        logits = self.logits(sequences, attention_mask, reply_length)
         return token_logprobs(logits, sequences[:, -reply_length:], temperature)
+
+    @torch.no_grad()
+    def logits(self, sequences: Tensor, attention_mask: Tensor, reply_length: int) -> Tensor:
+        """(batch, R, vocab) logits that predict the last R tokens."""
+        return reply_logits(self.model, sequences, attention_mask, reply_length)[0]
 
     def fingerprint(self) -> str:
         """A hash of all weights: equal before and after training, bit for bit."""

@@ -45,3 +45,10 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps:
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask, whitened, torch.zeros_like(whitened))
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Pearson's correlation of two series, in [-1, 1]; 0 where one of them does not vary."""
+    one, other = one.double() - one.double().mean(), other.double() - other.double().mean()
+    norms = one.norm() * other.norm()
+    return torch.where(norms > 0, (one * other).sum() / norms.clamp(min=1e-12), torch.zeros_like(norms))

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
-"""|log ratio| is clamped here: exp(20) is past any trust region and short of an overflow."""
+from rlhf_lightning.objectives.logprobs import MAX_LOG_RATIO
 
 
 class PolicyLoss(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +14,13 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages
-from rlhf_lightning.objectives.kl import k1
-from rlhf_lightning.objectives.masked_stats import masked_mean, masked_whiten, sequence_sums
-from rlhf_lightning.objectives.rewards import replace_unfinished, token_rewards
+from rlhf_lightning.objectives.kl import estimate_kl, k1
+from rlhf_lightning.objectives.logprobs import token_logprobs
+from rlhf_lightning.objectives.masked_stats import correlation, masked_mean, masked_whiten, sequence_sums
+from rlhf_lightning.objectives.rewards import token_rewards
+from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.rollouts.repetition import repetition
+from rlhf_lightning.rollouts.reward_shaping import RewardShaper
 from rlhf_lightning.rollouts.rollout import Rollout, concatenate
 from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
 from rlhf_lightning.rollouts.scorer import Scorer
@@ -44,11 +47,11 @@ class RolloutCollector:
         actor_critic: sampled as it stands at each call.
         sampler: draws from `actor_critic.policy`.
         reference: the frozen policy that KL is measured to.
-        scorer: the (shaped) reward.
-        chunk_size: rollouts generated and scored together.
-        kl_coef: of the per-token KL penalty; 0 measures it only.
-        missing_eos_penalty: the score of an unfinished reply; None leaves its own.
+        scorer: the reward of a completion.
+        shaper: makes scores of rewards.
+        kl: the KL penalty.
         advantage: how advantages are estimated.
+        chunk_size: rollouts generated and scored together.
     """
 
     def __init__(
@@ -58,21 +61,21 @@ class RolloutCollector:
         reference: FrozenReference,
         scorer: Scorer,
         *,
+        shaper: RewardShaper,
+        kl: KlController,
+        advantage: AdvantageSettings,
         chunk_size: int,
         temperature: float,
-        kl_coef: float,
-        missing_eos_penalty: float | None,
-        advantage: AdvantageSettings,
     ) -> None:
         self.actor_critic = actor_critic
         self.sampler = sampler
         self.reference = reference
         self.scorer = scorer
+        self.shaper = shaper
+        self.kl = kl
+        self.advantage = advantage
         self.chunk_size = chunk_size
         self.temperature = temperature
-        self.kl_coef = kl_coef
-        self.missing_eos_penalty = missing_eos_penalty
-        self.advantage = advantage
 
     def to(self, device: torch.device) -> None:
         """Move the frozen models; the policy's device is its trainer's business."""
@@ -81,81 +84,109 @@ class RolloutCollector:
 
     @torch.no_grad()
     def collect(
-        self, prompts: Sequence[EncodedPrompt], precision: AbstractContextManager[None] | None = None
+        self,
+        prompts: Sequence[EncodedPrompt],
+        draws: Sequence[int],
+        precision: AbstractContextManager[None] | None = None,
     ) -> Collected:
         """One rollout batch.
 
         Args:
             prompts: one rollout each.
+            draws: the number of each rollout's draw.
             precision: the training's precision context, so that old and new log-probs come from the same arithmetic.
         """
         rollouts: list[Rollout] = []
         completions: list[Completion] = []
         generating = scoring = 0.0
         started = time.perf_counter()
-        with precision or nullcontext():
-            for samples in self.sampler.sample_in_chunks(prompts, self.chunk_size):
+        with precision or nullcontext(), evaluating(self.actor_critic):
+            for samples in self.sampler.sample_in_chunks(prompts, draws, self.chunk_size):
                 sampled = time.perf_counter()
                 generating += sampled - started
                 rollouts.append(self._evaluated(samples))
                 completions.extend(samples.completions)
                 scoring += (started := time.perf_counter()) - sampled
-        rollout = self._with_advantages(concatenate(rollouts, self.sampler.pad_id))
+        rollout = self._with_advantages(self._with_rewards(concatenate(rollouts, self.sampler.pad_id)))
         metrics = rollout_metrics(rollout)
         metrics |= {
             "rollout/repetition": sum(repetition(done.reply_ids) for done in completions) / len(completions),
             "rollout/tokens_per_second": float(rollout.reply_mask.sum()) / generating,
             "time/generate": generating,
             "time/score": scoring,
-            "kl/coef": self.kl_coef,
+            **self.kl.metrics(),
         }
         return Collected(rollout, tuple(completions), metrics)
 
     def _evaluated(self, samples: Samples) -> Rollout:
-        """Scores, log-probs of both policies, values and per-token rewards; advantages still empty."""
-        reply_length = samples.reply_mask.shape[1]
-        policy = self.actor_critic(samples.sequences, samples.attention_mask, reply_length, self.temperature)
-        reference = self.reference.logprobs(samples.sequences, samples.attention_mask, reply_length, self.temperature)
+        """What the models say of a chunk: log-probs of both policies, KL, values and raw scores."""
+        inputs = samples.sequences, samples.attention_mask, samples.reply_mask.shape[1]
+        reference_logits = self.reference.logits(*inputs)
+        reference = token_logprobs(reference_logits, samples.replies, self.temperature)
+        exact = self.kl.estimator == "exact"
+        policy = self.actor_critic(*inputs, self.temperature, reference_logits=reference_logits if exact else None)
         device = samples.sequences.device
-        finished = torch.tensor([completion.finished for completion in samples.completions], device=device)
-        scores = self.scorer.score(samples.completions).to(device)
-        scores = replace_unfinished(scores, finished, self.missing_eos_penalty)
         empty = torch.zeros_like(policy.logprobs)
         return Rollout(
             sequences=samples.sequences,
             attention_mask=samples.attention_mask,
             reply_mask=samples.reply_mask,
+            sampled_logprobs=samples.logprobs,
             logprobs=policy.logprobs,
             reference_logprobs=reference,
+            kl=policy.kl if exact else estimate_kl(self.kl.estimator, policy.logprobs, reference),
             values=policy.values,
-            scores=scores,
-            finished=finished,
-            rewards=token_rewards(scores, k1(policy.logprobs, reference), samples.reply_mask, self.kl_coef),
+            raw_scores=self.scorer.score(samples.completions).to(device),
+            scores=torch.zeros(len(samples.completions), device=device),
+            finished=torch.tensor([completion.finished for completion in samples.completions], device=device),
+            rewards=empty,
             advantages=empty,
             returns=empty,
         )
 
+    def _with_rewards(self, rollout: Rollout) -> Rollout:
+        scores = self.shaper.shape(rollout.raw_scores, rollout.reply_mask.sum(dim=1), rollout.finished)
+        rewards = token_rewards(scores, rollout.kl, rollout.reply_mask, self.kl.reward_coef)
+        return replace(rollout, scores=scores, rewards=rewards)
+
     def _with_advantages(self, rollout: Rollout) -> Rollout:
-        advantages, returns = generalised_advantages(
-            rollout.rewards, rollout.values, rollout.reply_mask, self.advantage.gamma, self.advantage.lam
-        )
-        if self.advantage.whiten:
-            advantages = masked_whiten(advantages, rollout.reply_mask)
+        settings, mask = self.advantage, rollout.reply_mask
+        rewards = masked_whiten(rollout.rewards, mask, shift_mean=False) if settings.whiten_rewards else rollout.rewards
+        advantages, returns = generalised_advantages(rewards, rollout.values, mask, settings.gamma, settings.lam)
+        if settings.whiten:
+            advantages = masked_whiten(advantages, mask)
         return replace(rollout, advantages=advantages, returns=returns)
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """The module in evaluation mode: gradient checkpointing, which is training mode's, forbids a generation cache."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """What a rollout batch looks like, in figures. KL and reward are sums over a reply, averaged over replies."""
     mask = rollout.reply_mask
+    lengths = mask.sum(dim=1).float()
     kl = k1(rollout.logprobs, rollout.reference_logprobs)
     figures: dict[str, Tensor] = {
         "objective/score": rollout.scores.mean(),
+        "objective/score_std": rollout.scores.std(correction=0),
+        "objective/raw_score": rollout.raw_scores.mean(),
         "objective/kl": sequence_sums(kl, mask).mean(),
+        "objective/kl_penalised": sequence_sums(rollout.kl, mask).mean(),
         "objective/reward": sequence_sums(rollout.rewards, mask).mean(),
         # The mean of -log pi over sampled tokens estimates the entropy without a (batch, time, vocab) tensor.
         "objective/entropy": masked_mean(-rollout.logprobs, mask),
-        "rollout/length": mask.sum(dim=1).float().mean(),
+        "rollout/length": lengths.mean(),
         "rollout/eos_rate": rollout.finished.float().mean(),
+        "rollout/score_length_correlation": correlation(rollout.scores, lengths),
+        "rollout/logprob_mismatch": masked_mean((rollout.sampled_logprobs - rollout.logprobs).abs(), mask),
         "value/mean": masked_mean(rollout.values, mask),
         "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
     }

@@ -20,10 +20,13 @@ class Rollout(TensorRecord):
         sequences: (B, P + R) left-padded prompts, right-padded replies.
         attention_mask: (B, P + R), 1 on real tokens.
         reply_mask: (B, R) bool, True on reply tokens, the stop token included.
-        logprobs: (B, R) of the sampled tokens under the policy that sampled them.
+        sampled_logprobs: (B, R) of the sampled tokens, as the sampler drew them.
+        logprobs: (B, R) of the same tokens, as the forward pass of training gives them: what ratios are taken to.
         reference_logprobs: (B, R) under the frozen reference.
+        kl: (B, R), the estimate of the per-token KL to the reference that is paid for.
         values: (B, R), the critic's estimate before each token.
-        scores: (B,), what the reward said of the whole reply (after shaping and the missing-EOS penalty).
+        raw_scores: (B,), what the reward said of the whole reply.
+        scores: (B,), the same after shaping and the missing-EOS penalty.
         finished: (B,) bool, whether the reply ended itself.
         rewards: (B, R), per-token reward: KL penalty, plus the score at the end.
         advantages: (B, R).
@@ -33,9 +36,12 @@ class Rollout(TensorRecord):
     sequences: Tensor
     attention_mask: Tensor
     reply_mask: Tensor
+    sampled_logprobs: Tensor
     logprobs: Tensor
     reference_logprobs: Tensor
+    kl: Tensor
     values: Tensor
+    raw_scores: Tensor
     scores: Tensor
     finished: Tensor
     rewards: Tensor

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.loading import require_positions
 from rlhf_lightning.records import Prompt
+from rlhf_lightning.rollouts.keyed_sampling import KeyedSampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,19 @@ class Samples:
         sequences: (batch, P + R) left-padded prompts, right-padded replies.
         attention_mask: (batch, P + R), 1 on real tokens.
         reply_mask: (batch, R) bool, True up to and including the first stop token.
+        logprobs: (batch, R), of the replies' tokens under the distribution they were sampled from; 0 on padding.
     """
 
     sequences: Tensor
     attention_mask: Tensor
     reply_mask: Tensor
+    logprobs: Tensor
     completions: tuple[Completion, ...]
+
+    @property
+    def replies(self) -> Tensor:
+        """(batch, R) the replies' tokens, padded."""
+        return self.sequences[:, -self.reply_mask.shape[1] :]
 
 
 class Sampler:
@@ -61,29 +69,38 @@ class Sampler:
         tokenizer: decodes the replies.
         temperature: divides the logits.
         max_new_tokens: after which a reply counts as unfinished.
+        seed: decides, with the number of a draw, what is sampled.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float, max_new_tokens: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.seed = seed
         self.max_new_tokens = max_new_tokens
         self.stop_ids = stop_tokens(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id
         self._generate: Any = model.generate
         self._config = GenerationConfig(
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,  # the noise in `KeyedSampling` is what samples
             max_new_tokens=max_new_tokens,
             pad_token_id=self.pad_id,
             eos_token_id=list(self.stop_ids),
         )
 
-    def sample(self, prompts: Sequence[EncodedPrompt]) -> Samples:
+    def sample(self, prompts: Sequence[EncodedPrompt], draws: Sequence[int]) -> Samples:
         """One reply per prompt.
+
+        Args:
+            draws: the number of each draw: the same number, prompt and policy give the same reply.
 
         Raises:
             ModelError: prompt and reply together are longer than the model reads.
@@ -93,8 +110,17 @@ class Sampler:
         require_positions(
             self.model, prompt_length + self.max_new_tokens, "data.max_prompt_length and rollout.max_new_tokens"
         )
+        chance = KeyedSampling(
+            seed=self.seed,
+            draws=draws,
+            temperature=self.temperature,
+            prompt_length=prompt_length,
+            device=self.model.device,
+        )
         with torch.no_grad(), own_generation_config(self.model, self._config):
-            sequences = self._generate(batch.input_ids, attention_mask=batch.attention_mask)
+            sequences = self._generate(
+                batch.input_ids, attention_mask=batch.attention_mask, logits_processor=LogitsProcessorList([chance])
+            )
         replies = sequences[:, prompt_length:]
         lengths, finished = reply_lengths(replies, self.stop_ids)
         reply_mask = torch.arange(replies.shape[1], device=replies.device) < lengths[:, None]
@@ -103,13 +129,18 @@ class Sampler:
             sequences=sequences,
             attention_mask=torch.cat([batch.attention_mask, reply_mask.long()], dim=1),
             reply_mask=reply_mask,
+            # On a GPU generate() may step once more than it keeps.
+            logprobs=torch.where(reply_mask, chance.logprobs[:, : replies.shape[1]], 0.0),
             completions=self._completions(prompts, replies, lengths, finished),
         )
 
-    def sample_in_chunks(self, prompts: Sequence[EncodedPrompt], chunk_size: int) -> Iterator[Samples]:
+    def sample_in_chunks(
+        self, prompts: Sequence[EncodedPrompt], draws: Sequence[int], chunk_size: int
+    ) -> Iterator[Samples]:
         """`sample` on at most `chunk_size` prompts at a time."""
         for start in range(0, len(prompts), chunk_size):
-            yield self.sample(prompts[start : start + chunk_size])
+            chunk = slice(start, start + chunk_size)
+            yield self.sample(prompts[chunk], draws[chunk])
 
     def _completions(
         self, prompts: Sequence[EncodedPrompt], replies: Tensor, lengths: Tensor, finished: Tensor

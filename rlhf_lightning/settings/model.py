@@ -11,18 +11,23 @@ from rlhf_lightning.settings.section import Count, Name, Section
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-class CourtesyModel(Section):
+class LanguageModel(Section):
+    """What every model group has."""
+
+    dtype: DType
+    gradient_checkpointing: bool
+
+
+class CourtesyModel(LanguageModel):
     """The badly behaved tiny model of the embedded world."""
 
     kind: Literal["courtesy"]
-    dtype: DType
 
 
-class ScratchModel(Section):
+class ScratchModel(LanguageModel):
     """Random weights behind a byte-level BPE trained on the data at hand."""
 
     kind: Literal["scratch"]
-    dtype: DType
     vocab_size: Annotated[int, Field(ge=300)]
     hidden_size: Count
     layers: Count
@@ -36,11 +41,10 @@ class ScratchModel(Section):
         return self
 
 
-class HubModel(Section):
+class HubModel(LanguageModel):
     """Any Transformers causal language model, by hub id or local directory."""
 
     kind: Literal["hub"]
-    dtype: DType
     name_or_path: Name
     revision: Name | None
     trust_remote_code: bool

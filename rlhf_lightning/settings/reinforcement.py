@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rlhf_lightning.settings.section import Count, Fraction, Name, NonNegative, Positive, Section
+from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNegative, Positive, Section
 
 
 class RolloutSettings(Section):
@@ -18,11 +18,27 @@ class RolloutSettings(Section):
     temperature: Positive
 
 
-class FixedKl(Section):
+class KlPenalty(Section):
+    """How the KL to the reference is estimated where it is paid for, and where it is paid."""
+
+    estimator: Literal["k1", "k2", "k3", "exact"]
+    apply_to: Literal["reward", "loss"]
+    coef: NonNegative
+
+
+class FixedKl(KlPenalty):
     """Per-token penalty with a constant coefficient."""
 
     kind: Literal["fixed"]
-    coef: NonNegative
+
+
+class AdaptiveKl(KlPenalty):
+    """Per-token penalty whose coefficient steers the KL of a reply to a target (arXiv 1909.08593)."""
+
+    kind: Literal["adaptive"]
+    coef: Positive
+    target: Positive
+    horizon: Count
 
 
 class NoKl(Section):
@@ -31,7 +47,7 @@ class NoKl(Section):
     kind: Literal["none"]
 
 
-KlSettings = Annotated[FixedKl | NoKl, Field(discriminator="kind")]
+KlSettings = Annotated[FixedKl | AdaptiveKl | NoKl, Field(discriminator="kind")]
 
 
 class GaeSettings(Section):
@@ -41,25 +57,57 @@ class GaeSettings(Section):
     gamma: Fraction
     lam: Fraction
     whiten: bool
+    whiten_rewards: bool
 
 
 AdvantageSettings = GaeSettings
 
 
-class RewardShaping(Section):
-    """From a raw score to the reward that PPO sees: (raw - offset) / spread * scale."""
+class RewardSection(Section):
+    """From a raw score to the reward that PPO sees.
+
+    The score is standardised on samples of the reference, or by its own running mean and deviation, or neither; then
+    scaled, clipped, and charged for length.
+    """
 
     standardise_on_reference: Annotated[int, Field(ge=8)] | None
+    running_normalisation: bool
     scale: Positive
+    clip: Positive | None
+    length_penalty: Finite
+
+    @model_validator(mode="after")
+    def _one_standard(self) -> RewardSection:
+        if self.running_normalisation and self.standardise_on_reference is not None:
+            raise ValueError(
+                "running_normalisation and standardise_on_reference exclude each other: "
+                "set standardise_on_reference=null"
+            )
+        return self
 
 
-class LearnedReward(RewardShaping):
+class LearnedReward(RewardSection):
     """The reward model of this pipeline (or any artifact or directory: `ppo.reward_from`)."""
 
     kind: Literal["learned"]
 
 
-class ClassifierReward(RewardShaping):
+class EnsembleReward(RewardSection):
+    """Several reward models, each standardised by itself, which a policy can fool only together (arXiv 2310.02743)."""
+
+    kind: Literal["ensemble"]
+    models: Annotated[list[Name], Field(min_length=2)]
+    combine: Literal["mean_minus_std", "min"]
+    disagreement_coef: NonNegative
+
+    @model_validator(mode="after")
+    def _coefficient_counts(self) -> EnsembleReward:
+        if self.combine == "min" and self.disagreement_coef > 0:
+            raise ValueError("disagreement_coef has no effect with combine=min: set it to 0")
+        return self
+
+
+class ClassifierReward(RewardSection):
     """Any Transformers sequence classifier: the reward is the logit of one label, chosen by name."""
 
     kind: Literal["classifier"]
@@ -68,4 +116,4 @@ class ClassifierReward(RewardShaping):
     include_prompt: bool
 
 
-RewardSettings = Annotated[LearnedReward | ClassifierReward, Field(discriminator="kind")]
+RewardSettings = Annotated[LearnedReward | EnsembleReward | ClassifierReward, Field(discriminator="kind")]

@@ -31,13 +31,20 @@ class PipelineSettings(Section):
 
 
 class TrainerSettings(Section):
-    """Hardware, precision and determinism, handed to Lightning's Trainer."""
+    """Hardware, processes, precision and determinism, handed to Lightning's Trainer."""
 
     accelerator: Literal["cpu", "gpu", "auto"]
+    strategy: Literal["single", "ddp", "fsdp"]
     devices: Count
+    nodes: Count
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
     deterministic: bool
     threads: Count | None
+
+    @property
+    def processes(self) -> int:
+        """Processes of a run, one a device, on all nodes."""
+        return self.devices * self.nodes
 
 
 class WandbLogging(Section):
@@ -112,6 +119,8 @@ def cross_field_problems(settings: RunSettings) -> list[Problem]:
     """What no single section can see: sections that contradict each other."""
     return [
         *_minibatch_problems(settings),
+        *_process_problems(settings),
+        *_share_problems(settings),
         *_length_problems(settings),
         *_world_problems(settings),
         *_pipeline_problems(settings),
@@ -139,6 +148,50 @@ def _minibatch_problems(settings: RunSettings) -> list[Problem]:
             )
         ]
     return []
+
+
+def _process_problems(settings: RunSettings) -> list[Problem]:
+    """One process where several are asked for, and what FSDP cannot do."""
+    trainer = settings.trainer
+    problems = []
+    if trainer.strategy == "single" and trainer.processes > 1:
+        key = "trainer.devices" if trainer.devices > 1 else "trainer.nodes"
+        what = f"{trainer.devices} devices on {trainer.nodes} nodes need {trainer.processes} processes, and one runs"
+        problems.append(Problem(key, what, fix="choose trainer=ddp or trainer=fsdp"))
+    if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
+        what = "16-mixed scales the loss, which Lightning cannot do over shards (trainer=fsdp)"
+        problems.append(Problem("trainer.precision", what, fix="choose bf16-mixed"))
+    return problems
+
+
+def _share_problems(settings: RunSettings) -> list[Problem]:
+    """Each process must get the same number of whole micro-batches of each optimizer step."""
+    processes = settings.trainer.processes
+    steps = {
+        "sft": ("sft.batch_size", settings.sft.batch_size, settings.sft.micro_batch_size),
+        "reward_model": (
+            "reward_model.batch_size",
+            settings.reward_model.batch_size,
+            settings.reward_model.micro_batch_size,
+        ),
+        "ppo": (
+            "ppo.minibatches",
+            settings.rollout.batch_size // settings.ppo.minibatches,
+            settings.ppo.micro_batch_size,
+        ),
+    }
+    problems = []
+    for stage, (key, size, micro_batch_size) in steps.items():
+        if processes == 1 or stage not in settings.pipeline.stages:
+            continue
+        share, left_over = divmod(size, processes)
+        if left_over or share % min(share, micro_batch_size):
+            what = (
+                f"an optimizer step of {size} does not divide into micro-batches of {micro_batch_size} "
+                f"on {processes} processes"
+            )
+            problems.append(Problem(key, what, fix=f"choose a multiple of {processes} times {stage}.micro_batch_size"))
+    return problems
 
 
 def _length_problems(settings: RunSettings) -> list[Problem]:
@@ -211,6 +264,8 @@ def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str
         inputs = [("ppo.policy_from", settings.ppo.policy_from)]
         if settings.reward.kind == "learned" or settings.ppo.critic == "reward_model":
             inputs.append(("ppo.reward_from", settings.ppo.reward_from))
+        if settings.reward.kind == "ensemble":
+            inputs.extend(("reward.models", model) for model in settings.reward.models)
         return inputs
     return [
         ("evaluate.reference_from", settings.evaluate.reference_from),

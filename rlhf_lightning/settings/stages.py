@@ -74,6 +74,15 @@ class PpoSettings(Section):
     entropy_coef: NonNegative
     missing_eos_penalty: Finite | None
     max_grad_norm: Positive
+    target_kl: Positive | None
+    kl_budget: Positive | None
+    critic_warmup: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _policy_trains(self) -> PpoSettings:
+        if self.critic_warmup >= self.iterations:
+            raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of {self.iterations} iterations")
+        return self
 
 
 class EvaluateSettings(Section):

@@ -70,6 +70,7 @@ def _ranked_samples(context: StageContext) -> Comparisons:
         encoder.tokenizer,
         temperature=context.settings.rollout.temperature,
         max_new_tokens=context.settings.rollout.max_new_tokens,
+        seed=context.seed,
     )
     rankings = _rank(
         sampler, chosen, settings.replies, context.settings.rollout.chunk_size, data.annotator, context.seed
@@ -89,10 +90,13 @@ def _rank(
     annotator = Annotator(annotators)
     rng = Random(seed)
     repeated = [prompt for prompt in prompts for _ in range(replies)]
+    draws = range(len(repeated))
     completions: list[Completion] = []
     chunks = range(0, len(repeated), chunk_size)
     for start in track(chunks, "Sampling replies to rank"):
-        completions.extend(sampler.sample(repeated[start : start + chunk_size]).completions)
+        completions.extend(
+            sampler.sample(repeated[start : start + chunk_size], draws[start : start + chunk_size]).completions
+        )
     rankings = []
     for start in range(0, len(completions), replies):
         group = completions[start : start + replies]

@@ -19,8 +19,8 @@ from rlhf_lightning.evaluation.statistics import bootstrap_mean
 from rlhf_lightning.evaluation.summary import short_name
 from rlhf_lightning.evaluation.text_statistics import text_statistics
 from rlhf_lightning.experiment.progress import track
+from rlhf_lightning.experiment.rewards import open_reward_model
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.stages.ppo import open_reward_model
 from rlhf_lightning.models.actor_critic import reply_logits
 from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.models.reference import FrozenReference
@@ -115,11 +115,11 @@ class PolicyProbe:
             self.encoder.tokenizer,
             temperature=settings.temperature,
             max_new_tokens=context.settings.rollout.max_new_tokens,
+            seed=settings.seed,
         )
 
     def answers(self, split: str, prompts: Sequence[Prompt]) -> Answers:
         """What the policy says to the prompts of a split; the same whenever it is asked."""
-        torch.manual_seed(self.settings.seed)
         encoded, _ = self.encoder.prompts(prompts)
         if not encoded:
             raise DataError(
@@ -133,7 +133,7 @@ class PolicyProbe:
         proxy: list[float] = []
         size = self.settings.batch_size
         for start in track(range(0, len(encoded), size), f"Evaluating {self.name} on {split}"):
-            samples = self.sampler.sample(encoded[start : start + size])
+            samples = self.sampler.sample(encoded[start : start + size], range(len(encoded))[start : start + size])
             completions.extend(samples.completions)
             divergence, negative_logprob = self._measure(samples)
             kl.extend(divergence.tolist())
@@ -154,7 +154,7 @@ class PolicyProbe:
         mask, temperature = samples.reply_mask, self.settings.temperature
         length = mask.shape[1]
         logits, _ = reply_logits(self.policy, samples.sequences, samples.attention_mask, length)
-        logprobs = token_logprobs(logits, samples.sequences[:, -length:], temperature)
+        logprobs = token_logprobs(logits, samples.replies, temperature)
         reference = self.reference.logprobs(samples.sequences, samples.attention_mask, length, temperature)
         return sequence_sums(k1(logprobs, reference), mask), sequence_sums(-logprobs, mask)
 

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.callbacks.gold_monitor import gold_monitor
+from rlhf_lightning.callbacks.kl_budget import KlBudget
 from rlhf_lightning.callbacks.rollout_buffer import Observer, RolloutBufferCallback
 from rlhf_lightning.callbacks.sample_diary import SampleDiary
-from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
+from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.errors import DataError, DivergedError
+from rlhf_lightning.experiment.rewards import RewardStatistics, combined, open_rewards, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
-from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.saving import save_policy
-from rlhf_lightning.rewards.classifier import Classifier
-from rlhf_lightning.rewards.scorers import RewardModelScorer, TextScorer, same_tokenizer
+from rlhf_lightning.rewards.scorers import same_tokenizer
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import RolloutCollector
+from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.rollouts.prompts import PromptStream
+from rlhf_lightning.rollouts.reward_shaping import RewardShaper
 from rlhf_lightning.rollouts.sampler import Sampler
-from rlhf_lightning.rollouts.scorer import Scorer, StandardisedScorer
 from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.reinforcement import LearnedReward
 
 STATISTICS_FILE = "reward_statistics.json"
-
-
-@dataclass(frozen=True, slots=True)
-class RewardStatistics:
-    """How raw scores become rewards: (raw - offset) / spread * scale."""
-
-    offset: float
-    spread: float
-    scale: float
 
 
 def run_ppo(context: StageContext) -> StageResult:
@@ -56,11 +49,19 @@ def run_ppo(context: StageContext) -> StageResult:
     policy = load_policy(source, context.device)
     reference = FrozenReference.copy_of(policy)
     fingerprint = reference.fingerprint()
-    sampler = Sampler(policy, encoder.tokenizer, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
-    raw_scorer = open_scorer(context, encoder)
-    statistics = reward_statistics(context, sampler, raw_scorer, prompts)
-    scorer = StandardisedScorer(raw_scorer, **asdict(statistics))
-    actor_critic = ActorCritic(policy, _critic(context, policy, encoder, statistics))
+    sampler = Sampler(
+        policy,
+        encoder.tokenizer,
+        temperature=rollout.temperature,
+        max_new_tokens=rollout.max_new_tokens,
+        seed=context.seed,
+    )
+    rewards = open_rewards(context, encoder)
+    statistics = reward_statistics(context, sampler, rewards, prompts)
+    actor_critic = ActorCritic(policy, _critic(context, policy, encoder, statistics[0]))
+    if context.settings.model.gradient_checkpointing:
+        checkpoint_activations(actor_critic)
+    kl = KlController(context.settings.kl)
     buffer = RolloutBuffer(
         batch_size=rollout.batch_size,
         epochs=settings.epochs,
@@ -72,34 +73,32 @@ def run_ppo(context: StageContext) -> StageResult:
         actor_critic,
         sampler,
         reference,
-        scorer,
+        combined(context, rewards, statistics),
+        shaper=RewardShaper(context.settings.reward, settings.missing_eos_penalty),
+        kl=kl,
+        advantage=context.settings.advantage,
         chunk_size=rollout.chunk_size,
         temperature=rollout.temperature,
-        kl_coef=context.settings.kl.coef if context.settings.kl.kind == "fixed" else 0.0,
-        missing_eos_penalty=settings.missing_eos_penalty,
-        advantage=context.settings.advantage,
     )
-    module = PPO(
-        actor_critic,
-        settings,
-        rollout.temperature,
-        context.inputs.make_optimizer,
-        settings.iterations * settings.epochs * settings.minibatches,
-    )
+    module = PPO(actor_critic, reference, kl, settings, rollout.temperature, context.inputs.make_optimizer)
+    rollouts = RolloutBufferCallback(collector, buffer, stream, _observers(context))
+    callbacks: list[Callback] = [rollouts]
+    if settings.kl_budget is not None:
+        callbacks.append(KlBudget(settings.kl_budget, rollouts))
     trainer = build_trainer(
         context,
         max_epochs=settings.iterations,
         accumulate=buffer.micro_batches_per_step,
         max_grad_norm=settings.max_grad_norm,
         epoch_is_iteration=True,
-        callbacks=[RolloutBufferCallback(collector, buffer, stream, _observers(context))],
+        callbacks=callbacks,
     )
     trainer.fit(module, DataLoader(buffer, batch_size=None))
     if reference.fingerprint() != fingerprint:
         raise DivergedError("The frozen reference changed during training.", fix="report this: it is a defect")
     actor_critic.save_critic(context.directory)
     save_policy(policy, encoder.tokenizer, context.directory)
-    (context.directory / STATISTICS_FILE).write_text(json.dumps(asdict(statistics), indent=2))
+    (context.directory / STATISTICS_FILE).write_text(json.dumps([asdict(one) for one in statistics], indent=2))
     final = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics = {
         "iterations": trainer.current_epoch,
@@ -113,58 +112,11 @@ def run_ppo(context: StageContext) -> StageResult:
         "entropy": final["objective/entropy"],
         "length": final["rollout/length"],
         "eos_rate": final["rollout/eos_rate"],
-        "reward_offset": statistics.offset,
-        "reward_spread": statistics.spread,
+        "kl_coef": kl.coef,
+        "reward_offset": statistics[0].offset,
+        "reward_spread": statistics[0].spread,
     }
     return StageResult(metrics, objective=metrics["score"])
-
-
-def open_scorer(context: StageContext, encoder: Encoder) -> Scorer:
-    """The raw reward that the reward group names."""
-    reward = context.settings.reward
-    if isinstance(reward, LearnedReward):
-        return open_reward_model(context, context.settings.ppo.reward_from, encoder)
-    source = ModelSource(reward.name_or_path)
-    classifier = Classifier.load(source, reward.positive_label)
-    return TextScorer(classifier, include_prompt=reward.include_prompt).to(context.device)
-
-
-def open_reward_model(context: StageContext, name: str, encoder: Encoder) -> RewardModelScorer:
-    """A reward model as a scorer of what a policy with `encoder`'s tokenizer says."""
-    source = context.inputs.model(name)
-    classifier = Classifier.load(source, None)
-    own = (
-        None
-        if same_tokenizer(classifier.tokenizer, encoder.tokenizer)
-        else Encoder(classifier.tokenizer, context.settings.data)
-    )
-    return RewardModelScorer(classifier, own).to(context.device)
-
-
-@torch.no_grad()
-def reward_statistics(
-    context: StageContext, sampler: Sampler, scorer: Scorer, prompts: list[EncodedPrompt]
-) -> RewardStatistics:
-    """Mean and standard deviation of the raw scores of the starting policy's finished replies.
-
-    Raises:
-        DataError: too few replies end themselves to measure a spread.
-    """
-    reward = context.settings.reward
-    count = reward.standardise_on_reference
-    if count is None:
-        return RewardStatistics(offset=0.0, spread=1.0, scale=reward.scale)
-    stream = PromptStream(prompts, context.seed + 1)
-    drawn = sampler.sample_in_chunks(stream.take(count), context.settings.rollout.chunk_size)
-    finished = [completion for samples in drawn for completion in samples.completions if completion.finished]
-    if len(finished) < 2:
-        raise DataError(
-            f"Of {count} replies of the starting policy {len(finished)} end themselves: too few to standardise scores.",
-            where="reward.standardise_on_reference",
-            fix="raise rollout.max_new_tokens, train SFT for longer, or set reward.standardise_on_reference=null",
-        )
-    scores = scorer.score(finished)
-    return RewardStatistics(offset=float(scores.mean()), spread=max(float(scores.std()), 1e-6), scale=reward.scale)
 
 
 def _critic(
@@ -183,7 +135,7 @@ def _critic(
             fix="use ppo.critic=separate or policy_trunk",
         )
     return SeparateCritic.from_reward_model(
-        load_classifier(source), offset=statistics.offset, spread=statistics.spread / statistics.scale
+        load_classifier(source), offset=statistics.offset, spread=statistics.spread / context.settings.reward.scale
     )
 
 

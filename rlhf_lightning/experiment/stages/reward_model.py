@@ -15,6 +15,7 @@ from rlhf_lightning.experiment.artifacts import finished
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.loading import new_classifier, require_positions
 from rlhf_lightning.models.saving import save_classifier
 from rlhf_lightning.records import Preference
@@ -48,6 +49,8 @@ def run_reward_model(context: StageContext) -> StageResult:
         )
     classifier = new_classifier(source, LABELS[settings.head])
     classifier.config.pad_token_id = encoder.pad_id
+    if context.settings.model.gradient_checkpointing:
+        checkpoint_activations(classifier)
     require_positions(classifier, pairs.longest, "data.max_prompt_length and data.max_reply_length")
     positive = positive_index(classifier, None, source.name_or_path)
     module = RewardModel(

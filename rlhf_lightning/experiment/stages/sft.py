@@ -8,6 +8,7 @@ from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.data.datamodules import DemonstrationDataModule
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
 
@@ -27,6 +28,8 @@ def run_sft(context: StageContext) -> StageResult:
         seed=context.seed,
     )
     policy = load_policy(source)
+    if context.settings.model.gradient_checkpointing:
+        checkpoint_activations(policy)
     require_positions(policy, demonstrations.longest, "data.max_prompt_length and data.max_reply_length")
     module = SupervisedFineTuning(
         policy, settings, context.inputs.make_optimizer, demonstrations.steps_per_epoch * settings.epochs

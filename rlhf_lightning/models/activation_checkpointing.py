@@ -1,0 +1,20 @@
+"""Trading time for memory: activations are computed anew in the backward pass."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def checkpoint_activations(module: nn.Module) -> None:
+    """Let every Transformers model in a module keep one activation a layer and recompute the rest.
+
+    Layers do so in training mode only, so the module is put into it: it must be free of dropout.
+
+    Args:
+        module: a model, or what holds models.
+    """
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel) and part.supports_gradient_checkpointing:
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+    module.train()

@@ -1,0 +1,55 @@
+"""The KL penalty of a run: which estimate is paid for, where, and how much it costs just now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lightning.objectives.kl import Estimator, adapted_coefficient
+from rlhf_lightning.settings.reinforcement import AdaptiveKl, KlSettings, NoKl
+
+
+class KlController:
+    """Holds the coefficient of the KL penalty; the adaptive one changes it once per rollout batch.
+
+    Attributes:
+        coef: of the penalty, in units of reward per nat; 0 where there is none.
+        estimator: of the per-token KL that is paid for (k1 where none is).
+        in_reward: whether the penalty is part of the reward.
+        in_loss: whether it is part of the loss.
+    """
+
+    def __init__(self, settings: KlSettings) -> None:
+        self.settings = settings
+        penalised = not isinstance(settings, NoKl)
+        self.coef = settings.coef if not isinstance(settings, NoKl) else 0.0
+        self.estimator: Estimator = settings.estimator if not isinstance(settings, NoKl) else "k1"
+        self.in_reward = penalised and settings.apply_to == "reward"
+        self.in_loss = penalised and settings.apply_to == "loss"
+
+    @property
+    def reward_coef(self) -> float:
+        """What the reward pays per nat."""
+        return self.coef if self.in_reward else 0.0
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Steer towards the target, if there is one, by the KL of the rollouts that were just learned from.
+
+        Args:
+            kl: summed over each reply's tokens, averaged over replies.
+            episodes: replies in the batch.
+        """
+        if isinstance(self.settings, AdaptiveKl):
+            self.coef = adapted_coefficient(
+                self.coef, kl=kl, target=self.settings.target, episodes=episodes, horizon=self.settings.horizon
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """`kl/coef` and, where there is one, `kl/target`."""
+        target = {"kl/target": self.settings.target} if isinstance(self.settings, AdaptiveKl) else {}
+        return {"kl/coef": self.coef, **target}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coef = state["coef"]

@@ -1,0 +1,93 @@
+"""From what the reward says of a reply to the score that PPO sees."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.objectives.rewards import replace_unfinished
+from rlhf_lightning.settings.reinforcement import RewardSettings
+
+SMALLEST_SPREAD = 1e-6
+"""A running standard deviation below this does not divide: a constant reward stays what it is."""
+
+
+class RunningMoments:
+    """Mean and standard deviation of all numbers seen so far (Chan, Golub and LeVeque, 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
+        """Sum of squared deviations from the mean."""
+
+    def add(self, values: Tensor) -> None:
+        """Take in a batch of any size."""
+        count = values.numel()
+        if not count:
+            return
+        values = values.double()
+        mean = float(values.mean())
+        gap = mean - self.mean
+        total = self.count + count
+        self.squares += float(((values - mean) ** 2).sum()) + gap * gap * self.count * count / total
+        self.mean += gap * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """The population's; 0 before anything was seen."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
+
+
+class RewardShaper:
+    """Normalises by running moments, scales, clips, charges for length, replaces the score of unfinished replies.
+
+    Args:
+        settings: of the reward; standardising on reference samples is the scorer's part.
+        missing_eos_penalty: the score of a reply that did not end itself, instead of its own; None leaves its own.
+    """
+
+    def __init__(self, settings: RewardSettings, missing_eos_penalty: float | None) -> None:
+        self.settings = settings
+        self.missing_eos_penalty = missing_eos_penalty
+        self.moments = RunningMoments()
+
+    def shape(self, raw_scores: Tensor, lengths: Tensor, finished: Tensor) -> Tensor:
+        """The scores of one iteration's replies.
+
+        Args:
+            raw_scores: (batch,), as the scorer gives them.
+            lengths: (batch,), tokens of each reply.
+            finished: (batch,) bool.
+
+        Returns:
+            (batch,) float32.
+        """
+        scores = raw_scores.float()
+        if self.settings.running_normalisation:
+            # What unfinished replies score is replaced below: it must not move the moments either.
+            counted = scores if self.missing_eos_penalty is None else scores[finished]
+            self.moments.add(counted)
+            spread = self.moments.std if self.moments.std > SMALLEST_SPREAD else 1.0
+            scores = (scores - self.moments.mean) / spread
+        scores = scores * self.settings.scale
+        if self.settings.clip is not None:
+            scores = scores.clamp(-self.settings.clip, self.settings.clip)
+        scores = scores - self.settings.length_penalty * lengths.float()
+        return replace_unfinished(scores, finished, self.missing_eos_penalty)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.moments.load_state_dict(state["moments"])
