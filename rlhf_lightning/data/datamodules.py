@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -15,6 +15,7 @@ from rlhf_lightning.data.collate import collate_demonstrations, collate_preferen
 from rlhf_lightning.data.encoding import EncodedDemonstration, EncodedPreference, Encoder, EncodingReport
 from rlhf_lightning.data.splits import split_by_prompt
 from rlhf_lightning.data.steps import MicroBatch, PassSampler, StepSampler, Weight
+from rlhf_lightning.distributed import rank, world_size
 from rlhf_lightning.records import Demonstration, Preference
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,33 @@ class EncodedRecords(Dataset[Batch], Generic[Encoded, Batch]):
         )
 
 
+class StepLoader(DataLoader[Batch]):
+    """A loader that can begin in the middle of an epoch; Lightning saves its state with a checkpoint and restores it.
+
+    Args:
+        records: encoded.
+        sampler: knows the position.
+        generator: that the loader draws from.
+    """
+
+    def __init__(
+        self, records: EncodedRecords[Encoded, Batch], sampler: StepSampler, generator: torch.Generator
+    ) -> None:
+        super().__init__(records, batch_size=None, sampler=sampler, num_workers=0, generator=generator)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": cast("StepSampler", self.sampler).position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        cast("StepSampler", self.sampler).begin_at(state["position"])
+
+
 class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
     """Micro-batches in steps of `batch_size` records (see `StepSampler`), and the held-out records in one pass.
 
-    A trainer that uses it has `accumulate_grad_batches=micro_batches_per_step` (one process) and the loss of a
-    micro-batch is `losses.sum() / batch.step_weight * micro_batches_per_step`, since Lightning divides by that number.
+    A trainer that uses it has `accumulate_grad_batches=micro_batches_per_step`, and the loss of a micro-batch is
+    `losses.sum() / batch.step_weight * micro_batches_per_step * world_size()`, since Lightning divides by the first
+    number and averages the processes' gradients. So it is the same loss, whatever the number of processes.
 
     Args:
         train: encoded records to train on.
@@ -60,7 +83,7 @@ class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
         weigh: a record's loss weight and length.
         pad_id: the padding token.
         batch_size: records an optimizer step, over all processes.
-        micro_batch_size: records a micro-batch.
+        micro_batch_size: records a micro-batch, at most: as many as a process's share of a step, where that is less.
         seed: what each epoch's order is drawn from.
     """
 
@@ -82,7 +105,7 @@ class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
         self.train_weights = [weigh(record) for record in train]
         self.held_out_weights = [weigh(record) for record in held_out]
         self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size = min(micro_batch_size, batch_size // world_size())
         self.seed = seed
         if left_over := len(train) % batch_size:
             logger.info(
@@ -96,7 +119,7 @@ class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
     @property
     def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step on one process."""
-        return self.batch_size // self.micro_batch_size // self._ranks_and_rank()[0]
+        return self.batch_size // self.micro_batch_size // world_size()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,38 +131,35 @@ class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
         """Tokens of the longest sequence, trained on or held out."""
         return max((weight.length for weight in self.train_weights + self.held_out_weights), default=0)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> StepLoader[Batch]:
         """The training micro-batches.
 
         Raises:
             DataError: there are fewer records than one step needs.
         """
-        ranks, rank = self._ranks_and_rank()
         sampler = StepSampler(
             self.train_weights,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
             seed=self.seed,
-            ranks=ranks,
-            rank=rank,
+            ranks=world_size(),
+            rank=rank(),
         )
-        return self._loader(self.train, sampler)
+        return StepLoader(self.train, sampler, self._generator())
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out records, each once; no loader where there are none."""
         if not self.held_out_weights:
             return []
-        ranks, rank = self._ranks_and_rank()
-        sampler = PassSampler(self.held_out_weights, micro_batch_size=self.micro_batch_size, ranks=ranks, rank=rank)
-        return self._loader(self.held_out, sampler)
+        sampler = PassSampler(
+            self.held_out_weights, micro_batch_size=self.micro_batch_size, ranks=world_size(), rank=rank()
+        )
+        generator = self._generator()
+        return DataLoader(self.held_out, batch_size=None, sampler=sampler, num_workers=0, generator=generator)
 
-    def _loader(self, records: EncodedRecords[Encoded, Batch], sampler: StepSampler | PassSampler) -> DataLoader[Batch]:
+    def _generator(self) -> torch.Generator:
         # Without a generator of its own a loader draws from the global one, and so would change what is sampled later.
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(records, batch_size=None, sampler=sampler, num_workers=0, generator=generator)
-
-    def _ranks_and_rank(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        return torch.Generator().manual_seed(self.seed)
 
 
 class DemonstrationDataModule(StepDataModule[EncodedDemonstration, DemonstrationBatch]):

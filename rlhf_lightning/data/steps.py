@@ -6,6 +6,8 @@ one with many. So a micro-batch carries the total weight of its step, and the lo
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +62,9 @@ class StepSampler(DistributedSampler[MicroBatch]):
         ranks: how many processes train.
         rank: which of them this is.
 
+    Attributes:
+        position: micro-batches of the epoch that are done with: those before the one handed out last.
+
     Raises:
         DataError: there are fewer records than one step needs, or a step does not divide evenly among the ranks.
     """
@@ -84,32 +89,51 @@ class StepSampler(DistributedSampler[MicroBatch]):
         self.weights = weights
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
+        self.position = 0
+        self._begin_at = 0
+
+    def begin_at(self, position: int) -> None:
+        """Leaves out the first `position` micro-batches of the pass that begins next, and of no later one."""
+        self._begin_at = position
 
     def __len__(self) -> int:
         steps = len(self.weights) // self.batch_size
         return steps * self.batch_size // self.micro_batch_size // self.num_replicas
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        self.position, self._begin_at = self._begin_at, 0
+        for micro_batch in itertools.islice(self._epoch_from_the_start(), self.position, None):
+            yield micro_batch
+            self.position += 1
+
+    def _epoch_from_the_start(self) -> Iterator[MicroBatch]:
         order = list(range(len(self.weights)))
         random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
         for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
-            step = _micro_batches(order[start : start + self.batch_size], self.weights, self.micro_batch_size)
+            parts = self.batch_size // self.micro_batch_size
+            step = _micro_batches(order[start : start + self.batch_size], self.weights, parts)
             yield from step[self.rank :: self.num_replicas]
 
 
 class PassSampler(DistributedSampler[MicroBatch]):
     """One pass over all records for evaluation, each exactly once; the whole pass counts as one step.
 
+    Every rank gets the same number of micro-batches: processes that hold one model in shards run it together. Where
+    there are fewer records than ranks, each rank gets all of them, which leaves means over the ranks as they are.
+
     Args:
         weights: one a record.
-        micro_batch_size: records a micro-batch; the last may have fewer.
+        micro_batch_size: records a micro-batch, about; they are of like size.
         ranks: how many processes evaluate.
         rank: which of them this is.
     """
 
     def __init__(self, weights: Sequence[Weight], *, micro_batch_size: int, ranks: int, rank: int) -> None:
         super().__init__(cast("Dataset[Any]", weights), num_replicas=ranks, rank=rank, shuffle=False)
-        self.micro_batches = _micro_batches(range(len(weights)), weights, micro_batch_size)[rank::ranks]
+        sharing = ranks if len(weights) >= ranks else 1
+        even = math.ceil(len(weights) / (micro_batch_size * sharing)) * sharing
+        parts = _micro_batches(range(len(weights)), weights, min(even, len(weights) // sharing * sharing))
+        self.micro_batches = parts[rank % sharing :: sharing]
 
     def __len__(self) -> int:
         return len(self.micro_batches)
@@ -118,7 +142,9 @@ class PassSampler(DistributedSampler[MicroBatch]):
         return iter(self.micro_batches)
 
 
-def _micro_batches(indices: Sequence[int], weights: Sequence[Weight], size: int) -> list[MicroBatch]:
+def _micro_batches(indices: Sequence[int], weights: Sequence[Weight], parts: int) -> list[MicroBatch]:
+    """Records of like length in `parts` micro-batches whose sizes differ by one at most."""
     by_length = sorted(indices, key=lambda index: weights[index].length)
     total = sum(weights[index].loss for index in indices)
-    return [MicroBatch(tuple(by_length[start : start + size]), total) for start in range(0, len(by_length), size)]
+    bounds = [math.ceil(len(by_length) * part / parts) for part in range(parts + 1)]
+    return [MicroBatch(tuple(by_length[start:end]), total) for start, end in itertools.pairwise(bounds)]
