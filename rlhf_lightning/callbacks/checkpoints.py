@@ -1,0 +1,177 @@
+"""Checkpoints from which a training goes on as if it had never been interrupted.
+
+A checkpoint is written between two steps and never inside one: for PPO where an iteration begins (the rollout buffer is
+empty then, and nothing of it needs to be kept), otherwise where an optimizer step begins. What the training has written
+so far is on disk before the checkpoint that vouches for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from rlhf_lightning.callbacks.journals import Journals
+from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
+
+logger = logging.getLogger(__name__)
+
+Unit = Literal["iteration", "step"]
+
+SUFFIX = ".ckpt"
+ASIDE = ".part"
+OURS = "resume"
+"""The key of a checkpoint under which stands what Lightning does not save."""
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint aside, flushes it to disk and renames it: under its name it is whole or not there.
+
+    Lightning's own way goes through the directory for temporary files, which may be on another filesystem; from there a
+    file is copied, not renamed.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        del storage_options
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}{ASIDE}")
+        with aside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _flush_directory(path.parent)
+
+
+class Checkpoints(pl.Callback):
+    """Saves a checkpoint every few iterations or optimizer steps and keeps the newest ones.
+
+    Lightning restores weights, optimizer, schedule, loops and the states of callbacks; this callback adds the states of
+    all random number generators and the lengths of the files that the training appends to.
+
+    It must stand before callbacks that log or roll out when an iteration or a batch begins, since what they do then
+    comes after the checkpoint. The trainer needs the plugin `WholeFileIO`.
+
+    Args:
+        directory: of the checkpoints.
+        journals: the files that the training appends to.
+        unit: what is counted.
+        every: iterations or optimizer steps between checkpoints.
+        keep_last: how many are kept.
+    """
+
+    def __init__(self, directory: Path, journals: Journals, *, unit: Unit, every: int, keep_last: int) -> None:
+        self.directory = directory
+        self.journals = journals
+        self.unit: Unit = unit
+        self.every = every
+        self.keep_last = keep_last
+        self._last_count = 0
+        self._saving = False
+        self._to_restore: list[dict[str, Any]] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        del pl_module, stage
+        if trainer.is_global_zero:
+            for orphan in self.directory.glob(f".*{ASIDE}"):
+                orphan.unlink()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: before this, Lightning makes the iterator over the data, which draws from a generator.
+        del pl_module
+        if self._to_restore is not None:
+            restore_random_states(self._to_restore[trainer.global_rank])
+            self._to_restore = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del pl_module
+        if self.unit == "iteration":
+            self._save_if_due(trainer, trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        del pl_module, batch
+        if self.unit == "step" and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._save_if_due(trainer, trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        del pl_module
+        if not self._saving:
+            return
+        checkpoint[OURS] = {
+            "count": self._last_count,
+            "micro_batches_per_step": trainer.accumulate_grad_batches,
+            "journals": self.journals.lengths(),
+            "random_states": _of_all_ranks(random_states()),
+        }
+        # Lightning calls an epoch or a batch ready before it calls the hooks that we save in; it has not begun yet.
+        loop = checkpoint["loops"]["fit_loop"]
+        for counts in _counts(loop, "epoch_progress", "epoch_loop.batch_progress"):
+            counts["ready"] = counts["started"]
+        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        del pl_module
+        ours = checkpoint[OURS]
+        self._last_count = ours["count"]
+        self._to_restore = ours["random_states"]
+        # Lightning counts in micro-batches, and their size may be another one now.
+        before, now = ours["micro_batches_per_step"], trainer.accumulate_grad_batches
+        loop = checkpoint["loops"]["fit_loop"]
+        positions = loop["state_dict"].get("combined_loader", [])
+        for counts in (*_counts(loop, "epoch_loop.batch_progress"), *positions):
+            counts.update({name: count * now // before for name, count in counts.items()})
+
+    def _save_if_due(self, trainer: pl.Trainer, count: int) -> None:
+        if count % self.every or count == self._last_count:
+            return
+        self._last_count = count
+        self._saving = True
+        if trainer.is_global_zero:
+            self.journals.flush()
+        trainer.save_checkpoint(self.directory / f"{self.unit}={count:06d}{SUFFIX}", weights_only=False)
+        self._saving = False
+        if trainer.is_global_zero:
+            for old in checkpoints_in(self.directory)[self.keep_last :]:
+                old.unlink()
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """The checkpoints of a stage, the newest first."""
+    return sorted(directory.glob(f"*=*{SUFFIX}"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True)
+
+
+def _counts(loop: dict[str, Any], *progresses: str) -> Iterator[dict[str, int]]:
+    for progress in progresses:
+        yield loop[progress]["total"]
+        yield loop[progress]["current"]
+
+
+def _of_all_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
+    if not torch.distributed.is_initialized():
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+def _flush_directory(directory: Path) -> None:
+    """Makes a rename in a directory outlast a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
