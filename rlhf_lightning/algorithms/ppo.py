@@ -59,7 +59,7 @@ class PPO(pl.LightningModule):
 
     def forward(self, rollout: Rollout) -> ReplyOutputs:
         inputs = rollout.sequences, rollout.attention_mask, rollout.reply_length
-        exact = self.kl.in_loss and self.kl.estimator == "exact"
+        exact = self.kl.in_loss and self.kl.estimator is None
         outputs: ReplyOutputs = self.actor_critic(
             *inputs,
             self.temperature,
@@ -97,7 +97,7 @@ class PPO(pl.LightningModule):
         return masked_sum(losses, mask) / batch.step_weight * self.trainer.accumulate_grad_batches
 
     def _kl_loss(self, outputs: ReplyOutputs, rollout: Rollout) -> Tensor:
-        if self.kl.estimator == "exact":
+        if self.kl.estimator is None:
             assert outputs.kl is not None
             return outputs.kl
         return kl_loss(self.kl.estimator, outputs.logprobs, rollout.logprobs, rollout.reference_logprobs)

@@ -10,7 +10,7 @@ The estimators are Schulman's ("Approximating KL divergence", 2020). With d = lo
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from rlhf_lightning.objectives.logprobs import MAX_LOG_RATIO
 
 SampleEstimator = Literal["k1", "k2", "k3"]
-Estimator = Literal["k1", "k2", "k3", "exact"]
-SAMPLE_ESTIMATORS: tuple[SampleEstimator, ...] = get_args(SampleEstimator)
 
 EXACT_CHUNK = 2**22
 """Logits whose softmax is held at once by `exact_kl`."""

@@ -123,8 +123,10 @@ class RolloutCollector:
         inputs = samples.sequences, samples.attention_mask, samples.reply_mask.shape[1]
         reference_logits = self.reference.logits(*inputs)
         reference = token_logprobs(reference_logits, samples.replies, self.temperature)
-        exact = self.kl.estimator == "exact"
-        policy = self.actor_critic(*inputs, self.temperature, reference_logits=reference_logits if exact else None)
+        estimator = self.kl.estimator
+        policy = self.actor_critic(
+            *inputs, self.temperature, reference_logits=reference_logits if estimator is None else None
+        )
         device = samples.sequences.device
         empty = torch.zeros_like(policy.logprobs)
         return Rollout(
@@ -134,7 +136,7 @@ class RolloutCollector:
             sampled_logprobs=samples.logprobs,
             logprobs=policy.logprobs,
             reference_logprobs=reference,
-            kl=policy.kl if exact else estimate_kl(self.kl.estimator, policy.logprobs, reference),
+            kl=policy.kl if estimator is None else estimate_kl(estimator, policy.logprobs, reference),
             values=policy.values,
             raw_scores=self.scorer.score(samples.completions).to(device),
             scores=torch.zeros(len(samples.completions), device=device),

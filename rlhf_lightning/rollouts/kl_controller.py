@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.objectives.kl import Estimator, adapted_coefficient
+from rlhf_lightning.objectives.kl import SampleEstimator, adapted_coefficient
 from rlhf_lightning.settings.reinforcement import AdaptiveKl, KlSettings, NoKl
 
 
@@ -13,18 +13,21 @@ class KlController:
 
     Attributes:
         coef: of the penalty, in units of reward per nat; 0 where there is none.
-        estimator: of the per-token KL that is paid for (k1 where none is).
+        estimator: of the per-token KL that is paid for, from samples (k1 where nothing is paid); None: the exact one.
         in_reward: whether the penalty is part of the reward.
         in_loss: whether it is part of the loss.
     """
 
     def __init__(self, settings: KlSettings) -> None:
         self.settings = settings
-        penalised = not isinstance(settings, NoKl)
-        self.coef = settings.coef if not isinstance(settings, NoKl) else 0.0
-        self.estimator: Estimator = settings.estimator if not isinstance(settings, NoKl) else "k1"
-        self.in_reward = penalised and settings.apply_to == "reward"
-        self.in_loss = penalised and settings.apply_to == "loss"
+        self.coef = 0.0
+        self.estimator: SampleEstimator | None = "k1"
+        self.in_reward = self.in_loss = False
+        if not isinstance(settings, NoKl):
+            self.coef = settings.coef
+            self.estimator = None if settings.estimator == "exact" else settings.estimator
+            self.in_reward = settings.apply_to == "reward"
+            self.in_loss = settings.apply_to == "loss"
 
     @property
     def reward_coef(self) -> float:
