@@ -1,54 +1,73 @@
 """The processes of a run as one group: who is who, and what they tell each other.
 
-The group is opened here, before Lightning, whose strategies adopt one that is open. Everything in this file is a no-op
-in a run of one process.
+The group is opened here, before Lightning, whose strategies adopt one that is open. In a run of one process everything
+in this file does nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as group
-from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.ranks import Place
 
 Value = TypeVar("Value")
 
+MEETING = timedelta(minutes=15)
+"""How long a process waits for the others to start."""
+
 PATIENCE = timedelta(hours=24)
-"""How long a process waits for the others: the first one may work for hours alone, in an evaluation."""
+"""How long a process then waits for the others: the first one may work for hours alone, in an evaluation."""
 
 
-@contextmanager
-def joined(place: Place, *, on_gpu: bool) -> Iterator[None]:
-    """Joins the group for the length of a `with` block.
-
-    The block is left together. Where an exception leaves it, nobody is waited for: the operating system closes the
-    connections, and that is how the others learn of it.
+def join(place: Place, *, on_gpu: bool) -> None:
+    """Opens the group, unless it is open.
 
     Args:
         place: this process's.
         on_gpu: models are on GPUs; tensors on the CPU are exchanged all the same.
     """
+    if group.is_initialized():
+        return
     if on_gpu:
         torch.cuda.set_device(place.local_rank)
-    rank_zero_only.rank = place.rank
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    rank_zero_only.rank = place.rank  # type: ignore[attr-defined]
+    group.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=_meet(place),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=PATIENCE,
+    )
+
+
+def _meet(place: Place) -> Store:
     if place.world_size == 1:
-        group.init_process_group(backend, store=group.HashStore(), rank=0, world_size=1, timeout=PATIENCE)
-    else:
-        meeting = f"tcp://{place.address}:{place.port}"
-        group.init_process_group(
-            backend, init_method=meeting, rank=place.rank, world_size=place.world_size, timeout=PATIENCE
-        )
-    yield
-    barrier()
-    group.destroy_process_group()
+        return HashStore()
+    address = f"tcp://{place.address}:{place.port}"
+    store, _, _ = next(rendezvous(address, place.rank, place.world_size, timeout=MEETING))
+    assert isinstance(store, Store)
+    return store
+
+
+def leave() -> None:
+    """Closes the group when all processes are here.
+
+    A process that fails does not call this: the operating system closes its connections, which is how the others learn
+    of it.
+    """
+    if group.is_initialized():
+        barrier()
+        group.destroy_process_group()
 
 
 def rank() -> int:
@@ -63,8 +82,7 @@ def world_size() -> int:
 
 def barrier() -> None:
     """Waits until all processes are here."""
-    # Over the CPU in any case: a barrier of NCCL would ask which GPU is meant.
-    total(torch.zeros(()))
+    total(torch.zeros(()))  # over the CPU: NCCL's own barrier would ask which GPU is meant
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -76,37 +94,39 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def weighted_means(figures: Mapping[str, Tensor], weight: Tensor | int) -> dict[str, Tensor]:
-    """Means over all processes of scalars that are means on each.
+def weighted_means(figures: Mapping[str, Tensor], weight: int) -> dict[str, Tensor]:
+    """Means over all processes.
 
     Args:
-        figures: the same names on each process.
-        weight: what this process's means were taken over (its tokens, its pairs).
+        figures: scalars, means over what this process has; the same names on each.
+        weight: how many (tokens, pairs) they are means over.
     """
     if world_size() == 1:
         return dict(figures)
     stacked = torch.stack([figure.detach().double() for figure in figures.values()])
-    weights = torch.as_tensor(weight, dtype=stacked.dtype, device=stacked.device).reshape(1)
-    sums = total(torch.cat([stacked * weights, weights]))
+    sums = total(torch.cat([stacked * weight, stacked.new_tensor([weight])]))
     return dict(zip(figures, (sums[:-1] / sums[-1]).float(), strict=True))
 
 
 def from_first(value: Value | None) -> Value:
-    """What the first process holds; whatever the others pass."""
-    if world_size() == 1:
-        assert value is not None
-        return value
+    """What the first process passes; what the others pass is ignored."""
     held = [value]
-    group.broadcast_object_list(held, src=0)
+    if world_size() > 1:
+        group.broadcast_object_list(held, src=0)
     (received,) = held
     assert received is not None
     return received
 
 
 def gathered(value: Value) -> list[Value]:
-    """What each process holds, in the order of ranks; tensors in it should be on the CPU."""
+    """What every process passes, in the order of ranks; tensors in it should be on the CPU."""
     if world_size() == 1:
         return [value]
     held: list[Value | None] = [None] * world_size()
     group.all_gather_object(held, value)
     return [part for part in held if part is not None]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP keeps in shards, put together; any other as it is. All processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
