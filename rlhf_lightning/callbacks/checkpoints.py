@@ -115,11 +115,7 @@ class Checkpoints(pl.Callback):
             "journals": self.journals.lengths(),
             "random_states": _of_all_ranks(random_states()),
         }
-        # Lightning calls an epoch or a batch ready before it calls the hooks that we save in; it has not begun yet.
-        loop = checkpoint["loops"]["fit_loop"]
-        for counts in _counts(loop, "epoch_progress", "epoch_loop.batch_progress"):
-            counts["ready"] = counts["started"]
-        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+        _as_not_begun(checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -152,6 +148,17 @@ class Checkpoints(pl.Callback):
 def checkpoints_in(directory: Path) -> list[Path]:
     """The checkpoints of a stage, the newest first."""
     return sorted(directory.glob(f"*=*{SUFFIX}"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True)
+
+
+def _as_not_begun(loop: dict[str, Any]) -> None:
+    """Takes back that Lightning counts a batch, or an epoch, as ready before it calls the hooks that we save in."""
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    for counts in _counts(loop, "epoch_loop.batch_progress"):
+        counts["ready"] = counts["started"]
+    batches["is_last_batch"] = False
+    if batches["current"]["started"] == 0 or epochs["current"]["ready"] > epochs["current"]["started"]:
+        for counts in _counts(loop, "epoch_progress"):
+            counts["ready"] = counts["started"] = counts["processed"]
 
 
 def _counts(loop: dict[str, Any], *progresses: str) -> Iterator[dict[str, int]]:

@@ -1,0 +1,198 @@
+"""A training that goes on from any of its checkpoints ends as the one that was never interrupted."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import LearningRateMonitor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from rlhf_lightning.batches import TensorRecord
+from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO, checkpoints_in
+from rlhf_lightning.callbacks.journals import Journals
+from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
+from rlhf_lightning.data.datamodules import StepDataModule
+from rlhf_lightning.data.steps import Weight
+from rlhf_lightning.tracking.history import HistoryLogger
+
+RECORDS = [float(index) for index in range(26)]
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers(TensorRecord):
+    """Records as a batch."""
+
+    values: Tensor
+    step_weight: int
+
+
+def collate(records: Any, _: int, step_weight: int) -> Numbers:
+    return Numbers(torch.tensor(list(records)), step_weight)
+
+
+def data_module(micro_batch_size: int = 2) -> StepDataModule[float, Numbers]:
+    """Six optimizer steps of four records an epoch; two records are left over."""
+    return StepDataModule(
+        RECORDS,
+        RECORDS[:3],
+        collate=collate,
+        weigh=lambda record: Weight(1, int(record)),
+        pad_id=0,
+        batch_size=4,
+        micro_batch_size=micro_batch_size,
+        seed=3,
+    )
+
+
+class Noisy(pl.LightningModule):
+    """Its loss depends on every random number generator, on the learning rate's schedule and on each batch."""
+
+    def __init__(self, interval: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.interval = interval
+
+    def training_step(self, batch: Numbers | Tensor, _: int) -> Tensor:
+        values = batch.values if isinstance(batch, Numbers) else batch
+        noise = torch.rand(()) + random.random() + float(np.random.rand())  # noqa: NPY002
+        loss = ((self.weight - values / 10) ** 2).sum() * noise
+        self.log("loss", loss.detach(), on_step=self.interval == "step", on_epoch=self.interval == "epoch")
+        return loss
+
+    def validation_step(self, batch: Numbers, _: int) -> None:
+        self.log("validation_loss", ((self.weight - batch.values) ** 2).mean(), batch_size=len(batch.values))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda count: 1 / (1 + count))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}
+
+
+class Iterations(IterableDataset[Tensor]):
+    """Four numbers an epoch, which a callback puts there when it begins."""
+
+    def __init__(self) -> None:
+        self.numbers: list[float] = []
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from torch.tensor(self.numbers)
+
+
+class Filler(pl.Callback):
+    """Fills the buffer and writes a diary; its cursor is its state."""
+
+    def __init__(self, buffer: Iterations, diary: Path) -> None:
+        self.buffer = buffer
+        self.diary = diary
+        self.cursor = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.buffer.numbers = [float(self.cursor + index) for index in range(4)]
+        self.cursor += 4
+        with self.diary.open("a") as file:
+            file.write(f"{trainer.current_epoch} {self.cursor}\n")
+        pl_module.log("cursor", float(self.cursor), on_step=False, on_epoch=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": 1, "cursor": self.cursor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.cursor = state_dict["cursor"]
+
+
+class Place:
+    """A run directory with one stage, and trainings in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stage_dir = path / "stage"
+        self.stage_dir.mkdir(parents=True)
+        self.journals = Journals(path / "history.csv", self.stage_dir)
+        self.checkpoints = path / "checkpoints" / "stage"
+
+    def trainer(self, unit: Any, *, epochs: int, accumulate: int, callbacks: Any = (), keep_last: int = 99) -> Any:
+        watching = Checkpoints(self.checkpoints, self.journals, unit=unit, every=1, keep_last=keep_last)
+        return pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            accumulate_grad_batches=accumulate,
+            callbacks=[watching, LearningRateMonitor(unit if unit == "step" else "epoch"), *callbacks],
+            plugins=[WholeFileIO()],
+            logger=HistoryLogger(self.path, "stage"),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+            default_root_dir=self.path,
+        )
+
+    def by_steps(self, checkpoint: Path | None = None, micro_batch_size: int = 2) -> float:
+        """Trains on the data module for two epochs; the weight at the end."""
+        data, module = data_module(micro_batch_size), Noisy("step")
+        trainer = self.trainer("step", epochs=2, accumulate=data.micro_batches_per_step)
+        return self._fit(trainer, module, checkpoint, datamodule=data)
+
+    def by_iterations(self, checkpoint: Path | None = None) -> float:
+        """Trains on what a callback provides for four epochs; the weight at the end."""
+        buffer, module = Iterations(), Noisy("epoch")
+        filler = Filler(buffer, self.stage_dir / "diary.jsonl")
+        trainer = self.trainer("iteration", epochs=4, accumulate=2, callbacks=[filler])
+        loader = DataLoader(buffer, batch_size=None, generator=torch.Generator())
+        return self._fit(trainer, module, checkpoint, train_dataloaders=loader)
+
+    def _fit(self, trainer: pl.Trainer, module: Noisy, checkpoint: Path | None, **data: Any) -> float:
+        for message in (r".*does not have many workers.*", r".*`IterableDataset` has `__len__`.*", r".*treespec.*"):
+            warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("error", message=r".*dataloader is not resumable.*")
+        pl.seed_everything(5 if checkpoint is None else 6, verbose=False)
+        if checkpoint is not None:
+            kept = torch.load(checkpoint, weights_only=True)["resume"]["journals"]
+            self.journals.rewind(kept)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None, **data)
+        return module.weight.item()
+
+    def written(self) -> dict[str, str]:
+        return {name: (self.path / name).read_text() for name in self.journals.lengths()}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_from_any_step_on_the_training_is_the_same(place: Place, micro_batch_size: int) -> None:
+    final = place.by_steps(micro_batch_size=micro_batch_size)
+    written = place.written()
+    found = checkpoints_in(place.checkpoints)
+    # 2 epochs of 26 // 4 = 6 steps, and a checkpoint before each but the first.
+    assert [path.name for path in reversed(found)] == [f"step={step:06d}.ckpt" for step in range(1, 12)]
+    for checkpoint in found:
+        assert place.by_steps(checkpoint, micro_batch_size) == final
+        assert place.written() == written
+
+
+def test_from_any_iteration_on_the_training_is_the_same(place: Place) -> None:
+    final = place.by_iterations()
+    written = place.written()
+    found = checkpoints_in(place.checkpoints)
+    assert [path.name for path in reversed(found)] == [f"iteration={number:06d}.ckpt" for number in (1, 2, 3)]
+    for checkpoint in found:
+        assert place.by_iterations(checkpoint) == final
+        assert place.written() == written
+    assert written["stage/diary.jsonl"] == "0 4\n1 8\n2 12\n3 16\n"
