@@ -136,7 +136,7 @@ class PPO(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.update_is_over = False
-        self.log("policy/optimizer_steps", float(self.trainer.global_step - self._steps_before))
+        self.log("policy/optimizer_steps", float(self.trainer.global_step - self._steps_before), batch_size=1)
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = [

@@ -71,7 +71,7 @@ class RolloutBufferCallback(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del trainer
-        pl_module.log("time/update", time.perf_counter() - self._update_started)
+        pl_module.log("time/update", time.perf_counter() - self._update_started, batch_size=1)
         self.collector.kl.update(self.last_metrics["objective/kl"], self.buffer.batch_size)
 
     def state_dict(self) -> dict[str, Any]:

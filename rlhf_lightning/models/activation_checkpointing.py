@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,5 +18,11 @@ def checkpoint_activations(module: nn.Module) -> None:
     """
     for part in module.modules():
         if isinstance(part, PreTrainedModel) and part.supports_gradient_checkpointing:
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+            _enable(part)
     module.train()
+
+
+def _enable(model: PreTrainedModel) -> None:
+    # Transformers renamed the method; the older name warns where the newer one is known.
+    newer: Callable[..., None] | None = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
