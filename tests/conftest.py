@@ -26,8 +26,10 @@ from transformers import (
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.rollouts.collector import RolloutCollector
+from rlhf_lightning.rollouts.kl_controller import KlController
+from rlhf_lightning.rollouts.reward_shaping import RewardShaper
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
-from rlhf_lightning.settings.reinforcement import GaeSettings
+from rlhf_lightning.settings.reinforcement import AdaptiveKl, FixedKl, GaeSettings, KlSettings, LearnedReward, NoKl
 
 VOCABULARY = 50
 """Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""
@@ -127,6 +129,34 @@ class RuleScorer:
         return torch.tensor([self.rule(completion) for completion in completions])
 
 
+def kl_settings(kind: str = "fixed", **values: Any) -> KlSettings:
+    """A KL penalty; k1 in the reward with coefficient 0.1, where nothing else is said."""
+    if kind == "none":
+        return NoKl(kind="none")
+    chosen = {"estimator": "k1", "apply_to": "reward", "coef": 0.1, **values}
+    if kind == "fixed":
+        return FixedKl(kind="fixed", **chosen)
+    return AdaptiveKl(kind="adaptive", **{"target": 3.0, "horizon": 500, **chosen})
+
+
+def reward_settings(**values: Any) -> LearnedReward:
+    """A reward whose raw scores are its scores, where nothing else is said."""
+    plain = {"standardise_on_reference": None, "running_normalisation": False, "scale": 1.0, "clip": None}
+    return LearnedReward(kind="learned", **{**plain, "length_penalty": 0.0, **values})
+
+
+@pytest.fixture(scope="session")
+def make_kl() -> Callable[..., KlSettings]:
+    """Builds settings of the KL penalty: kind, then values."""
+    return kl_settings
+
+
+@pytest.fixture(scope="session")
+def make_reward() -> Callable[..., LearnedReward]:
+    """Builds settings of a reward whose raw scores are its scores, where nothing else is said."""
+    return reward_settings
+
+
 @pytest.fixture(scope="session")
 def make_scorer() -> type[RuleScorer]:
     return RuleScorer
@@ -146,22 +176,26 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
         chunk_size: int = 4,
         temperature: float = 1.0,
         max_new_tokens: int = 5,
+        seed: int = 0,
+        kl: KlSettings | None = None,
         kl_coef: float = 0.1,
         missing_eos_penalty: float | None = None,
+        reward: dict[str, Any] | None = None,
         whiten: bool = True,
+        whiten_rewards: bool = False,
         gamma: float = 1.0,
         lam: float = 0.95,
     ) -> RolloutCollector:
         return RolloutCollector(
             ActorCritic(policy, critic),
-            sampler or Sampler(policy, words, temperature=temperature, max_new_tokens=max_new_tokens),
+            sampler or Sampler(policy, words, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed),
             FrozenReference.copy_of(reference or policy),
             RuleScorer(rule),
+            shaper=RewardShaper(reward_settings(**(reward or {})), missing_eos_penalty),
+            kl=KlController(kl or kl_settings(coef=kl_coef)),
+            advantage=GaeSettings(kind="gae", gamma=gamma, lam=lam, whiten=whiten, whiten_rewards=whiten_rewards),
             chunk_size=chunk_size,
             temperature=temperature,
-            kl_coef=kl_coef,
-            missing_eos_penalty=missing_eos_penalty,
-            advantage=GaeSettings(kind="gae", gamma=gamma, lam=lam, whiten=whiten),
         )
 
     return build

@@ -44,6 +44,9 @@ PPO_VALUES: dict[str, Any] = {
     "entropy_coef": 0.0,
     "missing_eos_penalty": None,
     "max_grad_norm": 1e6,
+    "target_kl": None,
+    "kl_budget": None,
+    "critic_warmup": 0,
 }
 
 
@@ -192,7 +195,6 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
             seed=seed,
         )
         steps = Stepping(optimizer)
-        total = settings.iterations * settings.epochs * settings.minibatches
         collected: list[Collected] = []
 
         def observe(_: int, seen: Collected) -> dict[str, float]:
@@ -202,7 +204,7 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
         pool = [EncodedPrompt(Prompt("w"), tuple(prompt)) for prompt in prompts]
         torch.manual_seed(seed)
         finished = fit(
-            PPO(collector.actor_critic, settings, collector.temperature, steps, total),
+            PPO(collector.actor_critic, collector.reference, collector.kl, settings, collector.temperature, steps),
             steps,
             buffer,
             epochs=settings.iterations,

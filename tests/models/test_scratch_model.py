@@ -11,7 +11,14 @@ from rlhf_lightning.models.scratch import random_model, train_tokenizer
 from rlhf_lightning.settings.model import ScratchModel
 
 SETTINGS = ScratchModel(
-    kind="scratch", dtype="float32", vocab_size=300, hidden_size=16, layers=2, heads=2, max_positions=32
+    kind="scratch",
+    dtype="float32",
+    gradient_checkpointing=False,
+    vocab_size=300,
+    hidden_size=16,
+    layers=2,
+    heads=2,
+    max_positions=32,
 )
 
 

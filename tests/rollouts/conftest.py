@@ -21,15 +21,18 @@ def make_rollout() -> Callable[..., Rollout]:
             attention_mask[row, prompt_width - prompt : prompt_width + reply] = 1
         reply_mask = attention_mask[:, prompt_width:].bool()
         generator = torch.Generator().manual_seed(seed)
-        figures = torch.randn(6, rows, reply_width, generator=generator).masked_fill(~reply_mask, 0.0)
+        figures = torch.randn(8, rows, reply_width, generator=generator).masked_fill(~reply_mask, 0.0)
         tokens = 10 * torch.arange(1, rows + 1)[:, None] + torch.arange(prompt_width + reply_width)
         return Rollout(
             sequences=tokens * attention_mask,
             attention_mask=attention_mask,
             reply_mask=reply_mask,
+            sampled_logprobs=figures[6],
             logprobs=figures[0],
             reference_logprobs=figures[1],
+            kl=figures[7],
             values=figures[2],
+            raw_scores=-torch.arange(rows, dtype=torch.float32),
             scores=torch.arange(rows, dtype=torch.float32),
             finished=torch.arange(rows) % 2 == 0,
             rewards=figures[3],

@@ -15,7 +15,16 @@ from rlhf_lightning.rollouts.rollout import Rollout, concatenate
 
 MakeRollout = Callable[..., Rollout]
 
-PER_TOKEN = ["logprobs", "reference_logprobs", "values", "rewards", "advantages", "returns"]
+PER_TOKEN = [
+    "sampled_logprobs",
+    "logprobs",
+    "reference_logprobs",
+    "kl",
+    "values",
+    "rewards",
+    "advantages",
+    "returns",
+]
 
 
 def real(rollout: Rollout, name: str, row: int) -> Tensor:
@@ -29,6 +38,7 @@ def assert_same_rows(one: Rollout, rows: list[int], other: Rollout) -> None:
     assert len(other) == len(rows)
     for there, here in enumerate(rows):
         assert other.scores[there] == one.scores[here]
+        assert other.raw_scores[there] == one.raw_scores[here]
         assert other.finished[there] == one.finished[here]
         tokens = [part.sequences[row][part.attention_mask[row].bool()] for part, row in ((one, here), (other, there))]
         assert torch.equal(*tokens)
