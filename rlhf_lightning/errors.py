@@ -83,5 +83,13 @@ class RunDirectoryError(RlhfError):
     """A run directory that exists already or cannot be written."""
 
 
+class CheckpointError(RlhfError):
+    """A checkpoint that must not be loaded."""
+
+
+class MemoryExhaustedError(RlhfError):
+    """A stage needed more memory than there is."""
+
+
 class DivergedError(RlhfError):
     """Training produced figures that are not finite, or broke an invariant."""

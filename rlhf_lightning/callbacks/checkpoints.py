@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from rlhf_lightning.callbacks.journals import Journals
 from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
+from rlhf_lightning.distributed import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Checkpoints(pl.Callback):
             "count": self._last_count,
             "micro_batches_per_step": trainer.accumulate_grad_batches,
             "journals": self.journals.lengths(),
-            "random_states": _of_all_ranks(random_states()),
+            "random_states": gathered(random_states()),
         }
         _as_not_begun(checkpoint["loops"]["fit_loop"])
 
@@ -165,14 +165,6 @@ def _counts(loop: dict[str, Any], *progresses: str) -> Iterator[dict[str, int]]:
     for progress in progresses:
         yield loop[progress]["total"]
         yield loop[progress]["current"]
-
-
-def _of_all_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
-    if not torch.distributed.is_initialized():
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states
 
 
 def _flush_directory(directory: Path) -> None:

@@ -77,6 +77,9 @@ class CallbackSettings(Section):
     progress_bar: bool
     diary_every: Count
     diary_samples: Count
+    save_every: Count
+    save_every_steps: Count
+    keep_last: Count
     extra: list[dict[str, Any]]
 
 
@@ -96,6 +99,7 @@ class RunSettings(Section):
     notes: str | None
     tags: list[Name]
     allow_targets: list[Name]
+    resume: Name | None
     pipeline: PipelineSettings
     data: DataSettings
     model: ModelSettings
