@@ -33,6 +33,12 @@ def _score() -> Command:
     return main
 
 
+def _doctor() -> Command:
+    from rlhf_lightning.cli.doctor import main
+
+    return main
+
+
 def _completion() -> Command:
     from rlhf_lightning.cli.completion import main
 
@@ -48,8 +54,9 @@ def _run_job() -> Command:
 SUBCOMMANDS = {
     "train": Subcommand(_train, "run a pipeline (-m: a sweep of pipelines)"),
     "score": Subcommand(_score, "what a reward model or classifier says of texts"),
+    "doctor": Subcommand(_doctor, "is a run healthy? likely causes, and what to change"),
     "completion": Subcommand(_completion, "tab completion for bash, zsh or fish"),
-    "run-job": Subcommand(_run_job, "run one job of a sweep from its directory", hidden=True),
+    "run-job": Subcommand(_run_job, "a job of a sweep, or one of a run's processes", hidden=True),
 }
 
 

@@ -1,0 +1,200 @@
+"""`rlhf doctor`: is a run healthy, and if not, what is the likely cause and what to change."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_lightning.cli.console import stdout
+from rlhf_lightning.diagnosis.doctor import Diagnosis, Verdict, diagnose
+from rlhf_lightning.diagnosis.finding import Finding, Severity, figure
+from rlhf_lightning.diagnosis.run_record import RunRecord
+from rlhf_lightning.errors import RunDirectoryError
+from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory
+from rlhf_lightning.tracking.history_file import read_history
+
+UNHEALTHY = 3
+"""The exit code where something serious was found."""
+COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+BORDERS = {
+    Verdict.HEALTHY: "green",
+    Verdict.DOUBTFUL: "yellow",
+    Verdict.UNHEALTHY: "red",
+    Verdict.TOO_EARLY: "cyan",
+}
+
+
+class NoRunError(RunDirectoryError):
+    """A directory without a run."""
+
+    exit_code = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Examines each run and prints what was found."""
+    arguments = parser().parse_args(list(argv))
+    runs = [run for given in arguments.runs for run in runs_in(Path(given))]
+    found = [(run, read_run(run)) for run in runs]
+    diagnoses = [(run, record, diagnose(record)) for run, record in found]
+    if arguments.json:
+        content = [as_json(run, record, diagnosis) for run, record, diagnosis in diagnoses]
+        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    else:
+        console = stdout()
+        for run, record, diagnosis in diagnoses:
+            show(console, run, record, diagnosis)
+    unhealthy = any(diagnosis.verdict is Verdict.UNHEALTHY for _, _, diagnosis in diagnoses)
+    return UNHEALTHY if unhealthy else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `rlhf doctor`."""
+    arguments = argparse.ArgumentParser(
+        prog="rlhf doctor",
+        description=__doc__,
+        epilog="exit code: 0 nothing serious, 3 something serious, 2 no run there",
+        allow_abbrev=False,
+    )
+    arguments.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="a run (running, finished, failed or interrupted), or a sweep's directory",
+    )
+    arguments.add_argument("--json", action="store_true", help="a JSON list with an object for each run")
+    return arguments
+
+
+def runs_in(path: Path) -> list[Path]:
+    """The run that lies in a directory, or the runs of a sweep that does.
+
+    Raises:
+        NoRunError: if there is none.
+    """
+    if (path / CONFIG).exists():
+        return [path]
+    jobs = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+    if not jobs:
+        fix = f"name a directory with a {CONFIG}, such as outputs/latest"
+        raise NoRunError("There is no run here.", where=str(path), fix=fix)
+    return jobs
+
+
+def read_run(path: Path) -> RunRecord:
+    """What a run left behind so far.
+
+    Raises:
+        RunDirectoryError: a file of the run is malformed.
+    """
+    run = RunDirectory.open(path)
+    status = run.status
+    error = None
+    if status.error is not None:
+        parts = (status.error.what, status.error.where, status.error.fix)
+        error = "\n".join(part for part in parts if part)
+    return RunRecord(
+        state=status.state,
+        stage=status.stage,
+        alive=_alive(status.pid),
+        error=error,
+        config=run.config,
+        metrics=run.metrics or {},
+        history=read_history(path),
+    )
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def as_json(run: Path, record: RunRecord, diagnosis: Diagnosis) -> dict[str, object]:
+    """A diagnosis in plain values."""
+
+    def plain(finding: Finding, role: str) -> dict[str, object]:
+        return {**asdict(finding), "explains": sorted(finding.explains), "role": role}
+
+    return {
+        "run": str(run),
+        "state": record.state,
+        "verdict": diagnosis.verdict,
+        "iterations": diagnosis.iterations,
+        "findings": [
+            *(plain(finding, "cause") for finding in diagnosis.causes),
+            *(plain(finding, "consequence") for finding in diagnosis.consequences),
+        ],
+        "figures": {shown.name: asdict(shown) for shown in diagnosis.figures},
+    }
+
+
+def show(console: Console, run: Path, record: RunRecord, diagnosis: Diagnosis) -> None:
+    """Prints a diagnosis: a panel on a terminal, plain lines elsewhere."""
+    heading = f"{run}: {diagnosis.verdict} ({record.state}, {diagnosis.iterations} PPO iterations)"
+    parts = [_cause(finding) for finding in diagnosis.causes]
+    if diagnosis.consequences:
+        parts.append(_consequences(diagnosis.consequences))
+    if not parts:
+        parts.append(Group(Text(_nothing_found(diagnosis))))
+    if diagnosis.figures:
+        parts.append(Group(Text(), _figures(diagnosis)))
+    if console.is_terminal:
+        console.print(Panel(Group(*parts), title=heading, border_style=BORDERS[diagnosis.verdict], title_align="left"))
+    else:
+        console.print(Text(heading))
+        console.print(Group(*parts), Text())
+
+
+def _nothing_found(diagnosis: Diagnosis) -> str:
+    if diagnosis.verdict is Verdict.TOO_EARLY:
+        return "Nothing stands out, but PPO has hardly begun."
+    return (
+        "Nothing stands out."
+        if diagnosis.figures
+        else "Nothing stands out in the stages that ran; PPO is not among them."
+    )
+
+
+def _cause(finding: Finding) -> Group:
+    title = Text(finding.severity.upper(), style=f"bold {COLOURS[finding.severity]}")
+    title.append(f"  {finding.title}", style="bold").append(f"  [{finding.name}]", style="dim")
+    lines = [Text(f"- {line}") for line in finding.evidence]
+    lines.append(Text(finding.explanation, style="dim"))
+    if finding.overrides:
+        lines.append(Text("try: ", style="bold").append("  ".join(finding.overrides), style="green"))
+    return Group(title, Padding(Group(*lines), (0, 0, 0, 2), expand=False))
+
+
+def _consequences(findings: Sequence[Finding]) -> Group:
+    lines = [
+        Text(f"- {finding.title}: {finding.evidence[0]}").append(f"  [{finding.name}]", style="dim")
+        for finding in findings
+    ]
+    return Group(Text("Probably follows from it:", style="bold"), Padding(Group(*lines), (0, 0, 0, 2), expand=False))
+
+
+def _figures(diagnosis: Diagnosis) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("looked at", style="dim")
+    for column in ("first", "end", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for shown in diagnosis.figures:
+        numbers = (shown.first, shown.end, shown.lowest, shown.highest)
+        table.add_row(shown.name, *(figure(number) for number in numbers))
+    return table

@@ -1,0 +1,77 @@
+"""The replies themselves: all alike, without an end, in loops."""
+
+from __future__ import annotations
+
+from rlhf_lightning.diagnosis.finding import Finding, Severity, figure, override
+from rlhf_lightning.diagnosis.kl import REPETITION
+from rlhf_lightning.diagnosis.run_record import RunRecord
+
+COLLAPSED = 0.05
+"""Share of the first entropy that is left. A healthy run of the embedded world ends with 0.17 to 0.28 of it."""
+NARROW = 0.08
+ENDLESS = 0.5
+"""Fewer than half of the replies end themselves."""
+FEWER_ENDS = 0.9
+"""Share of the first rate of replies that end themselves."""
+LOOPS = 0.3
+"""Share of repeated n-grams in replies that consist of loops."""
+
+
+def entropy_collapse(record: RunRecord) -> Finding | None:
+    """The policy says one thing only."""
+    entropy = record.ppo("objective/entropy")
+    if entropy is None or entropy.first <= 0 or entropy.end > NARROW * entropy.first:
+        return None
+    collapsed = entropy.end <= COLLAPSED * entropy.first
+    low = entropy.where(lambda value: value <= NARROW * entropy.first)
+    coef, rate = record.number("ppo.entropy_coef"), record.number("ppo.learning_rate")
+    return Finding(
+        name="entropy_collapse",
+        severity=Severity.SERIOUS if collapsed else Severity.WARNING,
+        title="the entropy has collapsed" if collapsed else "the entropy is close to collapse",
+        evidence=(f"{entropy.change()} (nats a token)", f"first below {NARROW:.0%} of the start at iteration {low[0]}"),
+        explanation="A policy without entropy samples the same reply again and again, and so learns nothing new.",
+        overrides=(
+            override("ppo.entropy_coef", 3 * coef if coef else 0.01),
+            *((override("ppo.learning_rate", rate / 3),) if rate else ()),
+        ),
+    )
+
+
+def vanishing_eos(record: RunRecord) -> Finding | None:
+    """Replies no longer end themselves, or never did."""
+    ends = record.ppo("rollout/eos_rate")
+    if ends is None or ends.end >= max(ENDLESS, FEWER_ENDS * ends.first):
+        return None
+    never = ends.first < ENDLESS
+    limit = record.number("rollout.max_new_tokens")
+    longer = (f"rollout.max_new_tokens={int(2 * limit)}",) if limit else ()
+    off = record.setting("ppo.missing_eos_penalty") is None
+    penalty = ("ppo.missing_eos_penalty=-1",) if off and record.config.get("ppo") else ()
+    return Finding(
+        name="vanishing_eos",
+        severity=Severity.SERIOUS if ends.end < ENDLESS else Severity.WARNING,
+        title="replies do not end themselves" if never else "replies end themselves less and less",
+        evidence=(ends.change(), *([length.change()] if (length := record.ppo("rollout/length")) else [])),
+        explanation=(
+            "A reply that is cut off has no natural place for its score, and the reward model has seen few such. Give "
+            "replies room, and let a missing end cost something."
+        ),
+        overrides=(*penalty, *longer),
+    )
+
+
+def repetition(record: RunRecord) -> Finding | None:
+    """Replies that go round in circles."""
+    repeated = record.ppo("rollout/repetition")
+    if repeated is None or repeated.end <= repeated.first + REPETITION:
+        return None
+    coef = record.number("kl.coef")
+    return Finding(
+        name="repetition",
+        severity=Severity.SERIOUS if repeated.end > LOOPS else Severity.WARNING,
+        title="replies repeat themselves",
+        evidence=(repeated.change(), f"highest {figure(repeated.peak()[1])} at iteration {repeated.peak()[0]}"),
+        explanation="The reward does not mind repetition, or cannot see it, and nothing else holds the policy back.",
+        overrides=(override("kl.coef", 3 * coef),) if coef else ("kl=fixed",),
+    )
