@@ -163,12 +163,13 @@ class RolloutCollector:
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """The module in evaluation mode: gradient checkpointing, which is training mode's, forbids a generation cache."""
-    was_training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        for part, training in modes:
+            part.training = training
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

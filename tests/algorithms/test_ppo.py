@@ -76,9 +76,10 @@ def test_optimizer_steps_are_iterations_times_epochs_times_minibatches(make_poli
     assert len(fit.collected) == 3
 
 
-def test_the_learning_rates_fall_linearly_to_0_and_are_logged(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+def test_the_learning_rates_fall_linearly_by_iterations_and_are_logged(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
     fit = fit_ppo(make_policy(), first_token, iterations=2, minibatches=4, micro_batch_size=2, critic_learning_rate=0.5)
-    left = [(8 - step) / 8 for step in range(8)]
+    # Iteration by iteration: four steps at the whole rate, four at half of it.
+    left = [1.0] * 4 + [0.5] * 4
     assert fit.steps.rates == pytest.approx([0.01 * share for share in left])
     assert fit.steps.critic_rates == pytest.approx([0.5 * share for share in left])
     assert fit.recorder.series("learning_rate/policy") == pytest.approx(fit.steps.rates)

@@ -50,7 +50,7 @@ def test_padding_and_batch_mates_change_no_logprob_and_no_value(
     together = model(*padded(ROWS, 7, 7, pad), 7, 0.7, with_entropy=True)
     for row, (prompt, reply) in enumerate(ROWS):
         alone = model(*padded([(prompt, reply)], len(prompt), len(reply), pad), len(reply), 0.7, with_entropy=True)
-        for with_pads, without in zip(together, alone, strict=True):
+        for with_pads, without in zip(together[:3], alone[:3], strict=True):
             difference = with_pads[row, : len(reply)] - without[0]
             assert difference.abs().max() < 1e-5
             assert difference.mean().abs() < 2e-6
@@ -77,6 +77,7 @@ def test_logprobs_of_the_sampled_tokens_by_index(kind: str, make_policy: MakeMod
     expected = [logprobs[len(prompt) - 1 + step, token] for step, token in enumerate(reply)]
     torch.testing.assert_close(outputs.logprobs[0], torch.stack(expected))
     assert outputs.entropies is None
+    assert outputs.kl is None
 
 
 def test_the_head_of_the_model_is_left_without_hooks(make_policy: MakeModel, padded: Padded) -> None:

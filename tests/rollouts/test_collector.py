@@ -33,6 +33,7 @@ ROWS = [
 ]
 """(prompt, reply) of six rollouts; the third and the fifth did not end themselves."""
 PROMPTS = [EncodedPrompt(Prompt("w"), prompt) for prompt, _ in ROWS]
+DRAWS = range(len(ROWS))
 LENGTHS = torch.tensor([len(reply) for _, reply in ROWS])
 TOKENS = int(LENGTHS.sum())
 
@@ -45,7 +46,10 @@ class Prepared:
     def __init__(self, padded: Padded) -> None:
         self.padded = padded
 
-    def sample_in_chunks(self, prompts: Sequence[EncodedPrompt], chunk_size: int) -> Iterator[Samples]:
+    def sample_in_chunks(
+        self, prompts: Sequence[EncodedPrompt], draws: Sequence[int], chunk_size: int
+    ) -> Iterator[Samples]:
+        assert len(draws) == len(prompts)
         replies = dict(ROWS)
         for start in range(0, len(prompts), chunk_size):
             yield self._samples([(prompt, replies[prompt.prompt_ids]) for prompt in prompts[start:][:chunk_size]])
@@ -58,7 +62,8 @@ class Prepared:
         completions = tuple(
             Completion(prompt.prompt, prompt.prompt_ids, reply, "", reply[-1] == EOS) for prompt, reply in rows
         )
-        return Samples(sequences, mask, mask[:, prompt_width:].bool(), completions)
+        reply_mask = mask[:, prompt_width:].bool()
+        return Samples(sequences, mask, reply_mask, torch.zeros(reply_mask.shape), completions)
 
 
 def score(completion: Completion) -> float:
@@ -76,14 +81,14 @@ def test_the_chunk_size_changes_nothing(
 ) -> None:
     policy, reference = make_policy(), make_policy(seed=1)
     whole, chunked = (
-        make_collector(policy, score, reference=reference, sampler=sampler, chunk_size=size).collect(PROMPTS)
+        make_collector(policy, score, reference=reference, sampler=sampler, chunk_size=size).collect(PROMPTS, DRAWS)
         for size in (6, chunk_size)
     )
     assert whole.completions == chunked.completions
-    for name in ("sequences", "attention_mask", "reply_mask", "scores", "finished"):
+    for name in ("sequences", "attention_mask", "reply_mask", "raw_scores", "scores", "finished"):
         assert torch.equal(getattr(whole.rollout, name), getattr(chunked.rollout, name)), name
     mask = whole.rollout.reply_mask
-    for name in ("logprobs", "reference_logprobs", "values", "rewards", "advantages", "returns"):
+    for name in ("logprobs", "reference_logprobs", "kl", "values", "rewards", "advantages", "returns"):
         difference = (getattr(whole.rollout, name) - getattr(chunked.rollout, name))[mask]
         assert difference.abs().max() < 1e-5, name
         assert difference.mean().abs() < 2e-6, name
@@ -95,7 +100,7 @@ def test_the_chunk_size_changes_nothing(
 def test_a_constant_reward_is_logged_exactly(
     sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
-    collected = make_collector(make_policy(), lambda _: 3.7, sampler=sampler).collect(PROMPTS)
+    collected = make_collector(make_policy(), lambda _: 3.7, sampler=sampler).collect(PROMPTS, DRAWS)
     assert collected.metrics["objective/score"] == float(torch.tensor(3.7))
     # Without any divergence from the reference the whole reward is the score.
     assert collected.metrics["objective/reward"] == pytest.approx(3.7)
@@ -103,8 +108,7 @@ def test_a_constant_reward_is_logged_exactly(
 
 def test_the_first_rollouts_kl_to_the_reference_is_0(make_policy: MakeModel, make_collector: MakeCollector) -> None:
     for kind in ("llama", "gpt2"):
-        torch.manual_seed(0)
-        collected = make_collector(make_policy(kind), score, temperature=0.7).collect(PROMPTS)
+        collected = make_collector(make_policy(kind), score, temperature=0.7).collect(PROMPTS, DRAWS)
         # But for the last bit of a float32: log-probs here are of the order of -10.
         assert collected.metrics["objective/kl"] == pytest.approx(0.0, abs=1e-5)
         rollout = collected.rollout
@@ -115,7 +119,7 @@ def test_every_rewards_sum_is_the_score_less_the_priced_kl(
     sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
     policy, reference = make_policy(), make_policy(seed=1)
-    rollout = make_collector(policy, score, reference=reference, sampler=sampler, kl_coef=0.3).collect(PROMPTS).rollout
+    rollout = make_collector(policy, score, reference=reference, sampler=sampler, kl_coef=0.3).collect(PROMPTS, DRAWS).rollout
     for row, (prompt, reply) in enumerate(ROWS):
         ids = torch.tensor([[*prompt, *reply]])
         divergence = 0.0
@@ -134,7 +138,7 @@ def test_a_coefficient_of_0_measures_the_kl_only(
     sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
     collector = make_collector(make_policy(), score, reference=make_policy(seed=1), sampler=sampler, kl_coef=0.0)
-    collected = collector.collect(PROMPTS)
+    collected = collector.collect(PROMPTS, DRAWS)
     assert collected.metrics["objective/kl"] != 0.0
     assert collected.metrics["objective/reward"] == pytest.approx(collected.metrics["objective/score"])
 
@@ -144,9 +148,9 @@ def test_unfinished_replies_get_the_penalty_instead_of_their_score(
 ) -> None:
     own = torch.tensor([reply[0] / 10.0 for _, reply in ROWS])
     policy = make_policy()
-    free = make_collector(policy, score, sampler=sampler, missing_eos_penalty=None).collect(PROMPTS)
+    free = make_collector(policy, score, sampler=sampler, missing_eos_penalty=None).collect(PROMPTS, DRAWS)
     assert torch.equal(free.rollout.scores, own)
-    fined = make_collector(policy, score, sampler=sampler, missing_eos_penalty=-1.0).collect(PROMPTS)
+    fined = make_collector(policy, score, sampler=sampler, missing_eos_penalty=-1.0).collect(PROMPTS, DRAWS)
     own[[2, 4]] = -1.0
     assert torch.equal(fined.rollout.scores, own)
     # It lands on the last token of the reply.
@@ -159,7 +163,7 @@ def test_advantages_are_whitened_over_the_whole_batch_and_returns_are_not(
     policy, reference = make_policy(), make_policy(seed=1)
     raw, whitened = (
         make_collector(policy, score, reference=reference, sampler=sampler, chunk_size=2, whiten=whiten)
-        .collect(PROMPTS)
+        .collect(PROMPTS, DRAWS)
         .rollout
         for whiten in (False, True)
     )
@@ -180,7 +184,7 @@ def test_gamma_and_lambda_reach_the_advantages(
     collector = make_collector(
         make_policy(), score, sampler=sampler, whiten=False, gamma=0.5, lam=1.0, missing_eos_penalty=None
     )
-    rollout = collector.collect(PROMPTS).rollout
+    rollout = collector.collect(PROMPTS, DRAWS).rollout
     torch.testing.assert_close(rollout.advantages[0, :4], torch.tensor([0.15, 0.3, 0.6, 1.2]))
 
 
@@ -190,7 +194,7 @@ def test_metrics_count_tokens_and_not_padding(
     policy, reference = make_policy(), make_policy(seed=1)
     collected = make_collector(
         policy, score, reference=reference, sampler=sampler, kl_coef=0.2, missing_eos_penalty=-1.0
-    ).collect(PROMPTS)
+    ).collect(PROMPTS, DRAWS)
     mask, metrics = collected.rollout.reply_mask, collected.metrics
     scores = [1.2, 2.0, -1.0, 0.1, -1.0, 3.3]
     assert metrics["rollout/length"] == pytest.approx(TOKENS / 6)
@@ -207,8 +211,25 @@ def test_metrics_count_tokens_and_not_padding(
 
 
 def test_rollouts_carry_no_gradient(sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector) -> None:
-    rollout = make_collector(make_policy(), score, sampler=sampler).collect(PROMPTS).rollout
+    rollout = make_collector(make_policy(), score, sampler=sampler).collect(PROMPTS, DRAWS).rollout
     assert not any(tensor.requires_grad for tensor in rollout._tensors().values())
+
+
+def test_every_part_is_left_in_the_mode_that_it_was_in(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    # Put back into training as a whole, a policy in evaluation mode would get its dropout back.
+    collector = make_collector(make_policy("gpt2"), score, sampler=sampler)
+    model = collector.actor_critic.train()
+    model.policy.eval()
+    heard: set[bool] = set()
+    model.policy.register_forward_hook(lambda module, _inputs, _output: heard.add(module.training))
+    for policy_trains in (False, True):
+        model.policy.train(policy_trains)
+        before = {name: part.training for name, part in model.named_modules()}
+        collector.collect(PROMPTS, DRAWS)
+        assert {name: part.training for name, part in model.named_modules()} == before
+    assert heard == {False}
 
 
 def test_everything_happens_under_the_given_precision(
@@ -220,6 +241,6 @@ def test_everything_happens_under_the_given_precision(
     for model in (policy, collector.reference.model):
         head: Any = model.get_output_embeddings()
         head.register_forward_hook(lambda _module, _inputs, output: heard.append(output.dtype))
-    collector.collect(PROMPTS, torch.autocast("cpu", dtype=torch.bfloat16))
-    collector.collect(PROMPTS, nullcontext())
+    collector.collect(PROMPTS, DRAWS, torch.autocast("cpu", dtype=torch.bfloat16))
+    collector.collect(PROMPTS, DRAWS, nullcontext())
     assert heard == 2 * [torch.bfloat16] + 2 * [torch.float32]

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import ModelError
 from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.sampler import Sampler, own_generation_config, reply_lengths, stop_tokens
 
@@ -58,8 +59,8 @@ def test_samples_masks_and_completions_describe_the_same_replies(
 ) -> None:
     policy, tokenizer = make_policy(kind), make_words(pad=pad)
     policy.generation_config = GenerationConfig(eos_token_id=list(range(1, 9)))
-    torch.manual_seed(0)
-    samples = Sampler(policy, tokenizer, temperature=1.0, max_new_tokens=6).sample(prompts(*[SHORT, LONG] * 20))
+    sampler = Sampler(policy, tokenizer, temperature=1.0, max_new_tokens=6, seed=0)
+    samples = sampler.sample(prompts(*[SHORT, LONG] * 20), range(40))
     finished = 0
     for row, completion in enumerate(samples.completions):
         prompt = SHORT if row % 2 == 0 else LONG
@@ -86,8 +87,8 @@ def test_a_models_own_generation_config_is_set_aside_and_restored(
     policy = make_policy(initializer_range=0.02)
     own = GenerationConfig(do_sample=False, top_k=1, repetition_penalty=50.0, max_new_tokens=1, min_new_tokens=4)
     policy.generation_config = own
-    torch.manual_seed(0)
-    samples = Sampler(policy, words, temperature=1.0, max_new_tokens=3).sample(prompts(*[SHORT] * 64))
+    sampler = Sampler(policy, words, temperature=1.0, max_new_tokens=3, seed=0)
+    samples = sampler.sample(prompts(*[SHORT] * 64), range(64))
     assert len({completion.reply_ids[0] for completion in samples.completions}) > 20
     assert samples.reply_mask.shape[1] == 3
     assert policy.generation_config is own
@@ -124,9 +125,8 @@ def test_sampled_frequencies_are_the_softmax_at_the_temperature(
     with torch.no_grad():
         weight: Any = policy.get_output_embeddings().weight
         weight.mul_(2.0)
-    torch.manual_seed(0)
-    sampler = Sampler(policy, words, temperature=temperature, max_new_tokens=1)
-    tokens = sampler.sample(prompts(*[SHORT, LONG] * draws)).sequences[:, -1]
+    sampler = Sampler(policy, words, temperature=temperature, max_new_tokens=1, seed=0)
+    tokens = sampler.sample(prompts(*[SHORT, LONG] * draws), range(2 * draws)).sequences[:, -1]
     for prompt, drawn in ((SHORT, tokens[0::2]), (LONG, tokens[1::2])):
         logits = policy(torch.tensor([prompt])).logits[0, -1].detach()
         counts = torch.bincount(drawn, minlength=80).float()
@@ -142,54 +142,74 @@ def test_sampled_frequencies_are_the_softmax_at_the_temperature(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_generation_with_its_cache_sees_what_a_forward_sees(
+def test_the_recorded_logprobs_are_those_that_a_forward_gives(
     kind: str, make_policy: MakeModel, words: PreTrainedTokenizerFast
 ) -> None:
     policy = make_policy(kind)
-    sampler = Sampler(policy, words, temperature=0.7, max_new_tokens=5)
-    sampler._config.output_scores = sampler._config.return_dict_in_generate = True
-    recorded: list[Any] = []
-    generate = sampler._generate
-
-    def recording(*args: Any, **kwargs: Any) -> Tensor:
-        recorded.append(generate(*args, **kwargs))
-        sequences: Tensor = recorded[0].sequences
-        return sequences
-
-    sampler._generate = recording
-    torch.manual_seed(0)
-    samples = sampler.sample(prompts(*[SHORT, LONG] * 4))
-    scores = torch.log_softmax(torch.stack(recorded[0].scores, dim=1), dim=-1)
+    sampler = Sampler(policy, words, temperature=0.7, max_new_tokens=5, seed=0)
+    samples = sampler.sample(prompts(*[SHORT, LONG] * 8), range(16))
     logits, _ = reply_logits(policy, samples.sequences, samples.attention_mask, samples.reply_mask.shape[1])
-    difference = (torch.log_softmax(logits / 0.7, dim=-1) - scores)[samples.reply_mask]
-    assert difference.abs().max() < 1e-4
-    assert difference.mean().abs() < 1e-5
+    difference = (token_logprobs(logits, samples.replies, 0.7) - samples.logprobs)[samples.reply_mask]
+    assert difference.abs().max() < 1e-5
+    assert difference.mean().abs() < 1e-6
+    assert samples.logprobs[samples.reply_mask].std() > 0.1
+    assert not samples.logprobs[~samples.reply_mask].any()
 
 
 def test_chunks_hold_at_most_so_many_prompts_and_keep_their_order(
     make_policy: MakeModel, words: PreTrainedTokenizerFast
 ) -> None:
-    sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=2)
-    chunks = list(sampler.sample_in_chunks(prompts(*([token] for token in range(3, 10))), 3))
+    sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=2, seed=0)
+    chunks = list(sampler.sample_in_chunks(prompts(*([token] for token in range(3, 10))), range(7), 3))
     assert [len(chunk.completions) for chunk in chunks] == [3, 3, 1]
     assert [done.prompt_ids for chunk in chunks for done in chunk.completions] == [(token,) for token in range(3, 10)]
 
 
 def test_the_seed_decides_what_is_sampled(make_policy: MakeModel, words: PreTrainedTokenizerFast) -> None:
-    sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=4)
     drawn = []
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        drawn.append(sampler.sample(prompts(SHORT, LONG)).completions)
+        sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=4, seed=seed)
+        drawn.append(sampler.sample(prompts(SHORT, LONG), range(2)).completions)
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_draw_is_the_same_in_any_company_order_and_state_of_the_generator(
+    kind: str, make_policy: MakeModel, words: PreTrainedTokenizerFast
+) -> None:
+    policy = make_policy(kind)
+    policy.generation_config.eos_token_id = list(range(40, 50))
+    sampler = Sampler(policy, words, temperature=1.3, max_new_tokens=6, seed=3)
+    asked = prompts(*[SHORT, LONG, (30,), (8, 8, 12)] * 6)
+    together = sampler.sample(asked, range(100, 124)).completions
+    assert len({len(done.reply_ids) for done in together}) > 2
+    torch.manual_seed(99)
+    torch.rand(7)
+    state = torch.get_rng_state()
+    for size in (1, 5, 24):
+        chunks = sampler.sample_in_chunks(asked, range(100, 124), size)
+        assert tuple(done for chunk in chunks for done in chunk.completions) == together
+    backwards = sampler.sample(asked[::-1], range(123, 99, -1)).completions
+    assert backwards[::-1] == together
+    assert torch.equal(torch.get_rng_state(), state), "the global generator has no part in it"
+
+
+def test_draws_of_other_numbers_are_other_replies(make_policy: MakeModel, words: PreTrainedTokenizerFast) -> None:
+    sampler = Sampler(make_policy(initializer_range=0.02), words, temperature=1.0, max_new_tokens=8, seed=0)
+    first, second = (sampler.sample(prompts(*[SHORT] * 20), range(start, start + 20)) for start in (0, 20))
+    replies = {done.reply_ids for samples in (first, second) for done in samples.completions}
+    assert len(replies) == 40
+    # A negative number is a draw as well: reference samples have them.
+    negative = sampler.sample(prompts(*[SHORT] * 20), range(-20, 0))
+    assert not replies & {done.reply_ids for done in negative.completions}
 
 
 def test_a_prompt_that_leaves_no_room_is_one_clear_error(
     make_policy: MakeModel, words: PreTrainedTokenizerFast
 ) -> None:
-    sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=10)
-    sampler.sample(prompts([5] * 54))
+    sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=10, seed=0)
+    sampler.sample(prompts([5] * 54), [0])
     with pytest.raises(ModelError, match=r"up to 65 tokens, and the model reads 64") as raised:
-        sampler.sample(prompts([5] * 55))
+        sampler.sample(prompts([5] * 55), [0])
     assert "rollout.max_new_tokens" in str(raised.value.where)

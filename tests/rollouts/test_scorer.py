@@ -15,26 +15,26 @@ from rlhf_lightning.rollouts.scorer import StandardisedScorer
 SAMPLES = [Completion(Prompt("w3"), (3,), (4,) * count, "", finished=True) for count in (1, 2, 3, 6)]
 
 
-def test_score_less_offset_by_spread_times_scale(make_scorer: Callable[..., Any]) -> None:
+def test_score_less_offset_by_spread(make_scorer: Callable[..., Any]) -> None:
     raw = make_scorer(lambda completion: float(len(completion.reply_ids)))
-    scorer = StandardisedScorer(raw, offset=2.0, spread=4.0, scale=0.5)
-    # (1 - 2) / 4 * 0.5, and so on.
-    assert scorer.score(SAMPLES).tolist() == [-0.125, 0.0, 0.125, 0.5]
+    scorer = StandardisedScorer(raw, offset=2.0, spread=4.0)
+    # (1 - 2) / 4, and so on.
+    assert scorer.score(SAMPLES).tolist() == [-0.25, 0.0, 0.25, 1.0]
 
 
-def test_the_reference_samples_get_mean_0_and_the_deviation_of_the_scale(make_scorer: Callable[..., Any]) -> None:
+def test_the_reference_samples_get_mean_0_and_deviation_1(make_scorer: Callable[..., Any]) -> None:
     raw = make_scorer(lambda completion: float(len(completion.reply_ids)))
     scores = raw.score(SAMPLES)
-    scorer = StandardisedScorer(raw, offset=float(scores.mean()), spread=float(scores.std()), scale=3.0)
+    scorer = StandardisedScorer(raw, offset=float(scores.mean()), spread=float(scores.std()))
     standardised = scorer.score(SAMPLES)
     torch.testing.assert_close(standardised.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(standardised.std(), torch.tensor(3.0))
+    torch.testing.assert_close(standardised.std(), torch.tensor(1.0))
 
 
 def test_it_moves_with_what_it_scores_by(make_scorer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     raw = make_scorer(lambda _: 0.0)
     moved: list[torch.device] = []
     monkeypatch.setattr(raw, "to", moved.append)
-    scorer = StandardisedScorer(raw, offset=0.0, spread=1.0, scale=1.0)
+    scorer = StandardisedScorer(raw, offset=0.0, spread=1.0)
     assert scorer.to(torch.device("meta")) is scorer
     assert moved == [torch.device("meta")]
