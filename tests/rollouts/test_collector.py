@@ -119,7 +119,9 @@ def test_every_rewards_sum_is_the_score_less_the_priced_kl(
     sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
     policy, reference = make_policy(), make_policy(seed=1)
-    rollout = make_collector(policy, score, reference=reference, sampler=sampler, kl_coef=0.3).collect(PROMPTS, DRAWS).rollout
+    rollout = (
+        make_collector(policy, score, reference=reference, sampler=sampler, kl_coef=0.3).collect(PROMPTS, DRAWS).rollout
+    )
     for row, (prompt, reply) in enumerate(ROWS):
         ids = torch.tensor([[*prompt, *reply]])
         divergence = 0.0
