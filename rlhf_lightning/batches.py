@@ -24,6 +24,17 @@ class TensorRecord:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; those of a record inside it as `record.name`."""
+        found: dict[str, Tensor] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                found[field.name] = value
+            elif isinstance(value, TensorRecord):
+                found |= {f"{field.name}.{name}": tensor for name, tensor in value.tensors().items()}
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch(TensorRecord):

@@ -92,4 +92,8 @@ class MemoryExhaustedError(RlhfError):
 
 
 class DivergedError(RlhfError):
-    """Training produced figures that are not finite, or broke an invariant."""
+    """Training produced figures that are not finite."""
+
+
+class InvariantError(RlhfError):
+    """A training broke a rule that holds for every correct one."""

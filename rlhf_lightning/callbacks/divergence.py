@@ -1,32 +1,60 @@
-"""Training that has come apart ends in an error that says so, instead of leaving a model of NaNs."""
+"""Training that has come apart ends in a typed error, with the batch that did it, not in a model of NaNs."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
 
+from rlhf_lightning.batches import TensorRecord
+from rlhf_lightning.callbacks.gradient_norm import gradient_norm
 from rlhf_lightning.errors import DivergedError
+
+BATCH_FILE = "diverged_batch.safetensors"
+LOSS_SCALED = "16-mixed"
+"""In this precision gradients that overflow are normal: the loss scaler skips the step and lowers its scale."""
 
 
 class DivergenceGuard(pl.Callback):
-    """Ends the training when a loss is not finite, or at its end a weight.
+    """Ends the training when a loss or gradient is not finite, or at its end a weight.
+
+    It stops before the optimizer step, so that the weights are still those of the last good step, and saves the
+    micro-batches of the step as `0.input_ids`, `1.input_ids`, ...
 
     Args:
         section: the config section whose learning rate the error names.
+        directory: where the batch is saved.
     """
 
-    def __init__(self, section: str) -> None:
+    def __init__(self, section: str, directory: Path) -> None:
         self.section = section
+        self.directory = directory
+        self._step: list[TensorRecord] = []
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: TensorRecord, batch_idx: int
     ) -> None:
-        del pl_module, batch, batch_idx
-        if not torch.isfinite(outputs["loss"]):
-            raise self._diverged(f"the loss is {float(outputs['loss'])}", trainer)
+        del pl_module
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step = []
+        self._step.append(batch)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        del pl_module
+        if not loss.isfinite():
+            raise self._diverged(f"the loss is {float(loss.detach())}", trainer, self._save_batch(trainer))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        del pl_module
+        norm = gradient_norm(optimizer)
+        if trainer.precision != LOSS_SCALED and not norm.isfinite():
+            raise self._diverged(f"the gradient's norm is {float(norm)}", trainer, self._save_batch(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -35,9 +63,27 @@ class DivergenceGuard(pl.Callback):
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise self._diverged("some weights are not finite", trainer)
 
-    def _diverged(self, what: str, trainer: pl.Trainer) -> DivergedError:
+    def _save_batch(self, trainer: pl.Trainer) -> str:
+        """Saves the micro-batches of the step under way, and says where and what is wrong with them."""
+        rank = trainer.global_rank
+        path = (self.directory / BATCH_FILE).with_suffix(f".rank{rank}.safetensors" if rank else ".safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{number}.{name}": tensor.detach().cpu().contiguous().clone()
+            for number, batch in enumerate(self._step)
+            for name, tensor in batch.tensors().items()
+        }
+        save_file(tensors, path, metadata={"stage": self.section, "optimizer_step": str(trainer.global_step)})
+        broken = [
+            name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+        ]
+        state = f"in it {', '.join(broken)} are not finite" if broken else "all of its figures are finite"
+        return f"safetensors.torch.load_file({str(path)!r}) opens the batch that did it ({state})"
+
+    def _diverged(self, what: str, trainer: pl.Trainer, batch: str | None = None) -> DivergedError:
+        fix = f"lower {self.section}.learning_rate; optimizer/grad_norm in history.csv shows where it began"
         return DivergedError(
             f"Training diverged: at optimizer step {trainer.global_step} {what}.",
             where=f"{self.section}.learning_rate",
-            fix=f"lower {self.section}.learning_rate; optimizer/grad_norm in history.csv shows where it began",
+            fix=f"{fix}; {batch}" if batch else fix,
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+
+from rlhf_lightning.distributed import whole
 
 
 class GradientNorm(pl.Callback):
@@ -23,11 +26,16 @@ class GradientNorm(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         del trainer
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = gradient_norm(optimizer)
         pl_module.log("optimizer/grad_norm", norm, on_step=self.on_step, on_epoch=not self.on_step, batch_size=1)
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """(), the L2 norm of all gradients that an optimizer is about to use. All processes must ask."""
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    return whole(torch.nn.utils.get_total_norm(gradients))

@@ -57,7 +57,7 @@ def build_trainer(
     extra = [instantiate(entry, allow_targets=settings.allow_targets) for entry in settings.callbacks.extra]
     watching: list[Callback] = [
         InterruptionCheckpoint(context.inputs.run.checkpoint_dir(context.name) / INTERRUPTED_CHECKPOINT),
-        DivergenceGuard(context.name),
+        DivergenceGuard(context.name, context.inputs.run.checkpoint_dir(context.name)),
         GradientNorm(on_step=not epoch_is_iteration),
         LearningRateMonitor(logging_interval="epoch" if epoch_is_iteration else "step"),
         *callbacks,

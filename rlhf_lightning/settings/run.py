@@ -77,6 +77,7 @@ class CallbackSettings(Section):
     progress_bar: bool
     diary_every: Count
     diary_samples: Count
+    self_checks: bool
     save_every: Count
     save_every_steps: Count
     keep_last: Count

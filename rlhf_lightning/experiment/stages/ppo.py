@@ -16,11 +16,12 @@ from rlhf_lightning.callbacks.gold_monitor import gold_monitor
 from rlhf_lightning.callbacks.kl_budget import KlBudget
 from rlhf_lightning.callbacks.rollout_buffer import Observer, RolloutBufferCallback
 from rlhf_lightning.callbacks.sample_diary import SampleDiary
+from rlhf_lightning.callbacks.self_checks import TOLERANCES, SelfChecks
 from rlhf_lightning.data.encoding import Encoder
-from rlhf_lightning.errors import DataError, DivergedError
+from rlhf_lightning.errors import DataError
 from rlhf_lightning.experiment.rewards import RewardStatistics, combined, open_rewards, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
@@ -48,7 +49,6 @@ def run_ppo(context: StageContext) -> StageResult:
     stream = PromptStream(prompts, context.seed)
     policy = load_policy(source, context.device)
     reference = FrozenReference.copy_of(policy)
-    fingerprint = reference.fingerprint()
     sampler = Sampler(
         policy,
         encoder.tokenizer,
@@ -85,6 +85,8 @@ def run_ppo(context: StageContext) -> StageResult:
     callbacks: list[Callback] = [rollouts]
     if settings.kl_budget is not None:
         callbacks.append(KlBudget(settings.kl_budget, rollouts))
+    if context.settings.callbacks.self_checks:
+        callbacks.append(SelfChecks(rollouts, reference, TOLERANCES[context.settings.trainer.precision]))
     trainer = build_trainer(
         context,
         max_epochs=settings.iterations,
@@ -93,9 +95,7 @@ def run_ppo(context: StageContext) -> StageResult:
         epoch_is_iteration=True,
         callbacks=callbacks,
     )
-    trainer.fit(module, DataLoader(buffer, batch_size=None))
-    if reference.fingerprint() != fingerprint:
-        raise DivergedError("The frozen reference changed during training.", fix="report this: it is a defect")
+    fit(context, trainer, module, DataLoader(buffer, batch_size=None, generator=torch.Generator()))
     actor_critic.save_critic(context.directory)
     save_policy(policy, encoder.tokenizer, context.directory)
     (context.directory / STATISTICS_FILE).write_text(json.dumps([asdict(one) for one in statistics], indent=2))
