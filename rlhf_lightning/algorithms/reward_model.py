@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
 from rlhf_lightning.batches import PreferenceBatch
+from rlhf_lightning.distributed import weighted_means, world_size
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
 from rlhf_lightning.rewards.classifier import classifier_logits
 from rlhf_lightning.settings.stages import RewardModelSettings
@@ -60,8 +61,9 @@ class RewardModel(pl.LightningModule):
         logits = self(batch)
         losses = self.pair_losses(logits, batch.margin)
         self._log(logits, losses, len(batch))
-        # Lightning divides by the number of accumulated micro-batches; the weight of the step is its pairs.
-        return losses.sum() / batch.step_weight * self.trainer.accumulate_grad_batches
+        # Lightning divides by the number of accumulated micro-batches, and averages the gradients of the processes;
+        # the weight of the step is its pairs.
+        return losses.sum() / batch.step_weight * self.trainer.accumulate_grad_batches * world_size()
 
     def validation_step(self, batch: PreferenceBatch, _: int) -> None:
         logits = self(batch)
@@ -70,7 +72,7 @@ class RewardModel(pl.LightningModule):
             "reward_model/validation_loss": self.pair_losses(logits, batch.margin).mean(),
             "reward_model/validation_accuracy": (margin > 0).float().mean(),
         }
-        self.log_dict(figures, on_epoch=True, batch_size=len(batch))
+        self.log_dict(figures, on_epoch=True, batch_size=len(batch), sync_dist=True)
 
     def pair_losses(self, logits: PairLogits, margin: Tensor) -> Tensor:
         """(pairs,) losses.
@@ -92,7 +94,7 @@ class RewardModel(pl.LightningModule):
             "reward_model/accuracy": (margin > 0).float().mean(),
             "reward_model/margin": margin.mean(),
         }
-        self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=pairs)
+        self.log_dict(weighted_means(figures, pairs), on_step=True, on_epoch=False, prog_bar=True, batch_size=pairs)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)

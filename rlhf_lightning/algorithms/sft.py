@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
 from rlhf_lightning.batches import DemonstrationBatch
+from rlhf_lightning.distributed import weighted_means, world_size
 from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import masked_sum
@@ -46,13 +47,15 @@ class SupervisedFineTuning(pl.LightningModule):
     def training_step(self, batch: DemonstrationBatch, _: int) -> Tensor:
         total: Tensor = self(batch)
         tokens = int(batch.loss_mask.sum())
-        self.log("sft/loss", total.detach() / tokens, on_step=True, on_epoch=False, prog_bar=True, batch_size=tokens)
-        # Lightning divides by the number of accumulated micro-batches; the weight of the step is its tokens.
-        return total / batch.step_weight * self.trainer.accumulate_grad_batches
+        figures = weighted_means({"sft/loss": total.detach() / tokens}, tokens)
+        self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=tokens)
+        # Lightning divides by the number of accumulated micro-batches, and averages the gradients of the processes;
+        # the weight of the step is its tokens.
+        return total / batch.step_weight * self.trainer.accumulate_grad_batches * world_size()
 
     def validation_step(self, batch: DemonstrationBatch, _: int) -> None:
         tokens = int(batch.loss_mask.sum())
-        self.log("sft/validation_loss", self(batch) / tokens, on_epoch=True, batch_size=tokens)
+        self.log("sft/validation_loss", self(batch) / tokens, on_epoch=True, batch_size=tokens, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
@@ -38,23 +41,29 @@ def show_error(error: RlhfError) -> None:
     console.print(Panel(body, title=_title(error), border_style="red", title_align="left"))
 
 
-def show_outcome(outcome: Outcome) -> None:
+def show_outcome(outcome: Outcome, run_dir: Path) -> None:
     """Prints how a run ended, unless it just finished."""
     console = stderr()
     if outcome.state == "interrupted":
-        place = f"the checkpoint is {outcome.checkpoint}" if outcome.checkpoint else "no checkpoint was reached"
-        console.print(Text(f"Interrupted; {place}."))
+        console.print(Text(f"Interrupted. To go on: {resume_command(run_dir)}"))
     elif outcome.error is not None:
         error = outcome.error
         where, fix = error.where, error.fix
-        if outcome.is_defect:
+        if error.is_defect:
             where, fix = (
                 error.traceback_file,
                 "this is a defect of rlhf_lightning, not of yours: please report the traceback",
             )
         text = _lines(error.what, where, fix)
-        title = "defect" if outcome.is_defect else "the run failed"
+        title = "defect" if error.is_defect else "the run failed"
         console.print(Panel(text, title=title, border_style="red", title_align="left") if console.is_terminal else text)
+
+
+def resume_command(run_dir: Path) -> str:
+    """What to type to go on with a run."""
+    here = Path.cwd()
+    shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    return shlex.join(["rlhf", "train", f"resume={shown}"])
 
 
 def _title(error: RlhfError) -> str:

@@ -1,4 +1,4 @@
-"""`rlhf run-job DIR`: one job of a sweep, in a process of its own, from the config in its directory."""
+"""`rlhf run-job DIR`: a job of a sweep, or one of a run's processes, from the config in its directory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_lightning.cli.console import show_outcome
-from rlhf_lightning.experiment.run import execute
+from rlhf_lightning.experiment.launch import carry_out
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.validation import settings_from
+from rlhf_lightning.ranks import this_place
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job and returns the exit code."""
     (directory,) = argv
     run_dir = RunDirectory.open(Path(directory))
-    outcome = execute(settings_from(run_dir.config), run_dir, run_dir.overrides)
-    show_outcome(outcome)
+    outcome = carry_out(settings_from(run_dir.config), run_dir, run_dir.overrides)
+    if this_place().world_size == 1:  # else it is shown by the process that started this one
+        show_outcome(outcome, run_dir.path)
     return outcome.exit_code

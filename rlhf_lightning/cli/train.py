@@ -8,17 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
+from rich.text import Text
 
-from rlhf_lightning.cli.console import show_outcome
+from rlhf_lightning.cli.console import show_outcome, stdout
 from rlhf_lightning.cli.train_help import help_text
-from rlhf_lightning.errors import RlhfError
+from rlhf_lightning.errors import ConfigError, Problem, RlhfError
 from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
+from rlhf_lightning.experiment.launch import announce, carry_out, follow, meet
 from rlhf_lightning.experiment.preflight import check_run
-from rlhf_lightning.experiment.run import Outcome, execute, joins_a_run
-from rlhf_lightning.experiment.run_directory import RunDirectory, pin_latest, point_latest, writing_to
+from rlhf_lightning.experiment.resume import (
+    AUTO,
+    Continuation,
+    continue_as,
+    continue_named,
+    goes_on_by_itself,
+    split_resume,
+)
+from rlhf_lightning.experiment.run import Outcome, joins_a_run
+from rlhf_lightning.experiment.run_directory import RunDirectory, holds_a_run, pin_latest, point_latest, writing_to
 from rlhf_lightning.experiment.surroundings import check_run_directory
 from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
+from rlhf_lightning.ranks import this_place
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.multirun:
         from rlhf_lightning.cli.multirun import run_sweep
 
+        if this_place().world_size > 1:
+            what = "a sweep starts the processes of its jobs itself, and several processes were started here"
+            raise ConfigError([Problem("-m", what, fix="start it once, without torchrun or srun")])
         return run_sweep(tree, overrides)
     else:
         return run_single(tree, overrides)
@@ -68,18 +82,50 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
-    """Checks one run and carries it out in this process."""
+    """Checks one run, a new one or one to go on with, and carries it out."""
     overrides = pin_latest(overrides)
+    named, others = split_resume(tree, overrides)
+    if named not in (None, AUTO):
+        return go_on(continue_named(tree, Path(named), others))
     checked = check_run(tree, overrides)
-    directory = checked.directories.run
-    if not joins_a_run():
-        check_run_directory(directory)
-    outcomes: list[Outcome] = []
+    settings, directory = checked.settings, checked.directories.run
+    assert settings is not None
+    if settings.resume not in (None, AUTO):  # a config file says so
+        return go_on(continue_named(tree, Path(settings.resume), others))
+    if goes_on_by_itself(settings) and holds_a_run(directory):
+        return go_on(continue_as(RunDirectory.open(directory), settings, others))
+    meet(settings.trainer)
+    if joins_a_run():
+        return follow().exit_code
+    check_run_directory(directory)
+    return _start(tree, others, directory)
+
+
+def go_on(continuation: Continuation) -> int:
+    """Carries on with a run that was interrupted, or says that there is nothing left to do."""
+    run_dir, settings = continuation.run, continuation.settings
+    if run_dir.status.state == "finished":
+        stdout().print(Text(f"The run in {run_dir.path} has finished: there is nothing to resume."), soft_wrap=True)
+        return 0
+    meet(settings.trainer)
+    if joins_a_run():
+        return follow().exit_code
+    with run_dir.held():
+        continuation.record()
+    point_latest(Path(settings.paths.outputs), run_dir.path)
+    announce(run_dir)
+    outcome = carry_out(settings, run_dir, continuation.overrides)
+    show_outcome(outcome, run_dir.path)
+    return outcome.exit_code
+
+
+def _start(tree: ConfigTree, overrides: Sequence[str], directory: Path) -> int:
+    ended: list[tuple[Outcome, RunDirectory]] = []
     refusals: list[RlhfError] = []
 
     def task(config: DictConfig) -> None:
         try:
-            outcomes.append(_run_job(config))
+            ended.append(_run_job(config))
         except RlhfError as error:
             refusals.append(error)  # Hydra would announce it in its own words as well
 
@@ -87,17 +133,16 @@ def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
         tree.hydra.run(CONFIG_NAME, task, as_hydra_reads(tree, tree.parse(overrides)))
     if refusals:
         raise refusals[0]
-    show_outcome(outcomes[0])
-    return outcomes[0].exit_code
+    outcome, run_dir = ended[0]
+    show_outcome(outcome, run_dir.path)
+    return outcome.exit_code
 
 
-def _run_job(config: DictConfig) -> Outcome:
+def _run_job(config: DictConfig) -> tuple[Outcome, RunDirectory]:
     """Claims the run directory and runs the pipeline in it."""
     settings = job_settings(config)
     typed = typed_overrides()
-    if joins_a_run():
-        run_dir = RunDirectory.open(job_directory())
-    else:
-        run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
-        point_latest(Path(settings.paths.outputs), run_dir.path)
-    return execute(settings, run_dir, typed)
+    run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
+    point_latest(Path(settings.paths.outputs), run_dir.path)
+    announce(run_dir)
+    return carry_out(settings, run_dir, typed), run_dir

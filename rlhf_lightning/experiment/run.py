@@ -7,10 +7,9 @@ import logging
 import os
 import re
 import signal
-import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +19,18 @@ import rich
 from rich.logging import RichHandler
 
 from rlhf_lightning.errors import RlhfError
-from rlhf_lightning.experiment.provenance import gather_provenance
-from rlhf_lightning.experiment.run_directory import ERROR_LOG, RUN_LOG, RunDirectory, RunError, RunState, unwritable
+from rlhf_lightning.experiment.interruption import interruptible, requeue_in_slurm
+from rlhf_lightning.experiment.provenance import changes_of_origin, gather_provenance
+from rlhf_lightning.experiment.run_directory import (
+    ERROR_LOG,
+    PROVENANCE,
+    RUN_LOG,
+    RunDirectory,
+    RunError,
+    RunState,
+    unwritable,
+)
+from rlhf_lightning.ranks import this_place
 from rlhf_lightning.settings.run import RunSettings
 
 log = logging.getLogger(__name__)
@@ -32,9 +41,6 @@ INTERRUPTED_EXIT = 130
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the operating system says when a disk is full or a quota used up, a file too large, a disk read-only."""
 
-ECHO_SECONDS = 2.0
-"""A second Ctrl-C within this time is taken for the first one, delivered twice (by the terminal and by a sweep)."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -43,38 +49,55 @@ class Outcome:
     state: RunState
     exit_code: int
     error: RunError | None = None
-    checkpoint: Path | None = None
-    """Where an interrupted run left its checkpoint."""
-    is_defect: bool = False
-    """Whether the program is to blame, and not what it was told."""
 
 
 def execute(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
     """Runs the pipeline in its directory and records how it ended.
 
-    Ctrl-C and SIGTERM interrupt it; Lightning saves a checkpoint first.
+    Ctrl-C, SIGTERM and SIGUSR1 interrupt it. A run that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        RunDirectoryError: another process is running there.
     """
-    with _log_to(run_dir.path / RUN_LOG), _interruptible(), _Ending(run_dir) as ending:
-        if joins_a_run():
+    holding = nullcontext() if joins_a_run() else run_dir.held()
+    with holding, _log_to(run_dir.path / _log_name()):
+        with interruptible() as interruption, _Ending(run_dir) as ending:
+            if not joins_a_run():
+                _announce(settings, run_dir, overrides)
             _run_pipeline(settings, run_dir)
-            return ending.outcome
-        log.info("Run directory: %s", run_dir.path)
-        run_dir.update_status(state="running", pid=os.getpid(), error=None)
-        run_dir.write_json("provenance.json", gather_provenance(settings, overrides))
-        _run_pipeline(settings, run_dir)
+        if interruption.number == signal.SIGUSR1 and not joins_a_run():
+            requeue_in_slurm()
     return ending.outcome
 
 
+def _announce(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> None:
+    log.info("Run directory: %s", run_dir.path)
+    run_dir.update_status(state="running", pid=os.getpid(), error=None)
+    now = gather_provenance(settings, overrides)
+    first = run_dir.provenance
+    if first is None:
+        run_dir.write_json(PROVENANCE, now)
+        return
+    changed = changes_of_origin(first, now)
+    if changed:
+        log.warning("What differs from when the run was started: %s. Its figures may differ too.", "; ".join(changed))
+    run_dir.write_json(PROVENANCE, {**first, "resumed": [*first.get("resumed", ()), now]})
+
+
 def joins_a_run() -> bool:
-    """Whether this process is a further rank of a distributed run, whose first rank keeps the directory."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+    """Whether this process is a further one of a run of several, whose first one keeps the directory."""
+    return this_place().rank > 0
 
 
 def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
-    # Here and not above: this import brings torch, and a config error must not wait for it.
+    # Here and not above: these imports bring torch, and a config error must not wait for it.
+    from rlhf_lightning.distributed import leave
     from rlhf_lightning.experiment.pipeline import run_pipeline
+    from rlhf_lightning.experiment.strategy import join_processes
 
+    join_processes(settings.trainer)
     run_pipeline(settings, run_dir)
+    leave()
 
 
 class _Ending:
@@ -92,28 +115,48 @@ class _Ending:
     ) -> bool:
         if error is not None:
             self.outcome = self._failed(error) if not _is_interruption(error) else self._interrupted()
-        if not joins_a_run():
-            stage = self.run_dir.status.stage if error else None
+        before = self.run_dir.status
+        if self.outcome.state == before.state == "failed" and before.error is not None:
+            # Another process failed first, and said so; this one only missed it.
+            self.outcome = Outcome("failed", 1, before.error)
+        elif not joins_a_run() or (self.outcome.state == "failed" and not _misses_another(error)):
+            stage = before.stage if error else None
             self.run_dir.update_status(state=self.outcome.state, stage=stage, error=self.outcome.error)
         return True
 
     def _interrupted(self) -> Outcome:
-        return Outcome("interrupted", INTERRUPTED_EXIT, checkpoint=self.run_dir.interrupted_checkpoint())
+        return Outcome("interrupted", INTERRUPTED_EXIT)
 
     def _failed(self, error: BaseException) -> Outcome:
-        self.run_dir.write_text(ERROR_LOG, "".join(traceback.format_exception(error)))
-        trace = str(self.run_dir.path / ERROR_LOG)
+        place = this_place()
+        log_name = ERROR_LOG if place.rank == 0 else f"error.rank{place.rank}.log"
+        self.run_dir.write_text(log_name, "".join(traceback.format_exception(error)))
+        trace = str(self.run_dir.path / log_name)
+        prefix = f"Process {place.rank} of {place.world_size}: " if place.rank > 0 else ""
         known = error if isinstance(error, RlhfError) else _disk_refusal(error, self.run_dir.path)
+        if _misses_another(error):
+            missing = "Another process of this run has ended, and this one missed it."
+            fix = "error.rankN.log says why, unless it was killed (out of memory?)"
+            return Outcome("failed", 1, RunError(prefix + missing, fix=fix, traceback_file=trace))
         if known is not None:
-            return Outcome("failed", known.exit_code, RunError(known.what, known.where, known.fix, trace))
-        what = f"{type(error).__name__}: {error}"
-        return Outcome("failed", 1, RunError(what, traceback_file=trace), is_defect=True)
+            return Outcome("failed", known.exit_code, RunError(prefix + known.what, known.where, known.fix, trace))
+        what = f"{prefix}{type(error).__name__}: {error}"
+        return Outcome("failed", 1, RunError(what, traceback_file=trace, is_defect=True))
 
 
 def _is_interruption(error: BaseException) -> bool:
     """Lightning answers Ctrl-C with `exit(1)`: a `SystemExit` raised while a `KeyboardInterrupt` was handled."""
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )
+
+
+def _misses_another(error: BaseException | None) -> bool:
+    """Whether an exchange with another process failed: its connection was closed."""
+    return (
+        this_place().world_size > 1
+        and isinstance(error, RuntimeError)
+        and re.search("gloo|nccl|peer|socket", str(error), re.IGNORECASE) is not None
     )
 
 
@@ -127,36 +170,22 @@ def _disk_refusal(error: BaseException, run_dir: Path) -> RlhfError | None:
     return unwritable(str(where or run_dir), os.strerror(number)) if number in DISK_REFUSALS else None
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `KeyboardInterrupt`; an echo of the first within `ECHO_SECONDS` is ignored."""
-    first: list[float] = []
-
-    def interrupt(*_: object) -> None:
-        now = time.monotonic()
-        if first and now - first[0] < ECHO_SECONDS:
-            return
-        first[:] = [now]
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _log_name() -> str:
+    return f"run.rank{this_place().rank}.log" if joins_a_run() else RUN_LOG
 
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Sends the log to the terminal (ours, and others' warnings) and to a file in the run directory."""
-    terminal = _terminal_handler()
+    """Sends the log to the terminal (ours, and others' warnings) and to a file in the run directory.
+
+    Further processes of a run say the same as the first: of them only what goes wrong is kept, in a file.
+    """
+    terminal = logging.NullHandler() if joins_a_run() else _terminal_handler()
     terminal.addFilter(lambda record: record.name.startswith("rlhf_lightning") or record.levelno >= logging.WARNING)
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
-    # Further ranks say the same as the first: of them only what goes wrong is kept.
     root.setLevel(logging.WARNING if joins_a_run() else logging.INFO)
     for handler in (terminal, file):
         root.addHandler(handler)

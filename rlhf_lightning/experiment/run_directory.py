@@ -40,6 +40,8 @@ class RunError:
 
 
 @dataclass(frozen=True)
+    is_defect: bool = False
+    """Whether the program is to blame, and not what it was told."""
 class Status:
     """What `status.json` says; readable at any moment of a run."""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from rlhf_lightning.errors import Problem, RunDirectoryError
 from rlhf_lightning.experiment.run_directory import already_taken, holds_a_run
 from rlhf_lightning.experiment.target_policy import refusals
+from rlhf_lightning.ranks import this_place
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.model import HubModel
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, TrainerSettings, stage_inputs
 from rlhf_lightning.tracking.requirements import logger_problems
 
 
@@ -21,6 +22,7 @@ def surrounding_problems(settings: RunSettings) -> list[Problem]:
         *_file_problems(settings),
         *_artifact_problems(settings),
         *_target_problems(settings),
+        *_process_problems(settings.trainer),
         *logger_problems(settings.logger),
     ]
 
@@ -94,6 +96,28 @@ def _is_path(name: str) -> bool:
 
 def _absent(key: str, value: str) -> Problem:
     return Problem(key, f"{value} does not exist", fix=f"it is looked for from {Path.cwd()}; name an existing path")
+
+
+def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
+    """Processes that were started and are not asked for, or the other way round; GPUs that are not there."""
+    started, asked = this_place().world_size, trainer.processes
+    if started > 1 and started != asked:
+        what = (
+            f"{trainer.nodes} nodes times {trainer.devices} devices are {asked} processes, and {started} were started"
+        )
+        yield Problem("trainer.devices", what, fix="set trainer.nodes and trainer.devices to what was started")
+    elif started == 1 and trainer.nodes > 1:
+        fix = "start the same command on each node with torchrun or srun (README, More than one process)"
+        yield Problem("trainer.nodes", f"{trainer.nodes} nodes need a launcher, and none started this", fix=fix)
+    if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
+        import torch  # here, since only this check needs it
+
+        there = torch.cuda.device_count()
+        if there < trainer.devices and (there or trainer.accelerator == "gpu"):
+            what = f"{trainer.devices} GPUs are asked for, and there are {there}"
+            yield Problem(
+                "trainer.devices", what, fix=f"lower it to {there}" if there else "add trainer.accelerator=cpu"
+            )
 
 
 def _target_problems(settings: RunSettings) -> list[Problem]:

@@ -16,4 +16,7 @@ STAGE_FUNCTIONS: dict[StageName, StageFunction] = {
     "evaluate": run_evaluate,
 }
 
-__all__ = ["STAGE_FUNCTIONS"]
+TRAINING_STAGES: frozenset[StageName] = frozenset({"sft", "reward_model", "ppo"})
+"""The stages that all processes of a run take part in; the others are the first one's."""
+
+__all__ = ["STAGE_FUNCTIONS", "TRAINING_STAGES"]

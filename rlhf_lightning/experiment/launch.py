@@ -1,0 +1,177 @@
+"""A run in as many processes as its config asks for: this one, or children of this one, or those somebody started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf_lightning.errors import RunDirectoryError
+from rlhf_lightning.experiment.run import INTERRUPTED_EXIT, Outcome, execute
+from rlhf_lightning.experiment.run_directory import RunDirectory, RunError
+from rlhf_lightning.experiment.validation import settings_from
+from rlhf_lightning.ranks import LOCALHOST, this_place
+from rlhf_lightning.settings.run import RunSettings, TrainerSettings
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+GRACE_SECONDS = 20.0
+"""What the others get to end by themselves when one process has failed; then they are told to, then killed."""
+
+POLL_SECONDS = 0.1
+
+
+def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
+    """Runs the pipeline in its directory, in this process or, where that is too few, in children of it."""
+    if settings.trainer.processes > this_place().world_size:
+        return launch(run_dir, settings.trainer.devices)
+    return execute(settings, run_dir, overrides)
+
+
+def meet(trainer: TrainerSettings) -> None:
+    """Joins the other processes, where somebody (torchrun, srun) started several with the same command."""
+    if this_place().world_size > 1:
+        from rlhf_lightning.experiment.strategy import join_processes  # brings torch
+
+        join_processes(trainer)
+
+
+def announce(run_dir: RunDirectory) -> None:
+    """Tells the other processes which directory the first one has claimed: its name has the time in it."""
+    if this_place().world_size > 1:
+        from rlhf_lightning.distributed import from_first
+
+        from_first(str(run_dir.path))
+
+
+def follow() -> Outcome:
+    """What a further process does: the run that the first one has set up.
+
+    Raises:
+        RunDirectoryError: the first one could not set it up, or its directory is not seen here.
+    """
+    from rlhf_lightning.distributed import from_first
+
+    try:
+        path: str = from_first(None)
+    except RuntimeError as error:
+        raise RunDirectoryError("The first process of this run did not start it; it says why.") from error
+    run_dir = RunDirectory.open(Path(path))
+    return execute(settings_from(run_dir.config), run_dir, run_dir.overrides)
+
+
+def launch(run_dir: RunDirectory, processes: int) -> Outcome:
+    """Runs the pipeline in children of this process on this machine, and waits for them.
+
+    Signals are passed on to them. The first one keeps the run directory; a child that fails says so there itself, and
+    for one that was killed it is said here.
+    """
+    children = Children(_started(run_dir, processes))
+    with children.told_of_signals():
+        children.wait()
+    return _outcome(run_dir, children)
+
+
+def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[bytes]]:
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": LOCALHOST, "MASTER_PORT": str(_free_port())}
+    command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(run_dir.path)]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+            stdout=None if rank == 0 else subprocess.DEVNULL,
+        )
+        for rank in range(processes)
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOCALHOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Children:
+    """The processes of a run, in the order of their ranks.
+
+    Attributes:
+        failed: the rank of the first one that failed.
+        interrupted: whether they were told to stop.
+    """
+
+    processes: Sequence[subprocess.Popen[bytes]]
+    failed: int | None = None
+    interrupted: bool = False
+    _stops: list[signal.Signals] = field(default_factory=lambda: [signal.SIGTERM, signal.SIGKILL])
+
+    def wait(self) -> None:
+        """Waits for all of them; when one has failed, not for long."""
+        deadline = float("inf")
+        while any(process.poll() is None for process in self.processes):
+            if self.failed is None and (failures := self._failures()):
+                # One that was killed is the cause; the others, which miss it, are the effect.
+                self.failed = min(failures, key=lambda rank: (self.code(rank) >= 0, rank))
+                deadline = time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline and self._stops:
+                self.send(self._stops.pop(0))
+                deadline = time.monotonic() + GRACE_SECONDS
+            time.sleep(POLL_SECONDS)
+        if self.failed is None:
+            self.failed = min(self._failures(), default=None)
+
+    def _failures(self) -> list[int]:
+        return [rank for rank, process in enumerate(self.processes) if process.poll()]
+
+    def code(self, rank: int) -> int:
+        """How a process ended: its exit code, or minus the number of the signal that killed it."""
+        code = self.processes[rank].returncode
+        assert code is not None
+        return code
+
+    def send(self, number: int) -> None:
+        """Sends a signal to those that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    @contextmanager
+    def told_of_signals(self) -> Iterator[None]:
+        """Passes on the signals that this process gets."""
+
+        def pass_on(number: int, _: object) -> None:
+            self.interrupted = True
+            self.send(number)
+
+        before = {number: signal.signal(number, pass_on) for number in FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _outcome(run_dir: RunDirectory, children: Children) -> Outcome:
+    if children.failed is None:
+        return Outcome("finished", 0)
+    code = children.code(children.failed)
+    status = run_dir.status
+    if children.interrupted and status.state == "running":
+        run_dir.update_status(state="interrupted")
+    if children.interrupted or status.state == "interrupted":
+        return Outcome("interrupted", INTERRUPTED_EXIT)
+    if code < 0 or status.error is None:
+        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and no word"
+        what = f"Process {children.failed} of {len(children.processes)} {ended}."
+        error = RunError(what, fix="was it out of memory? lower the micro-batch sizes, or use fewer processes")
+        run_dir.update_status(state="failed", error=error)
+        return Outcome("failed", max(code, 1), error)
+    return Outcome("failed", max(code, 1), status.error)

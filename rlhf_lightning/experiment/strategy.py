@@ -1,0 +1,75 @@
+"""How Lightning spreads a training over the processes of a run."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric.plugins import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from rlhf_lightning.distributed import join
+from rlhf_lightning.ranks import Place, this_place
+from rlhf_lightning.settings.run import TrainerSettings
+
+
+class Launched(ClusterEnvironment):
+    """What Lightning is told of the processes: all of them run already, whoever started them.
+
+    So its own launcher, which replays the command line, is never used, nor its SLURM signal handler, which would save
+    in the middle of an iteration.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self.place.address
+
+    @property
+    def main_port(self) -> int:
+        return self.place.port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.place.world_size
+
+    def set_world_size(self, size: int) -> None:
+        del size
+
+    def global_rank(self) -> int:
+        return self.place.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        del rank
+
+    def local_rank(self) -> int:
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        return self.place.node
+
+
+def join_processes(trainer: TrainerSettings) -> None:
+    """Opens the process group of a run, unless it is open or the run has no use for one."""
+    if trainer.strategy != "single":
+        on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
+        join(this_place(), on_gpu=on_gpu)
+
+
+def lightning_strategy(trainer: TrainerSettings) -> Strategy | str:
+    """Lightning's strategy of that name; the process group is open already (`join_processes`)."""
+    if trainer.strategy == "ddp":
+        return DDPStrategy(forward_sync_buffers=False)
+    if trainer.strategy == "fsdp":
+        # A checkpoint is put together into one file: it is read without the processes that wrote it.
+        return ModelParallelStrategy(
+            data_parallel_size=trainer.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return "auto"
