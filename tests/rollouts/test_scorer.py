@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.rollouts.scorer import StandardisedScorer
+from rlhf_lightning.rollouts.scorer import EnsembleScorer, StandardisedScorer
 
 SAMPLES = [Completion(Prompt("w3"), (3,), (4,) * count, "", finished=True) for count in (1, 2, 3, 6)]
 
@@ -38,3 +38,34 @@ def test_it_moves_with_what_it_scores_by(make_scorer: Callable[..., Any], monkey
     scorer = StandardisedScorer(raw, offset=0.0, spread=1.0)
     assert scorer.to(torch.device("meta")) is scorer
     assert moved == [torch.device("meta")]
+
+
+@pytest.fixture
+def ensemble(make_scorer: Callable[..., Any]) -> Callable[..., EnsembleScorer]:
+    """Two members: the length of a reply, and 4."""
+
+    def build(combine: Any, disagreement_coef: float) -> EnsembleScorer:
+        members = [make_scorer(lambda completion: float(len(completion.reply_ids))), make_scorer(lambda _: 4.0)]
+        return EnsembleScorer(members, combine=combine, disagreement_coef=disagreement_coef)
+
+    return build
+
+
+def test_an_ensemble_is_its_mean_less_its_disagreement(ensemble: Callable[..., EnsembleScorer]) -> None:
+    # Members say 1, 2, 3, 6 and 4: means 2.5, 3, 3.5, 5; population deviations 1.5, 1, 0.5, 1.
+    assert ensemble("mean_minus_std", 0.0).score(SAMPLES).tolist() == [2.5, 3.0, 3.5, 5.0]
+    assert ensemble("mean_minus_std", 2.0).score(SAMPLES).tolist() == [-0.5, 1.0, 2.5, 3.0]
+
+
+def test_an_ensemble_is_its_lowest_member(ensemble: Callable[..., EnsembleScorer]) -> None:
+    assert ensemble("min", 0.0).score(SAMPLES).tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_an_ensembles_members_move_with_it(
+    ensemble: Callable[..., EnsembleScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, moved = ensemble("min", 0.0), []
+    for member in scorer.members:
+        monkeypatch.setattr(member, "to", moved.append)
+    assert scorer.to(torch.device("meta")) is scorer
+    assert moved == [torch.device("meta")] * 2
