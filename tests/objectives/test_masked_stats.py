@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rlhf_lightning.objectives.masked_stats import (
+    correlation,
     masked_mean,
     masked_sum,
     masked_variance,
@@ -79,3 +80,18 @@ def test_no_gradient_flows_from_outside_the_mask() -> None:
     masked_mean(values, torch.tensor([[True, True, False]])).backward()
     assert values.grad is not None
     assert values.grad.tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_correlation_by_hand() -> None:
+    # Deviations -1, 0, 1 and -2, 1, 1: 3 / sqrt(2 * 6).
+    one, other = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 3.0, 3.0])
+    assert correlation(one, other).item() == pytest.approx(3.0 / math.sqrt(12.0))
+    assert correlation(one, -other).item() == pytest.approx(-3.0 / math.sqrt(12.0))
+    assert correlation(one, 5.0 * one - 2.0).item() == pytest.approx(1.0)
+
+
+def test_the_correlation_is_that_of_torch_and_of_no_variation_0() -> None:
+    one, other = 1000.0 + torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    assert correlation(one, other).item() == pytest.approx(torch.corrcoef(torch.stack([one, other]).double())[0, 1])
+    assert correlation(one, torch.full((50,), 3.0)).item() == 0.0
+    assert correlation(one[:1], other[:1]).item() == 0.0
