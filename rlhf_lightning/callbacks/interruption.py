@@ -1,22 +1,35 @@
-"""A checkpoint when training is cut short."""
+"""Signals stay what the program made of them while Lightning trains."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import signal
+from collections.abc import Callable
+from types import FrameType
 
 import pytorch_lightning as pl
 
+Handler = Callable[[int, FrameType | None], object] | int | None
 
-class InterruptionCheckpoint(pl.Callback):
-    """Saves a Lightning checkpoint when an exception or Ctrl-C ends the training.
+OURS = (signal.SIGTERM, signal.SIGUSR1)
 
-    Args:
-        path: of the checkpoint; replaced if it is there.
+
+class OwnSignalHandlers(pl.Callback):
+    """Takes back the handlers of SIGTERM and SIGUSR1 that Lightning replaces when a training begins.
+
+    Lightning's handler of SIGTERM exchanges a message among all processes, which hangs where they are not all at the
+    same place; its handler of SIGUSR1 under SLURM saves a checkpoint in the middle of an iteration and prefers it when
+    the job starts again. The program's own handlers interrupt the run, and what counts then is the last checkpoint
+    between two steps.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
+        self._handlers: dict[int, Handler] = {}
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        del pl_module, exception
-        trainer.save_checkpoint(self.path)
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        del trainer, pl_module, stage
+        self._handlers = {number: signal.getsignal(number) for number in OURS}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer, pl_module
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)

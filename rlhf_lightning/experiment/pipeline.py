@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from rlhf_lightning.distributed import barrier, from_first, rank
 from rlhf_lightning.evaluation.samples import render_samples
 from rlhf_lightning.evaluation.summary import render_summary, short_name
+from rlhf_lightning.experiment.memory import memory_explained
 from rlhf_lightning.experiment.plotting import draw_plots
+from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult
-from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
-from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
+from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings
 from rlhf_lightning.tracking.loggers import open_tracker
 
 logger = logging.getLogger(__name__)
@@ -26,20 +31,33 @@ Metrics = dict[str, Any]
 def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
     """Run all stages; metrics.json is brought up to date after each.
 
+    In the directory of an interrupted run, stages that finished are left as they are, and the one that was cut short
+    goes on from its newest checkpoint.
+
+    Of several processes the first one does all of it; the others take part where a model is trained.
+
     Returns:
         The content of metrics.json.
     """
-    if settings.trainer.threads is not None:
-        torch.set_num_threads(settings.trainer.threads)
+    _set_threads(settings.trainer)
     inputs = RunInputs(settings, run)
-    metrics: Metrics = {"objective": None, "stages": {}, "evaluate": {}}
+    if rank() > 0:
+        return _take_part(inputs)
+    metrics: Metrics = run.metrics or {"objective": None, "stages": {}, "evaluate": {}}
+    finished = from_first(run.status.artifacts)
     console = Console()
     for stage in settings.pipeline.stages:
+        if stage in finished:
+            drop_checkpoints(run, stage)
+            continue
         run.update_status(state="running", stage=stage)
-        result = _run_stage(stage, inputs, metrics)
+        (checkpoint,) = from_first((rewind(run, stage),))
+        result = _run_stage(stage, inputs, metrics, checkpoint)
         metrics["objective"] = result.objective
         run.write_metrics(metrics)
         run.add_artifact(stage, run.stage_dir(stage))
+        drop_checkpoints(run, stage)
+        barrier()
         if result.samples:
             policies = [short_name(policy) for policy in settings.evaluate.policies]
             console.print(render_samples(result.samples, policies[0], policies[-1]))
@@ -47,13 +65,40 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
     return metrics
 
 
-def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics) -> StageResult:
+def _take_part(inputs: RunInputs) -> Metrics:
+    """What the further processes of a run do."""
+    finished: dict[str, str] = from_first(None)
+    for stage in inputs.settings.pipeline.stages:
+        if stage in finished:
+            continue
+        checkpoint: Path | None
+        (checkpoint,) = from_first(None)
+        if stage in TRAINING_STAGES:
+            with (
+                open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker,
+                memory_explained(stage),
+            ):
+                STAGE_FUNCTIONS[stage](StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint))
+        barrier()
+    return {}
+
+
+def _set_threads(trainer: TrainerSettings) -> None:
+    """Each process gets its share of the machine's cores; a number in the environment is left alone."""
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    elif trainer.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // trainer.devices))
+
+
+def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint: Path | None) -> StageResult:
     """One stage; its figures are added to `metrics`."""
     logger.info("Stage %s.", stage)
     started = time.perf_counter()
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
-        context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker)
-        result = STAGE_FUNCTIONS[stage](context)
+        context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint)
+        with memory_explained(stage):
+            result = STAGE_FUNCTIONS[stage](context)
         seconds = time.perf_counter() - started
         metrics["stages"][stage] = {**result.metrics, "seconds": round(seconds, 2)}
         metrics["evaluate"] |= result.evaluation

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -57,6 +57,24 @@ def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[s
         "machine": machine(),
         "data": {str(path): file_hash(path) for path in data_files(settings)},
     }
+
+
+def changes_of_origin(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What decides the bits of a result and is another than when the run was started, in words."""
+    changes = [
+        f"{name} {first['packages'].get(name, 'none')} -> {version}"
+        for name, version in now["packages"].items()
+        if first["packages"].get(name) != version
+    ]
+    if first["rlhf_lightning"] != now["rlhf_lightning"] or _code(first) != _code(now):
+        changes.append("the code of rlhf_lightning")
+    changes += [f"the content of {path}" for path, digest in now["data"].items() if first["data"].get(path) != digest]
+    return changes
+
+
+def _code(origin: Mapping[str, Any]) -> tuple[str, str] | None:
+    git = origin["git"]
+    return (git["commit"], git["diff"]) if git else None
 
 
 def redact(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 import yaml
+from filelock import FileLock, Timeout
 
 from rlhf_lightning.errors import RunDirectoryError
 
@@ -22,9 +23,11 @@ CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"
 STATUS = "status.json"
 METRICS = "metrics.json"
+PROVENANCE = "provenance.json"
 ERROR_LOG = "error.log"
 RUN_LOG = "run.log"
 LATEST = "latest"
+LOCK = ".lock"
 
 RunState = Literal["running", "finished", "failed", "interrupted"]
 
@@ -37,11 +40,11 @@ class RunError:
     where: str | None = None
     fix: str | None = None
     traceback_file: str | None = None
+    is_defect: bool = False
+    """Whether the program is to blame, and not what it was told."""
 
 
 @dataclass(frozen=True)
-    is_defect: bool = False
-    """Whether the program is to blame, and not what it was told."""
 class Status:
     """What `status.json` says; readable at any moment of a run."""
 
@@ -102,8 +105,7 @@ class RunDirectory:
             try:
                 with claim:
                     claim.write(_as_json(asdict(Status())))
-                directory.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-                directory.write_text(OVERRIDES, "".join(f"{override}\n" for override in overrides))
+                directory.write_settings(settings, overrides)
             except (OSError, RunDirectoryError):
                 # A claim without a run would keep the directory from every later one.
                 for name in (STATUS, CONFIG):
@@ -146,6 +148,12 @@ class RunDirectory:
         path = self.path / METRICS
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """Where the run came from; None before it has started."""
+        path = self.path / PROVENANCE
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
     def stage_dir(self, stage: str) -> Path:
         """The folder of a stage's artifact."""
         return self._made(self.path / stage)
@@ -154,10 +162,32 @@ class RunDirectory:
         """The folder of a stage's checkpoints, which the first of them makes."""
         return self.path / "checkpoints" / stage
 
-    def interrupted_checkpoint(self) -> Path | None:
-        """The newest checkpoint that an interruption left."""
-        found = self.path.glob("checkpoints/*/interrupted.ckpt")
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from running here until the `with` block is left or this process ends, however it ends.
+
+        Raises:
+            RunDirectoryError: another process is at it.
+        """
+        with writing_to(self.path):
+            lock = FileLock(self.path / LOCK, timeout=0, is_singleton=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                pid = self.status.pid
+                fix = f"wait until it has ended, or stop it first: kill {pid}"
+                raise RunDirectoryError(
+                    f"The run is going on: process {pid} is at it.", where=str(self.path), fix=fix
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_settings(self, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+        """Writes down what the run was told: the resolved config, plain, and the overrides as they were typed."""
+        self.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        self.write_text(OVERRIDES, "".join(f"{override}\n" for override in overrides))
 
     def update_status(self, **changes: Unpack[StatusChange]) -> None:
         """Changes fields of status.json; the others stay as they are."""

@@ -84,12 +84,14 @@ class StageContext:
         inputs: shared by all stages.
         directory: where its artifact goes.
         tracker: where its figures go.
+        checkpoint: to go on from; None to begin.
     """
 
     name: str
     inputs: RunInputs
     directory: Path
     tracker: StageTracker
+    checkpoint: Path | None
 
     @property
     def settings(self) -> RunSettings:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from torch.utils.data import DataLoader
 
+from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO
 from rlhf_lightning.callbacks.divergence import DivergenceGuard
 from rlhf_lightning.callbacks.gradient_norm import GradientNorm
-from rlhf_lightning.callbacks.interruption import InterruptionCheckpoint
+from rlhf_lightning.callbacks.interruption import OwnSignalHandlers
+from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.instantiate import instantiate
+from rlhf_lightning.experiment.rewind import journals_of
 from rlhf_lightning.experiment.stage import StageContext
+from rlhf_lightning.experiment.strategy import Launched, lightning_strategy
+from rlhf_lightning.ranks import this_place
 
 LOG_EVERY_STEPS = 10
-INTERRUPTED_CHECKPOINT = "interrupted.ckpt"
 
 EXPECTED = (
     # Batches are made in memory in microseconds: worker processes would only cost.
@@ -26,6 +33,8 @@ EXPECTED = (
     r".*Your `IterableDataset` has `__len__` defined.*",
     # Dropout is off on purpose, in training too: old and new log-probs must agree.
     r".*in eval mode at the start of training.*",
+    # The rollout figures are made of all processes' rollouts, so each has the same ones; the others are reduced.
+    r".*It is recommended to use `self.log.*sync_dist=True.*",
     # Lightning's own use of a torch function that torch has renamed.
     r".*isinstance\(treespec, LeafSpec\).*",
 )
@@ -43,7 +52,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """A trainer for one stage.
 
-    Interrupted, it leaves `checkpoints/STAGE/interrupted.ckpt` in the run directory.
+    It leaves checkpoints in `checkpoints/STAGE/` of the run directory, from which `fit` goes on.
 
     Args:
         accumulate: micro-batches per optimizer step.
@@ -56,19 +65,24 @@ def build_trainer(
         warnings.filterwarnings("ignore", message=message)
     extra = [instantiate(entry, allow_targets=settings.allow_targets) for entry in settings.callbacks.extra]
     watching: list[Callback] = [
-        InterruptionCheckpoint(context.inputs.run.checkpoint_dir(context.name) / INTERRUPTED_CHECKPOINT),
+        OwnSignalHandlers(),
+        # Before all that log or roll out when an iteration or a step begins: that comes after the checkpoint.
+        _checkpoints(context, epoch_is_iteration),
         DivergenceGuard(context.name, context.inputs.run.checkpoint_dir(context.name)),
         GradientNorm(on_step=not epoch_is_iteration),
         LearningRateMonitor(logging_interval="epoch" if epoch_is_iteration else "step"),
         *callbacks,
         *extra,
     ]
-    show_progress = settings.callbacks.progress_bar and sys.stderr.isatty()
+    show_progress = settings.callbacks.progress_bar and rank() == 0 and sys.stderr.isatty()
     if show_progress:
         watching.append(RichProgressBar(refresh_rate=1))
     return pl.Trainer(
         accelerator=settings.trainer.accelerator,
         devices=settings.trainer.devices,
+        num_nodes=settings.trainer.nodes,
+        strategy=lightning_strategy(settings.trainer),
+        plugins=[Launched(this_place()), WholeFileIO()],
         precision=settings.trainer.precision,
         deterministic=settings.trainer.deterministic,
         max_epochs=max_epochs,
@@ -84,4 +98,22 @@ def build_trainer(
         enable_progress_bar=show_progress,
         use_distributed_sampler=False,
         default_root_dir=context.inputs.run.path,
+    )
+
+
+def fit(
+    context: StageContext, trainer: pl.Trainer, module: pl.LightningModule, data: LightningDataModule | DataLoader[Any]
+) -> None:
+    """Trains, from the stage's checkpoint on if there is one."""
+    trainer.fit(module, data, ckpt_path=context.checkpoint, weights_only=True)
+
+
+def _checkpoints(context: StageContext, epoch_is_iteration: bool) -> Checkpoints:
+    run, settings = context.inputs.run, context.settings.callbacks
+    return Checkpoints(
+        run.checkpoint_dir(context.name),
+        journals_of(run, context.name),
+        unit="iteration" if epoch_is_iteration else "step",
+        every=settings.save_every if epoch_is_iteration else settings.save_every_steps,
+        keep_last=settings.keep_last,
     )

@@ -55,3 +55,15 @@ class HistoryLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the run directory holds the config."""
+
+
+def forget_stage(run_dir: Path, stage: str) -> None:
+    """Removes all figures of a stage, and half a line that a killed run left at the end."""
+    path = run_dir / HISTORY_FILE
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = "".join(line for line in lines if line.endswith("\n") and not line.startswith(f"{stage},"))
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(kept, encoding="utf-8")
+    aside.replace(path)

@@ -14,7 +14,7 @@ from rlhf_lightning.evaluation.preference_accuracy import Figures, preference_ac
 from rlhf_lightning.experiment.artifacts import finished
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.loading import new_classifier, require_positions
 from rlhf_lightning.models.saving import save_classifier
@@ -63,7 +63,7 @@ def run_reward_model(context: StageContext) -> StageResult:
         max_grad_norm=settings.max_grad_norm,
         epoch_is_iteration=False,
     )
-    trainer.fit(module, pairs)
+    fit(context, trainer, module, pairs)
     save_classifier(classifier, encoder.tokenizer, context.directory)
     figures = _measure(module, context, encoder, held_out)
     report = pairs.train_report

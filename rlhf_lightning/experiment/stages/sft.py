@@ -7,7 +7,7 @@ import math
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.data.datamodules import DemonstrationDataModule
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.training import build_trainer
+from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
@@ -41,7 +41,7 @@ def run_sft(context: StageContext) -> StageResult:
         max_grad_norm=settings.max_grad_norm,
         epoch_is_iteration=False,
     )
-    trainer.fit(module, demonstrations)
+    fit(context, trainer, module, demonstrations)
     save_policy(policy, encoder.tokenizer, context.directory)
     report = demonstrations.train_report
     metrics = {

@@ -1,0 +1,59 @@
+"""Out of memory, said with the keys that need less of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rlhf_lightning.errors import MemoryExhaustedError
+from rlhf_lightning.settings.run import StageName
+
+SAME_RESULT: dict[StageName, tuple[str, ...]] = {
+    "sft": ("sft.micro_batch_size",),
+    "comparisons": ("rollout.chunk_size",),
+    "reward_model": ("reward_model.micro_batch_size", "evaluate.batch_size"),
+    "ppo": ("ppo.micro_batch_size", "rollout.chunk_size", "model.gradient_checkpointing=true"),
+    "evaluate": ("evaluate.batch_size",),
+}
+"""Keys that lower a stage's memory and leave its result alone, so that an interrupted run may go on with them."""
+
+OTHER_RESULT: dict[StageName, tuple[str, ...]] = {
+    "sft": ("data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
+    "comparisons": ("rollout.max_new_tokens", "data.max_prompt_length"),
+    "reward_model": ("data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
+    "ppo": ("rollout.max_new_tokens", "data.max_prompt_length", "ppo.critic=policy_trunk", "trainer.precision"),
+    "evaluate": ("rollout.max_new_tokens", "data.max_prompt_length"),
+}
+"""Keys that lower it and change the result."""
+
+SAYINGS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "out of memory")
+"""How torch words it where it raises a plain RuntimeError."""
+
+
+@contextmanager
+def memory_explained(stage: StageName) -> Iterator[None]:
+    """Turns a `with` block's lack of memory into an error that names the keys which lower it.
+
+    Raises:
+        MemoryExhaustedError: in place of torch's, CUDA's and Python's own.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _exhausted(stage, error) from error
+    except RuntimeError as error:
+        if any(saying in str(error) for saying in SAYINGS):
+            raise _exhausted(stage, error) from error
+        raise
+
+
+def _exhausted(stage: StageName, error: BaseException) -> MemoryExhaustedError:
+    reason = " ".join(str(error).split())[:200]
+    return MemoryExhaustedError(
+        f"Stage {stage} ran out of memory{f': {reason}' if reason else '.'}",
+        where=f"stage {stage}",
+        fix=f"lower {' or '.join(SAME_RESULT[stage])}, with which the run can go on (resume=...); "
+        f"in a new run also {', '.join(OTHER_RESULT[stage])}",
+    )

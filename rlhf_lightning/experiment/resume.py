@@ -1,0 +1,170 @@
+"""`resume=...`: which run is meant, and whether it may go on with what it is told now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from rlhf_lightning.errors import ConfigError, Problem, RunDirectoryError
+from rlhf_lightning.experiment.compose import ConfigTree
+from rlhf_lightning.experiment.job_overrides import section_of
+from rlhf_lightning.experiment.preflight import check_run
+from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, holds_a_run
+from rlhf_lightning.experiment.surroundings import surrounding_problems
+from rlhf_lightning.experiment.validation import settings_from, show
+from rlhf_lightning.settings.run import RunSettings
+
+AUTO = "auto"
+KEY = "resume"
+
+FREE = frozenset(
+    {
+        *("paths", "logger", "callbacks", "name", "notes", "tags", KEY),
+        *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
+        *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing"),
+    }
+)
+"""Sections and keys that a run may go on with other values of: they do not decide its result."""
+
+MISSING = "(none)"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A run to go on with, and what it goes on with."""
+
+    run: RunDirectory
+    settings: RunSettings
+    overrides: tuple[str, ...]
+
+    def record(self) -> None:
+        """Brings the run's own record of what it was told up to date."""
+        self.run.write_settings(self.settings.model_dump(mode="json"), self.overrides)
+
+
+def split_resume(tree: ConfigTree, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What `resume` was set to on the command line, and the other overrides.
+
+    Raises:
+        ConfigError: an override cannot be read.
+    """
+    parsed = tree.parse(overrides)
+    own = [override for override in parsed if section_of(override) == KEY]
+    value = own[-1].value() if own and not own[-1].is_sweep_override() else None
+    if value is not None and not isinstance(value, str):
+        raise ConfigError([Problem(KEY, f"expects a run directory or {AUTO}, got {value!r}", own[-1].input_line)])
+    return value, [override.input_line or "" for override in parsed if override not in own]
+
+
+def goes_on_by_itself(settings: RunSettings) -> bool:
+    """Whether a run that is there already shall be continued: asked for, or SLURM has started the job again."""
+    return settings.resume == AUTO or int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def continue_named(tree: ConfigTree, directory: Path, overrides: Sequence[str]) -> Continuation:
+    """A run by its directory, with its own config; further overrides may change what does not decide the result.
+
+    Raises:
+        RunDirectoryError: there is no run, or one of another version.
+        ConfigError: the overrides change the result, or what the config names is no longer there.
+    """
+    if not holds_a_run(directory):
+        fix = "name the directory of a run, e.g. resume=outputs/latest, or resume=auto"
+        raise RunDirectoryError("There is no run to resume here.", where=str(directory), fix=fix)
+    run = RunDirectory.open(directory.resolve())
+    saved = _saved_settings(run)
+    if not overrides:
+        if problems := surrounding_problems(saved):
+            raise ConfigError(problems)
+        return Continuation(run, saved, tuple(run.overrides))
+    merged = _merged(tree, run.overrides, overrides)
+    _refuse_other_places(tree.parse(overrides), run)
+    checked = check_run(tree, merged)
+    assert checked.settings is not None
+    return continue_as(run, checked.settings, merged)
+
+
+def continue_as(run: RunDirectory, asked: RunSettings, overrides: Sequence[str]) -> Continuation:
+    """A run with settings that were composed anew, if they say the same.
+
+    Raises:
+        RunDirectoryError: the run is one of another version.
+        ConfigError: with every key that would change the result.
+    """
+    saved = _saved_settings(run)
+    fix = "a run goes on with the config it was started with: drop it, or start a new run"
+    problems = [
+        Problem(key, f"{before} -> {now}", fix=fix)
+        for key, before, now in differences(saved.model_dump(mode="json"), asked.model_dump(mode="json"))
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return Continuation(run, _placed(asked, run), tuple(overrides))
+
+
+def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Keys that decide the result and differ: dotted key, value before, value now."""
+    before, now = dict(_leaves(saved)), dict(_leaves(asked))
+    keys = [key for key in {**before, **now} if not _is_free(key)]
+    pairs = [(key, before.get(key, MISSING), now.get(key, MISSING)) for key in keys]
+    return [(key, _shown(old), _shown(new)) for key, old, new in pairs if old != new]
+
+
+def _saved_settings(run: RunDirectory) -> RunSettings:
+    if not (run.path / CONFIG).exists():
+        what = "The run was cut off before it had written down its config, or this is a sweep."
+        fix = "remove it and start anew; of a sweep, resume one of its jobs: resume=SWEEP/0"
+        raise RunDirectoryError(what, where=str(run.path), fix=fix)
+    try:
+        return _placed(settings_from(run.config), run)
+    except ConfigError as error:
+        keys = ", ".join(problem.key for problem in error.problems)
+        raise RunDirectoryError(
+            f"The run's config does not fit this version of the program: {keys}.",
+            where=str(run.path / CONFIG),
+            fix="resume it with the version that started it (provenance.json names it), or start a new run",
+        ) from error
+
+
+def _placed(settings: RunSettings, run: RunDirectory) -> RunSettings:
+    """The settings with the directory that the run really has: it may have been moved."""
+    return settings.model_copy(update={"paths": settings.paths.model_copy(update={"run_dir": str(run.path)})})
+
+
+def _merged(tree: ConfigTree, before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The overrides of a run with further ones, each in the place of what it replaces."""
+    replaced = [section_of(override) for override in tree.parse(now)]
+    kept = [
+        override.input_line or ""
+        for override in tree.parse(before)
+        if not any(f"{section_of(override)}.".startswith(f"{section}.") for section in (*replaced, KEY))
+    ]
+    return [*kept, *now]
+
+
+def _refuse_other_places(overrides: Sequence[Override], run: RunDirectory) -> None:
+    for override in overrides:
+        if section_of(override) == "paths.run_dir" and Path(str(override.value())).resolve() != run.path:
+            fix = "drop it: a run stays where it is"
+            raise ConfigError([Problem("paths.run_dir", "is another than that of resume", override.input_line, fix)])
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_free(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
+
+
+def _shown(value: Any) -> str:
+    return MISSING if value is MISSING else show(value)

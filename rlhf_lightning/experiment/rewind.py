@@ -1,0 +1,59 @@
+"""A stage that was interrupted goes back to its newest checkpoint, or to its beginning."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from rlhf_lightning.callbacks.checkpoint_reading import newest_readable
+from rlhf_lightning.callbacks.checkpoints import checkpoints_in
+from rlhf_lightning.callbacks.journals import LINES, Journals
+from rlhf_lightning.experiment.run_directory import RunDirectory, writing_to
+from rlhf_lightning.tracking.history import forget_stage
+from rlhf_lightning.tracking.history_file import HISTORY_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def journals_of(run: RunDirectory, stage: str) -> Journals:
+    """The files that a stage appends to."""
+    return Journals(run.path / HISTORY_FILE, run.stage_dir(stage))
+
+
+def rewind(run: RunDirectory, stage: str) -> Path | None:
+    """Makes the run directory what it was when the stage's newest checkpoint was written.
+
+    Half an artifact and what was logged after the checkpoint are removed. Without a checkpoint the same goes for
+    everything that the stage left. Where a stage has not run before, there is nothing to do.
+
+    Returns:
+        The checkpoint to go on from; None to begin.
+
+    Raises:
+        CheckpointError: a checkpoint could run code.
+        RunDirectoryError: the directory cannot be written.
+    """
+    found = newest_readable(run.checkpoint_dir(stage))
+    directory = run.stage_dir(stage)
+    with writing_to(run.path):
+        for path in directory.iterdir():
+            if found is None or not path.match(LINES):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if found is None:
+            forget_stage(run.path, stage)
+        else:
+            journals_of(run, stage).rewind(found.journals)
+    if found is not None:
+        logger.info("Stage %s goes on from %s.", stage, found.path.relative_to(run.path))
+        return found.path
+    return None
+
+
+def drop_checkpoints(run: RunDirectory, stage: str) -> None:
+    """Removes the checkpoints of a finished stage: its artifact is what counts now."""
+    for path in checkpoints_in(run.checkpoint_dir(stage)):
+        path.unlink()
+    for directory in (run.checkpoint_dir(stage), run.checkpoint_dir(stage).parent):
+        if directory.exists() and not any(directory.iterdir()):
+            directory.rmdir()
