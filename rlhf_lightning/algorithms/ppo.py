@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
+from rlhf_lightning.distributed import total, world_size
 from rlhf_lightning.models.actor_critic import ActorCritic, ReplyOutputs
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.kl import kl_loss
@@ -93,8 +94,9 @@ class PPO(pl.LightningModule):
         if settings.target_kl is not None:
             measured = torch.stack([masked_sum(policy.approx_kl, mask), mask.sum()])
             self._step_kl = self._step_kl.to(measured.device) + measured
-        # Tokens are weighted alike over the whole optimizer step; Lightning divides by the accumulated micro-batches.
-        return masked_sum(losses, mask) / batch.step_weight * self.trainer.accumulate_grad_batches
+        # Tokens are weighted alike over the whole optimizer step; Lightning divides by the accumulated micro-batches,
+        # and averages the gradients of the processes.
+        return masked_sum(losses, mask) / batch.step_weight * self.trainer.accumulate_grad_batches * world_size()
 
     def _kl_loss(self, outputs: ReplyOutputs, rollout: Rollout) -> Tensor:
         if self.kl.estimator is None:
@@ -105,7 +107,7 @@ class PPO(pl.LightningModule):
     def _log(self, per_token: dict[str, Tensor], mask: Tensor) -> None:
         figures = {name: masked_mean(values.detach(), mask) for name, values in per_token.items()}
         # Weighted by tokens, so that the epoch's mean is the mean over tokens, not over micro-batches.
-        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=int(mask.sum()))
+        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=int(mask.sum()), sync_dist=True)
 
     @property
     def warming_up(self) -> bool:
@@ -130,13 +132,17 @@ class PPO(pl.LightningModule):
         del outputs, batch
         if self.settings.target_kl is None or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
-        total, tokens = self._step_kl.tolist()
+        summed, tokens = total(self._step_kl).tolist()
         self._step_kl = torch.zeros_like(self._step_kl)
-        self.update_is_over = total / tokens > self.settings.target_kl
+        self.update_is_over = summed / tokens > self.settings.target_kl
 
     def on_train_epoch_end(self) -> None:
         self.update_is_over = False
         self.log("policy/optimizer_steps", float(self.trainer.global_step - self._steps_before), batch_size=1)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            self.actor_critic.shard(self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = [

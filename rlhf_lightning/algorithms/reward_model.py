@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
 from rlhf_lightning.batches import PreferenceBatch
 from rlhf_lightning.distributed import weighted_means, world_size
+from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
 from rlhf_lightning.rewards.classifier import classifier_logits
 from rlhf_lightning.settings.stages import RewardModelSettings
@@ -95,6 +96,10 @@ class RewardModel(pl.LightningModule):
             "reward_model/margin": margin.mean(),
         }
         self.log_dict(weighted_means(figures, pairs), on_step=True, on_epoch=False, prog_bar=True, batch_size=pairs)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.classifier, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)

@@ -12,6 +12,7 @@ from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_deca
 from rlhf_lightning.batches import DemonstrationBatch
 from rlhf_lightning.distributed import weighted_means, world_size
 from rlhf_lightning.models.positions import position_arguments
+from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import masked_sum
 from rlhf_lightning.settings.stages import SftSettings
@@ -56,6 +57,10 @@ class SupervisedFineTuning(pl.LightningModule):
     def validation_step(self, batch: DemonstrationBatch, _: int) -> None:
         tokens = int(batch.loss_mask.sum())
         self.log("sft/validation_loss", self(batch) / tokens, on_epoch=True, batch_size=tokens, sync_dist=True)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)

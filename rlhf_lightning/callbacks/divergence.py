@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.batches import TensorRecord
 from rlhf_lightning.callbacks.gradient_norm import gradient_norm
+from rlhf_lightning.distributed import whole
 from rlhf_lightning.errors import DivergedError
 
 BATCH_FILE = "diverged_batch.safetensors"
@@ -60,7 +61,7 @@ class DivergenceGuard(pl.Callback):
         for name, value in trainer.callback_metrics.items():
             if name.endswith("loss") and not math.isfinite(value):
                 raise self._diverged(f"{name} is {float(value)}", trainer)
-        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+        if not all(bool(whole(parameter.isfinite().all())) for parameter in pl_module.parameters()):
             raise self._diverged("some weights are not finite", trainer)
 
     def _save_batch(self, trainer: pl.Trainer) -> str:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from rlhf_lightning.distributed import rank
 from rlhf_lightning.records import ScoredCompletion
 from rlhf_lightning.rollouts.collector import Collected
 
@@ -28,7 +29,7 @@ class SampleDiary:
         self.samples = samples
 
     def __call__(self, iteration: int, collected: Collected) -> dict[str, float]:
-        if iteration % self.every == 0:
+        if iteration % self.every == 0 and rank() == 0:
             self._write(iteration, collected)
             figures = collected.metrics
             logger.info(

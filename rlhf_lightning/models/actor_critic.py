@@ -9,11 +9,15 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.positions import position_arguments
+from rlhf_lightning.models.saving import whole_weights
+from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.kl import exact_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 
@@ -174,14 +178,29 @@ class ActorCritic(nn.Module):
         assert critic is not None
         return [parameter for parameter in critic.parameters() if parameter.requires_grad]
 
-    def save_critic(self, directory: Path) -> None:
-        """The value head, and the critic's own trunk where it has one, beside the policy: neither is lost."""
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shards policy and critic in place (`sharding.shard`)."""
+        shard(self.policy, mesh)
+        if self.critic is not None:
+            shard(self.critic.trunk, mesh)
+        shard(self._head, mesh)
+
+    @property
+    def _head(self) -> ValueHead:
         head = self.critic.head if self.critic is not None else self.value_head
         assert head is not None
-        save_file(
-            {name: tensor.contiguous() for name, tensor in head.state_dict().items()}, directory / VALUE_HEAD_FILE
-        )
+        return head
+
+    def save_critic(self, directory: Path) -> None:
+        """The value head, and the critic's own trunk where it has one, beside the policy: neither is lost.
+
+        All processes of a run call this; the first one writes.
+        """
+        head = whole_weights(self._head) or self._head.state_dict()
+        trunk = whole_weights(self.critic.trunk) if self.critic is not None else None
+        if rank() > 0:
+            return
+        save_file({name: tensor.contiguous() for name, tensor in head.items()}, directory / VALUE_HEAD_FILE)
         if self.critic is not None:
-            trunk = self.critic.trunk
-            assert isinstance(trunk, PreTrainedModel)
-            trunk.save_pretrained(directory / CRITIC_FOLDER)
+            assert isinstance(self.critic.trunk, PreTrainedModel)
+            self.critic.trunk.save_pretrained(directory / CRITIC_FOLDER, state_dict=trunk)

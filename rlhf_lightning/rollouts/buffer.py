@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from rlhf_lightning.batches import TensorRecord
+from rlhf_lightning.distributed import rank, world_size
 from rlhf_lightning.rollouts.rollout import Rollout
 
 
@@ -33,6 +34,8 @@ class Minibatch(TensorRecord):
 class RolloutBuffer(IterableDataset[Minibatch]):
     """Iterates over the rollouts it holds: `epochs` passes, each in an order of its own, minibatch by minibatch.
 
+    Every process holds all rollouts of an iteration, and gets its share of each minibatch's micro-batches.
+
     Its length is known before it is filled, since Lightning asks for it first: an iterable without a length is
     pre-fetched *before* the callback that fills it.
 
@@ -40,7 +43,7 @@ class RolloutBuffer(IterableDataset[Minibatch]):
         batch_size: rollouts an iteration.
         epochs: passes over them.
         minibatches: optimizer steps a pass.
-        micro_batch_size: rollouts a forward pass.
+        micro_batch_size: rollouts a forward pass of a process, at most: as many as its share of a minibatch.
         seed: decides the orders, with the iteration.
     """
 
@@ -48,7 +51,7 @@ class RolloutBuffer(IterableDataset[Minibatch]):
         self.batch_size = batch_size
         self.epochs = epochs
         self.minibatch_size = batch_size // minibatches
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size = min(micro_batch_size, self.minibatch_size // world_size())
         self.seed = seed
         self._rollout: Rollout | None = None
         self._iteration = -1
@@ -62,10 +65,10 @@ class RolloutBuffer(IterableDataset[Minibatch]):
     @property
     def micro_batches_per_step(self) -> int:
         """What Lightning has to accumulate for one optimizer step."""
-        return self.minibatch_size // self.micro_batch_size
+        return self.minibatch_size // self.micro_batch_size // world_size()
 
     def __len__(self) -> int:
-        return self.epochs * (self.batch_size // self.micro_batch_size)
+        return self.epochs * (self.batch_size // self.minibatch_size) * self.micro_batches_per_step
 
     def __iter__(self) -> Iterator[Minibatch]:
         assert self._rollout is not None, "the rollout buffer is read before the callback filled it"
@@ -79,5 +82,5 @@ class RolloutBuffer(IterableDataset[Minibatch]):
     def _micro_batches(self, rollout: Rollout, rows: torch.Tensor) -> Iterator[Minibatch]:
         rows = rows.to(rollout.reply_mask.device)
         step_weight = int(rollout.reply_mask[rows].sum())
-        for part in rows.split(self.micro_batch_size):
+        for part in rows.split(self.micro_batch_size)[rank() :: world_size()]:
             yield Minibatch(rollout.select(part), step_weight)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.encoding import EncodedPrompt
+from rlhf_lightning.distributed import gathered, rank, world_size
 from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages
@@ -38,6 +39,22 @@ class Collected:
     rollout: Rollout
     completions: tuple[Completion, ...]
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a process sampled.
+
+    Attributes:
+        rollout: without rewards and advantages.
+        generating: seconds.
+        scoring: seconds.
+    """
+
+    rollout: Rollout
+    completions: list[Completion]
+    generating: float
+    scoring: float
 
 
 class RolloutCollector:
@@ -89,34 +106,52 @@ class RolloutCollector:
         draws: Sequence[int],
         precision: AbstractContextManager[None] | None = None,
     ) -> Collected:
-        """One rollout batch.
+        """One rollout batch. Each process samples its share, and gets all.
 
         Args:
-            prompts: one rollout each.
+            prompts: one rollout each, the same on all processes; as many as these divide.
             draws: the number of each rollout's draw.
             precision: the training's precision context, so that old and new log-probs come from the same arithmetic.
         """
         rollouts: list[Rollout] = []
         completions: list[Completion] = []
         generating = scoring = 0.0
+        share = slice(rank(), None, world_size())
         started = time.perf_counter()
         with precision or nullcontext(), evaluating(self.actor_critic):
-            for samples in self.sampler.sample_in_chunks(prompts, draws, self.chunk_size):
+            for samples in self.sampler.sample_in_chunks(prompts[share], draws[share], self.chunk_size):
                 sampled = time.perf_counter()
                 generating += sampled - started
                 rollouts.append(self._evaluated(samples))
                 completions.extend(samples.completions)
                 scoring += (started := time.perf_counter()) - sampled
-        rollout = self._with_advantages(self._with_rewards(concatenate(rollouts, self.sampler.pad_id)))
+        own = Share(concatenate(rollouts, self.sampler.pad_id), completions, generating, scoring)
+        everything = self._merged(own)
+        rollout = self._with_advantages(self._with_rewards(everything.rollout))
         metrics = rollout_metrics(rollout)
         metrics |= {
-            "rollout/repetition": sum(repetition(done.reply_ids) for done in completions) / len(completions),
-            "rollout/tokens_per_second": float(rollout.reply_mask.sum()) / generating,
-            "time/generate": generating,
-            "time/score": scoring,
+            "rollout/repetition": sum(repetition(done.reply_ids) for done in everything.completions) / len(rollout),
+            "rollout/tokens_per_second": float(rollout.reply_mask.sum()) / everything.generating,
+            "time/generate": everything.generating,
+            "time/score": everything.scoring,
             **self.kl.metrics(),
         }
-        return Collected(rollout, tuple(completions), metrics)
+        return Collected(rollout, tuple(everything.completions), metrics)
+
+    def _merged(self, own: Share) -> Share:
+        """The shares of all processes as one, in the order of the prompts: the same, bit for bit, on each process."""
+        if world_size() == 1:
+            return own
+        shares = gathered(replace(own, rollout=own.rollout.to("cpu")))
+        merged = concatenate([share.rollout for share in shares], self.sampler.pad_id)
+        # Rank r has the prompts r, r + ranks, r + 2 * ranks, ...
+        order = torch.arange(len(merged)).view(len(shares), -1).T.flatten()
+        return Share(
+            rollout=merged.select(order).to(own.rollout.sequences.device),
+            completions=[done for row in zip(*(share.completions for share in shares), strict=True) for done in row],
+            generating=max(share.generating for share in shares),
+            scoring=max(share.scoring for share in shares),
+        )
 
     def _evaluated(self, samples: Samples) -> Rollout:
         """What the models say of a chunk: log-probs of both policies, KL, values and raw scores."""

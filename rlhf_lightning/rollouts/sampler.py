@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.loading import require_positions
+from rlhf_lightning.models.sharding import is_sharded
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.keyed_sampling import KeyedSampling
 
@@ -119,7 +120,10 @@ class Sampler:
         )
         with torch.no_grad(), own_generation_config(self.model, self._config):
             sequences = self._generate(
-                batch.input_ids, attention_mask=batch.attention_mask, logits_processor=LogitsProcessorList([chance])
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                logits_processor=LogitsProcessorList([chance]),
+                synced_gpus=is_sharded(self.model),  # then no process stops before the others have finished
             )
         replies = sequences[:, prompt_length:]
         lengths, finished = reply_lengths(replies, self.stop_ids)
@@ -129,7 +133,7 @@ class Sampler:
             sequences=sequences,
             attention_mask=torch.cat([batch.attention_mask, reply_mask.long()], dim=1),
             reply_mask=reply_mask,
-            # On a GPU generate() may step once more than it keeps.
+            # On a GPU, or beside other processes, generate() may step more often than it keeps.
             logprobs=torch.where(reply_mask, chance.logprobs[:, : replies.shape[1]], 0.0),
             completions=self._completions(prompts, replies, lengths, finished),
         )

@@ -18,6 +18,7 @@ from rlhf_lightning.callbacks.rollout_buffer import Observer, RolloutBufferCallb
 from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.callbacks.self_checks import TOLERANCES, SelfChecks
 from rlhf_lightning.data.encoding import Encoder
+from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.experiment.rewards import RewardStatistics, combined, open_rewards, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
@@ -98,7 +99,8 @@ def run_ppo(context: StageContext) -> StageResult:
     fit(context, trainer, module, DataLoader(buffer, batch_size=None, generator=torch.Generator()))
     actor_critic.save_critic(context.directory)
     save_policy(policy, encoder.tokenizer, context.directory)
-    (context.directory / STATISTICS_FILE).write_text(json.dumps([asdict(one) for one in statistics], indent=2))
+    if rank() == 0:
+        (context.directory / STATISTICS_FILE).write_text(json.dumps([asdict(one) for one in statistics], indent=2))
     final = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics = {
         "iterations": trainer.current_epoch,
