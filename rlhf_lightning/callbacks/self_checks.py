@@ -38,13 +38,23 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "32-true": Tolerance(mean=1e-4, largest=1e-3),
+    "float32": Tolerance(mean=1e-4, largest=1e-3),
     # A logit near 20 is rounded to 1/64 in half precision, and to 1/8 in bfloat16.
-    "16-mixed": Tolerance(mean=0.01, largest=0.25),
-    "bf16-mixed": Tolerance(mean=0.05, largest=1.0),
-    "bf16-true": Tolerance(mean=0.05, largest=1.0),
+    "float16": Tolerance(mean=0.01, largest=0.25),
+    "bfloat16": Tolerance(mean=0.05, largest=1.0),
 }
-"""By precision: batches of other shapes are summed in another order, and rounded otherwise."""
+"""By the coarsest arithmetic on the way: batches of other shapes are summed in another order, and rounded otherwise."""
+
+
+def tolerance(dtype: str, precision: str) -> Tolerance:
+    """What to allow for.
+
+    Args:
+        dtype: of the weights, `model.dtype`.
+        precision: of the training's arithmetic, `trainer.precision`.
+    """
+    arithmetic = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}[precision]
+    return max(TOLERANCES[dtype], TOLERANCES[arithmetic], key=lambda allowed: allowed.mean)
 
 
 class SelfChecks(pl.Callback):

@@ -37,7 +37,7 @@ class TrainerSettings(Section):
     strategy: Literal["single", "ddp", "fsdp"]
     devices: Count
     nodes: Count
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     deterministic: bool
     threads: Count | None
 
@@ -126,6 +126,7 @@ def cross_field_problems(settings: RunSettings) -> list[Problem]:
         *_minibatch_problems(settings),
         *_process_problems(settings),
         *_share_problems(settings),
+        *_precision_problems(settings),
         *_length_problems(settings),
         *_world_problems(settings),
         *_pipeline_problems(settings),
@@ -196,6 +197,18 @@ def _share_problems(settings: RunSettings) -> list[Problem]:
                 f"on {processes} processes"
             )
             problems.append(Problem(key, what, fix=f"choose a multiple of {processes} times {stage}.micro_batch_size"))
+    return problems
+
+
+def _precision_problems(settings: RunSettings) -> list[Problem]:
+    if settings.trainer.precision != "16-mixed":
+        return []
+    problems = []
+    if settings.trainer.accelerator == "cpu":
+        problems.append(Problem("trainer.precision", "16-mixed needs a GPU", fix="use bf16-mixed, or 32-true"))
+    if settings.model.dtype == "float16":
+        what = "16-mixed scales the loss for weights in float32, and they are in float16"
+        problems.append(Problem("model.dtype", what, fix="use model.dtype=float32"))
     return problems
 
 

@@ -16,7 +16,7 @@ from rlhf_lightning.callbacks.gold_monitor import gold_monitor
 from rlhf_lightning.callbacks.kl_budget import KlBudget
 from rlhf_lightning.callbacks.rollout_buffer import Observer, RolloutBufferCallback
 from rlhf_lightning.callbacks.sample_diary import SampleDiary
-from rlhf_lightning.callbacks.self_checks import TOLERANCES, SelfChecks
+from rlhf_lightning.callbacks.self_checks import SelfChecks, tolerance
 from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import DataError
@@ -87,7 +87,8 @@ def run_ppo(context: StageContext) -> StageResult:
     if settings.kl_budget is not None:
         callbacks.append(KlBudget(settings.kl_budget, rollouts))
     if context.settings.callbacks.self_checks:
-        callbacks.append(SelfChecks(rollouts, reference, TOLERANCES[context.settings.trainer.precision]))
+        allowed = tolerance(context.settings.model.dtype, context.settings.trainer.precision)
+        callbacks.append(SelfChecks(rollouts, reference, allowed))
     trainer = build_trainer(
         context,
         max_epochs=settings.iterations,
