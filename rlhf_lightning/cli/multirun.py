@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
-from rlhf_lightning.errors import RlhfError
+from rlhf_lightning.errors import ConfigError, Problem, RlhfError
 from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.preflight import check_sweep
@@ -62,6 +62,9 @@ def run_sweep(tree: ConfigTree, overrides: Sequence[str]) -> int:
     """Checks every job of a sweep, runs them, and prints how they ended."""
     overrides = pin_latest(overrides)
     checked = check_sweep(tree, overrides)
+    if any(job.settings is not None and job.settings.resume is not None for job in checked):
+        fix = "resume its jobs one by one, without -m: resume=SWEEP/0, resume=SWEEP/1, ..."
+        raise ConfigError([Problem("resume", "a sweep is not resumed as a whole", fix=fix)])
     sweep = Sweep(checked[0].directories.sweep.absolute())
     check_run_directory(sweep.directory)
     texts = [*as_hydra_reads(tree, tree.parse(overrides)), f"hydra.sweep.dir={sweep.directory}", "hydra.mode=MULTIRUN"]
