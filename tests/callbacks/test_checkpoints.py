@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from rlhf_lightning.batches import TensorRecord
 from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO, checkpoints_in
 from rlhf_lightning.callbacks.journals import Journals
-from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
 from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.data.steps import Weight
 from rlhf_lightning.tracking.history import HistoryLogger
@@ -64,7 +63,7 @@ class Noisy(pl.LightningModule):
 
     def training_step(self, batch: Numbers | Tensor, _: int) -> Tensor:
         values = batch.values if isinstance(batch, Numbers) else batch
-        noise = torch.rand(()) + random.random() + float(np.random.rand())  # noqa: NPY002
+        noise = torch.rand(()) + random.random() + float(np.random.rand())
         loss = ((self.weight - values / 10) ** 2).sum() * noise
         self.log("loss", loss.detach(), on_step=self.interval == "step", on_epoch=self.interval == "epoch")
         return loss

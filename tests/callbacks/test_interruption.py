@@ -1,10 +1,10 @@
-"""When training is cut short, a checkpoint remains."""
+"""While Lightning trains, signals do what the program wants of them."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,57 +13,49 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.callbacks.interruption import InterruptionCheckpoint
+from rlhf_lightning.callbacks.interruption import OwnSignalHandlers
 
 
-class CutShort(pl.LightningModule):
-    """Its third step raises."""
+class Signalled(pl.LightningModule):
+    """Its second step gets a signal."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.error = error
+        self.number = number
+        self.steps = 0
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
-        if index == 2:
-            raise self.error
+        if index == 1:
+            os.kill(os.getpid(), self.number)
+        self.steps += 1
         return self.weight * batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-@pytest.fixture(autouse=True)
-def signals_as_they_were() -> Iterator[None]:
-    """Lightning leaves Ctrl-C ignored once it was pressed."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """Signals that the program's own handlers got; they are put back at the end."""
+    numbers: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    for number in before:
+        signal.signal(number, lambda got, _: numbers.append(got))
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def ones(count: int) -> Any:
-    return DataLoader([torch.tensor(1.0)] * count, batch_size=None)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
-def test_an_interrupted_training_leaves_its_weights(
-    error: BaseException, make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_program_and_nobody_else(
+    number: signal.Signals, heard: list[int], make_trainer: Callable[..., pl.Trainer]
 ) -> None:
-    path = tmp_path / "checkpoints" / "interrupted.ckpt"
-    path.parent.mkdir()
-    path.write_text("an older one")
-    trainer = make_trainer(InterruptionCheckpoint(path), max_epochs=1)
-    # Lightning turns Ctrl-C into an exit of its own.
-    with pytest.raises((SystemExit, KeyboardInterrupt, RuntimeError)):
-        trainer.fit(CutShort(error), ones(5))
-    checkpoint = torch.load(path, weights_only=True)
-    # Two steps of -1 were taken before the third was cut short.
-    assert checkpoint["state_dict"]["weight"].item() == -2.0
-    assert checkpoint["global_step"] == 2
-
-
-def test_a_training_that_ends_leaves_none(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
-    path = tmp_path / "interrupted.ckpt"
-    trainer = make_trainer(InterruptionCheckpoint(path), max_epochs=1)
-    trainer.fit(CutShort(RuntimeError()), ones(2))
-    assert not path.exists()
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
+    module = Signalled(number)
+    ones: Any = DataLoader([torch.tensor(1.0)] * 3, batch_size=None)  # type: ignore[arg-type]
+    trainer = make_trainer(OwnSignalHandlers(), max_epochs=1)
+    trainer.fit(module, ones)
+    # Lightning's own handler would note the signal and end the training after the step.
+    assert (heard, module.steps, trainer.received_sigterm) == ([number], 3, False)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)] == handlers

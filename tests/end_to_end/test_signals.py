@@ -15,8 +15,8 @@ import torch
 from tiny_runs import fingerprints
 from transformers import AutoModelForCausalLM
 
+from rlhf_lightning.callbacks.checkpoints import checkpoints_in
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.tracking.history_file import read_history
 
 PATIENCE = 120.0
 """Seconds until a stage must have got under way; importing torch takes most of it on a busy machine."""
@@ -43,10 +43,10 @@ def until(happened: Callable[[], bool], process: subprocess.Popen[str], log: Pat
 
 
 def under_way(run: Path, stage: str) -> bool:
-    """Whether a stage is running, and, if it trains, has logged a loss."""
+    """Whether a stage is running, and, if it trains, has left a checkpoint."""
     if not (run / "overrides.txt").exists() or RunDirectory.open(run).status.stage != stage:
         return False
-    return stage not in TRAINING or any(row.stage == stage and row.name.endswith("loss") for row in read_history(run))
+    return stage not in TRAINING or bool(checkpoints_in(run / "checkpoints" / stage))
 
 
 @pytest.mark.slow
@@ -58,6 +58,7 @@ def test_an_interrupted_stage_leaves_a_checkpoint_a_status_and_what_came_before(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "terminal.txt"
     sizes = ["debug=tiny", "logger=none", "data.demonstrations=64", "comparisons.held_out_fraction=0.25"]
+    sizes += ["callbacks.save_every=1", "callbacks.save_every_steps=1"]
     command = [sys.executable, "-m", "rlhf_lightning", "train", *sizes, f"paths.run_dir={run}", *ENDLESS[stage]]
     with log.open("w") as terminal:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=terminal, stderr=terminal, text=True)
@@ -81,14 +82,13 @@ def test_an_interrupted_stage_leaves_a_checkpoint_a_status_and_what_came_before(
     assert [*(interrupted.metrics or {"stages": []})["stages"]] == earlier
 
     printed = log.read_text()
-    assert "Interrupted; " in printed
+    assert f"Interrupted. To go on: rlhf train resume={run.name}" in printed
     assert "Traceback" not in printed
     assert not list(run.rglob("*.part")), "nothing is left half written"
-    checkpoint = run / "checkpoints" / stage / "interrupted.ckpt"
     if stage not in TRAINING:
         assert not (run / "checkpoints").exists()
         return
-    assert str(checkpoint) in printed
+    checkpoint, *_ = checkpoints_in(run / "checkpoints" / stage)
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["global_step"] > 0
     assert saved["optimizer_states"]
@@ -111,6 +111,6 @@ def test_an_interruption_before_the_first_stage_is_no_failure(tmp_path: Path) ->
     finally:
         process.kill()
     assert process.returncode == 130, printed
-    assert "no checkpoint was reached" in printed
+    assert "Interrupted. To go on: " in printed
     assert "Traceback" not in printed
     assert RunDirectory.open(run).status.state == "interrupted"

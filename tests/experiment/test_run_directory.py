@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,13 +82,32 @@ def test_folders_are_made_on_demand(run: RunDirectory) -> None:
     assert run.stage_dir("sft") == run.path / "sft"
     assert run.checkpoint_dir("ppo") == run.path / "checkpoints" / "ppo"
     assert not run.checkpoint_dir("ppo").exists()
-    assert run.interrupted_checkpoint() is None
-    for stage, age in (("sft", 100), ("ppo", 200)):
-        path = run.checkpoint_dir(stage) / "interrupted.ckpt"
-        path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (age, age))
-    assert run.interrupted_checkpoint() == run.path / "checkpoints" / "ppo" / "interrupted.ckpt"
+
+
+def test_only_one_process_runs_in_a_directory(run: RunDirectory) -> None:
+    """The claim of a process that was killed ends with it."""
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from rlhf_lightning.experiment.run_directory import RunDirectory\n"
+        "run = RunDirectory.open(Path(sys.argv[1]))\n"
+        "with run.held():\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        run.update_status(pid=other.pid)
+        with pytest.raises(RunDirectoryError, match="going on") as caught, run.held():
+            pass
+        assert f"kill {other.pid}" in str(caught.value.fix)
+    finally:
+        other.kill()
+        other.wait()
+    with run.held(), run.held():  # in one process: as deep as one likes
+        pass
 
 
 def test_metrics_are_json_that_every_reader_takes(run: RunDirectory) -> None:
