@@ -94,18 +94,19 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def weighted_means(figures: Mapping[str, Tensor], weight: int) -> dict[str, Tensor]:
-    """Means over all processes.
+def pooled_means(figures: Mapping[str, Tensor], weight: int) -> tuple[dict[str, Tensor], int]:
+    """Means over all processes, and what they are means over. (Lightning's own reduction rounds such a weight down.)
 
     Args:
         figures: scalars, means over what this process has; the same names on each.
         weight: how many (tokens, pairs) they are means over.
     """
     if world_size() == 1:
-        return dict(figures)
+        return dict(figures), weight
     stacked = torch.stack([figure.detach().double() for figure in figures.values()])
     sums = total(torch.cat([stacked * weight, stacked.new_tensor([weight])]))
-    return dict(zip(figures, (sums[:-1] / sums[-1]).float(), strict=True))
+    means = (sums[:-1] / sums[-1]).float()
+    return dict(zip(figures, means, strict=True)), round(float(sums[-1]))
 
 
 def from_first(value: Value | None) -> Value:

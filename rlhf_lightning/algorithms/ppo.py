@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
-from rlhf_lightning.distributed import total, world_size
+from rlhf_lightning.distributed import pooled_means, total, world_size
 from rlhf_lightning.models.actor_critic import ActorCritic, ReplyOutputs
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.kl import kl_loss
@@ -105,9 +105,10 @@ class PPO(pl.LightningModule):
         return kl_loss(self.kl.estimator, outputs.logprobs, rollout.logprobs, rollout.reference_logprobs)
 
     def _log(self, per_token: dict[str, Tensor], mask: Tensor) -> None:
-        figures = {name: masked_mean(values.detach(), mask) for name, values in per_token.items()}
+        means = {name: masked_mean(values.detach(), mask) for name, values in per_token.items()}
+        figures, tokens = pooled_means(means, int(mask.sum()))
         # Weighted by tokens, so that the epoch's mean is the mean over tokens, not over micro-batches.
-        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=int(mask.sum()), sync_dist=True)
+        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=tokens)
 
     @property
     def warming_up(self) -> bool:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
 from rlhf_lightning.batches import PreferenceBatch
-from rlhf_lightning.distributed import weighted_means, world_size
+from rlhf_lightning.distributed import pooled_means, world_size
+from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
 from rlhf_lightning.rewards.classifier import classifier_logits
@@ -73,7 +74,8 @@ class RewardModel(pl.LightningModule):
             "reward_model/validation_loss": self.pair_losses(logits, batch.margin).mean(),
             "reward_model/validation_accuracy": (margin > 0).float().mean(),
         }
-        self.log_dict(figures, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        figures, pairs = pooled_means(figures, len(batch))
+        self.log_dict(figures, on_epoch=True, batch_size=pairs)
 
     def pair_losses(self, logits: PairLogits, margin: Tensor) -> Tensor:
         """(pairs,) losses.
@@ -95,11 +97,15 @@ class RewardModel(pl.LightningModule):
             "reward_model/accuracy": (margin > 0).float().mean(),
             "reward_model/margin": margin.mean(),
         }
-        self.log_dict(weighted_means(figures, pairs), on_step=True, on_epoch=False, prog_bar=True, batch_size=pairs)
+        figures, pooled = pooled_means(figures, pairs)
+        self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=pooled)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard(self.classifier, self.device_mesh["data_parallel"])
+            # A linear head is read apart from its trunk (`classifier_logits`), so each of them is a whole of its own.
+            head = score_head(self.classifier)
+            for part in (self.classifier,) if head is None else (self.classifier.base_model, head):
+                shard(part, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)

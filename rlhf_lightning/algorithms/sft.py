@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
 from rlhf_lightning.batches import DemonstrationBatch
-from rlhf_lightning.distributed import weighted_means, world_size
+from rlhf_lightning.distributed import pooled_means, world_size
 from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.logprobs import token_logprobs
@@ -48,15 +48,16 @@ class SupervisedFineTuning(pl.LightningModule):
     def training_step(self, batch: DemonstrationBatch, _: int) -> Tensor:
         total: Tensor = self(batch)
         tokens = int(batch.loss_mask.sum())
-        figures = weighted_means({"sft/loss": total.detach() / tokens}, tokens)
-        self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=tokens)
+        figures, pooled = pooled_means({"sft/loss": total.detach() / tokens}, tokens)
+        self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=pooled)
         # Lightning divides by the number of accumulated micro-batches, and averages the gradients of the processes;
         # the weight of the step is its tokens.
         return total / batch.step_weight * self.trainer.accumulate_grad_batches * world_size()
 
     def validation_step(self, batch: DemonstrationBatch, _: int) -> None:
         tokens = int(batch.loss_mask.sum())
-        self.log("sft/validation_loss", self(batch) / tokens, on_epoch=True, batch_size=tokens, sync_dist=True)
+        figures, pooled = pooled_means({"sft/validation_loss": self(batch) / tokens}, tokens)
+        self.log_dict(figures, on_epoch=True, batch_size=pooled)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
