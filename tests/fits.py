@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.callbacks.gradient_norm import GradientNorm
+from rlhf_lightning.callbacks.kl_budget import KlBudget
 from rlhf_lightning.callbacks.rollout_buffer import RolloutBufferCallback
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.experiment.training import EXPECTED
+from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
@@ -177,6 +179,8 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
         seed: int = 0,
         value_head: Tensor | None = None,
         collecting: dict[str, Any] | None = None,
+        checkpointing: bool = False,
+        callbacks: Sequence[pl.Callback] = (),
         **values: Any,
     ) -> Fit:
         learning_rate = values.get("learning_rate", PPO_VALUES["learning_rate"])
@@ -187,6 +191,8 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
         if value_head is not None:
             assert collector.actor_critic.value_head is not None
             collector.actor_critic.value_head.linear.weight.data.copy_(value_head)
+        if checkpointing:
+            checkpoint_activations(collector.actor_critic)
         buffer = RolloutBuffer(
             batch_size=batch_size,
             epochs=settings.epochs,
@@ -202,7 +208,8 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
             return {}
 
         pool = [EncodedPrompt(Prompt("w"), tuple(prompt)) for prompt in prompts]
-        torch.manual_seed(seed)
+        rollouts = RolloutBufferCallback(collector, buffer, PromptStream(pool, seed), [observe])
+        budget = [] if settings.kl_budget is None else [KlBudget(settings.kl_budget, rollouts)]
         finished = fit(
             PPO(collector.actor_critic, collector.reference, collector.kl, settings, collector.temperature, steps),
             steps,
@@ -210,7 +217,7 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
             epochs=settings.iterations,
             accumulate=buffer.micro_batches_per_step,
             max_grad_norm=settings.max_grad_norm,
-            callbacks=[RolloutBufferCallback(collector, buffer, PromptStream(pool, seed), [observe])],
+            callbacks=[rollouts, *budget, *callbacks],
         )
         finished.collected = collected
         return finished

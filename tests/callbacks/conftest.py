@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+from fits import fit, fit_ppo
 
 from rlhf_lightning.experiment.training import EXPECTED
+
+__all__ = ["fit", "fit_ppo", "make_trainer"]
 
 
 @pytest.fixture

@@ -155,6 +155,16 @@ def test_without_the_ratio_the_gradients_would_be_others() -> None:
     torch.testing.assert_close(bare["k3"], gradient(lambda logprobs: -(REF.exp() * logprobs).sum(), OLD))
 
 
+def test_k2_and_k3_have_the_same_gradient_on_every_token() -> None:
+    # ratio * (exp(-d) - 1 + d) differentiates to ratio * d: what k2 gives, and k1 but for its ratio * (d + 1).
+    found = {
+        name: gradient(lambda logprobs, name=name: kl_loss(name, logprobs, OLD, REF)[3], MOVED)
+        for name in SAMPLE_ESTIMATORS
+    }
+    torch.testing.assert_close(found["k2"], found["k3"])
+    assert not torch.allclose(found["k1"], found["k3"])
+
+
 def test_a_far_ratio_gives_a_finite_loss() -> None:
     far = torch.tensor([-80.0, 0.0])
     for name in SAMPLE_ESTIMATORS:
