@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,24 +15,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lightning.errors import RunDirectoryError
+from rlhf_lightning.experiment.interruption import SIGNALS
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT, Outcome, execute
 from rlhf_lightning.experiment.run_directory import RunDirectory, RunError
 from rlhf_lightning.experiment.validation import settings_from
 from rlhf_lightning.ranks import LOCALHOST, this_place
 from rlhf_lightning.settings.run import RunSettings, TrainerSettings
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 GRACE_SECONDS = 20.0
 """What the others get to end by themselves when one process has failed; then they are told to, then killed."""
 
 POLL_SECONDS = 0.1
+
+LAUNCHER = "RLHF_LAUNCHER_PID"
+"""Where a child finds the process that launched it."""
+
+PR_SET_PDEATHSIG = 1
+"""From Linux's prctl.h."""
 
 
 def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
     """Runs the pipeline in its directory, in this process or, where that is too few, in children of it."""
     if settings.trainer.processes > this_place().world_size:
         return launch(run_dir, settings.trainer.devices)
+    if os.environ.get(LAUNCHER) == str(os.getppid()):
+        _end_with_parent()
     return execute(settings, run_dir, overrides)
 
 
@@ -73,6 +81,7 @@ def launch(run_dir: RunDirectory, processes: int) -> Outcome:
     Signals are passed on to them. The first one keeps the run directory; a child that fails says so there itself, and
     for one that was killed it is said here.
     """
+    run_dir.update_status(state="running", error=None)
     children = Children(_started(run_dir, processes))
     with children.told_of_signals():
         children.wait()
@@ -80,16 +89,28 @@ def launch(run_dir: RunDirectory, processes: int) -> Outcome:
 
 
 def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[bytes]]:
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": LOCALHOST, "MASTER_PORT": str(_free_port())}
+    shared = {
+        LAUNCHER: str(os.getpid()),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": LOCALHOST,
+        "MASTER_PORT": str(_free_port()),
+        "NODE_RANK": "0",
+    }
     command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(run_dir.path)]
     return [
         subprocess.Popen(
             command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=None if rank == 0 else subprocess.DEVNULL,
         )
         for rank in range(processes)
     ]
+
+
+def _end_with_parent() -> None:
+    """Has this process interrupted when the one that launched it is gone; only Linux can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:
@@ -151,7 +172,7 @@ class Children:
             self.interrupted = True
             self.send(number)
 
-        before = {number: signal.signal(number, pass_on) for number in FORWARDED}
+        before = {number: signal.signal(number, pass_on) for number in SIGNALS}
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ import rich
 from rich.logging import RichHandler
 
 from rlhf_lightning.errors import RlhfError
-from rlhf_lightning.experiment.interruption import interruptible, requeue_in_slurm
+from rlhf_lightning.experiment.interruption import Interruption, interruptible, requeue_in_slurm
 from rlhf_lightning.experiment.provenance import changes_of_origin, gather_provenance
 from rlhf_lightning.experiment.run_directory import (
     ERROR_LOG,
@@ -61,7 +61,7 @@ def execute(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[st
     """
     holding = nullcontext() if joins_a_run() else run_dir.held()
     with holding, _log_to(run_dir.path / _log_name()):
-        with interruptible() as interruption, _Ending(run_dir) as ending:
+        with interruptible() as interruption, _Ending(run_dir, interruption) as ending:
             if not joins_a_run():
                 _announce(settings, run_dir, overrides)
             _run_pipeline(settings, run_dir)
@@ -103,8 +103,9 @@ def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
 class _Ending:
     """Turns the way a `with` block was left into an `Outcome`, and into status.json."""
 
-    def __init__(self, run_dir: RunDirectory) -> None:
+    def __init__(self, run_dir: RunDirectory, interruption: Interruption) -> None:
         self.run_dir = run_dir
+        self.interruption = interruption
         self.outcome = Outcome("finished", 0)
 
     def __enter__(self) -> Self:
@@ -114,7 +115,7 @@ class _Ending:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is not None:
-            self.outcome = self._failed(error) if not _is_interruption(error) else self._interrupted()
+            self.outcome = self._failed(error) if not self._is_interruption(error) else self._interrupted()
         before = self.run_dir.status
         if self.outcome.state == before.state == "failed" and before.error is not None:
             # Another process failed first, and said so; this one only missed it.
@@ -123,6 +124,10 @@ class _Ending:
             stage = before.stage if error else None
             self.run_dir.update_status(state=self.outcome.state, stage=stage, error=self.outcome.error)
         return True
+
+    def _is_interruption(self, error: BaseException) -> bool:
+        # When several processes are interrupted, one may miss another before it sees its own signal.
+        return _is_interruption(error) or (self.interruption.number is not None and _misses_another(error))
 
     def _interrupted(self) -> Outcome:
         return Outcome("interrupted", INTERRUPTED_EXIT)

@@ -167,6 +167,9 @@ def _process_problems(settings: RunSettings) -> list[Problem]:
     if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
         what = "16-mixed scales the loss, which Lightning cannot do over shards (trainer=fsdp)"
         problems.append(Problem("trainer.precision", what, fix="choose bf16-mixed"))
+    if trainer.strategy == "fsdp" and "ppo" in settings.pipeline.stages and settings.ppo.kl_budget is not None:
+        what = "it keeps a copy of the weights to go back to, which trainer=fsdp holds in shards"
+        problems.append(Problem("ppo.kl_budget", what, fix="choose trainer=ddp, or ppo.target_kl, or kl=adaptive"))
     return problems
 
 
