@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_variance
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.collector import RolloutCollector
-from rlhf_lightning.rollouts.sampler import Completion, Samples
+from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeCollector = Callable[..., RolloutCollector]
@@ -246,3 +246,112 @@ def test_everything_happens_under_the_given_precision(
     collector.collect(PROMPTS, DRAWS, torch.autocast("cpu", dtype=torch.bfloat16))
     collector.collect(PROMPTS, DRAWS, nullcontext())
     assert heard == 2 * [torch.bfloat16] + 2 * [torch.float32]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
+def test_the_estimate_that_is_paid_for_is_the_one_that_was_chosen(
+    estimator: str, sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector, make_kl: Any
+) -> None:
+    policy, reference = make_policy(), make_policy(seed=1)
+    kl = make_kl("fixed", estimator=estimator, coef=0.3)
+    collected = make_collector(
+        policy, lambda _: 0.0, reference=reference, sampler=sampler, kl=kl, temperature=0.7
+    ).collect(PROMPTS, DRAWS)
+    paid = 0.0
+    for row, (prompt, reply) in enumerate(ROWS):
+        ids = torch.tensor([[*prompt, *reply]])
+        for step, token in enumerate(reply):
+            place = len(prompt) + step - 1
+            ours, theirs = (torch.log_softmax(m(ids).logits[0, place] / 0.7, dim=-1) for m in (policy, reference))
+            d = (ours[token] - theirs[token]).item()
+            by_hand = {
+                "k1": d,
+                "k2": d * d / 2,
+                "k3": math.exp(-d) - 1 + d,
+                "exact": (ours.exp() * (ours - theirs)).sum().item(),
+            }
+            assert collected.rollout.kl[row, step].item() == pytest.approx(by_hand[estimator], rel=1e-4, abs=1e-4)
+            assert collected.rollout.rewards[row, step].item() == pytest.approx(-0.3 * by_hand[estimator], abs=1e-4)
+            paid += by_hand[estimator]
+    assert collected.metrics["objective/kl_penalised"] == pytest.approx(paid / 6, rel=1e-4)
+    assert collected.metrics["objective/reward"] == pytest.approx(-0.3 * paid / 6, rel=1e-4)
+
+
+def test_a_penalty_in_the_loss_leaves_the_rewards_alone(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector, make_kl: Any
+) -> None:
+    collector = make_collector(
+        make_policy(), score, reference=make_policy(seed=1), sampler=sampler, kl=make_kl("fixed", apply_to="loss")
+    )
+    metrics = collector.collect(PROMPTS, DRAWS).metrics
+    assert metrics["kl/coef"] == 0.1
+    assert metrics["objective/reward"] == pytest.approx(metrics["objective/score"])
+
+
+def test_rewards_are_whitened_before_advantages_and_keep_their_mean(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    # The value head says 0 and gamma and lambda are 1: the advantage of a token is the sum of the rewards from it on.
+    rollout = (
+        make_collector(
+            make_policy(),
+            score,
+            reference=make_policy(seed=1),
+            sampler=sampler,
+            whiten=False,
+            whiten_rewards=True,
+            lam=1.0,
+        )
+        .collect(PROMPTS, DRAWS)
+        .rollout
+    )
+    mask = rollout.reply_mask
+    real = rollout.rewards[mask].double()
+    whitened = torch.zeros(mask.shape, dtype=torch.float64)
+    whitened[mask] = (real - real.mean()) / real.std(correction=0) + real.mean()
+    expected = whitened.flip(1).cumsum(1).flip(1).masked_fill(~mask, 0.0)
+    torch.testing.assert_close(rollout.advantages, expected.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.returns, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_shaped_score_is_what_is_learned_from_and_the_raw_one_is_kept(
+    sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    shaping = {"scale": 2.0, "clip": 3.0, "length_penalty": 0.25}
+    collected = make_collector(make_policy(), score, sampler=sampler, reward=shaping, missing_eos_penalty=-1.0).collect(
+        PROMPTS, DRAWS
+    )
+    raw = [1.2, 2.0, 1.7, 0.1, 4.4, 3.3]
+    # Twice as much within 3, less a quarter of 4, 2, 1 and 2 tokens; the third and the fifth did not end themselves.
+    shaped = [2.4 - 1.0, 3.0 - 0.5, -1.0, 0.2 - 0.25, -1.0, 3.0 - 0.5]
+    assert collected.rollout.raw_scores.tolist() == pytest.approx(raw)
+    assert collected.rollout.scores.tolist() == pytest.approx(shaped)
+    assert collected.metrics["objective/raw_score"] == pytest.approx(sum(raw) / 6)
+    assert collected.metrics["objective/score"] == pytest.approx(sum(shaped) / 6)
+    deviation = torch.tensor(shaped).std(correction=0).item()
+    assert collected.metrics["objective/score_std"] == pytest.approx(deviation)
+    correlation = torch.corrcoef(torch.stack([torch.tensor(shaped), LENGTHS.float()]))[0, 1].item()
+    assert collected.metrics["rollout/score_length_correlation"] == pytest.approx(correlation, abs=1e-6)
+
+
+@pytest.mark.parametrize(("worth", "expected"), [(1.0, 1.0), (-2.0, -1.0), (0.0, 0.0)])
+def test_scores_that_follow_the_length_correlate_with_it(
+    worth: float, expected: float, sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
+) -> None:
+    collector = make_collector(make_policy(), lambda done: worth * len(done.reply_ids), sampler=sampler)
+    correlation = collector.collect(PROMPTS, DRAWS).metrics["rollout/score_length_correlation"]
+    assert correlation == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_sampler_at_another_temperature_is_seen(
+    make_policy: MakeModel, make_collector: MakeCollector, words: PreTrainedTokenizerFast
+) -> None:
+    policy = make_policy()
+    right = make_collector(policy, score, temperature=0.7).collect(PROMPTS, DRAWS)
+    assert right.metrics["rollout/logprob_mismatch"] == pytest.approx(0.0, abs=1e-5)
+    warm = Sampler(policy, words, temperature=1.0, max_new_tokens=5, seed=0)
+    wrong = make_collector(policy, score, temperature=0.7, sampler=warm).collect(PROMPTS, DRAWS)
+    assert wrong.metrics["rollout/logprob_mismatch"] > 0.05
+    mask = wrong.rollout.reply_mask
+    difference = (wrong.rollout.sampled_logprobs - wrong.rollout.logprobs)[mask].abs().mean().item()
+    assert wrong.metrics["rollout/logprob_mismatch"] == pytest.approx(difference, rel=1e-5)
