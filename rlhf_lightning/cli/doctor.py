@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
@@ -23,6 +23,9 @@ from rlhf_lightning.diagnosis.run_record import RunRecord
 from rlhf_lightning.errors import RunDirectoryError
 from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
+
+Line = tuple[int, Text]
+"""A line of a report, and by how much it is indented."""
 
 UNHEALTHY = 3
 """The exit code where something serious was found."""
@@ -147,46 +150,44 @@ def as_json(run: Path, record: RunRecord, diagnosis: Diagnosis) -> dict[str, obj
 def show(console: Console, run: Path, record: RunRecord, diagnosis: Diagnosis) -> None:
     """Prints a diagnosis: a panel on a terminal, plain lines elsewhere."""
     heading = f"{run}: {diagnosis.verdict} ({record.state}, {diagnosis.iterations} PPO iterations)"
-    parts = [_cause(finding) for finding in diagnosis.causes]
+    lines = [line for finding in diagnosis.causes for line in _cause(finding)]
     if diagnosis.consequences:
-        parts.append(_consequences(diagnosis.consequences))
-    if not parts:
-        parts.append(Group(Text(_nothing_found(diagnosis))))
-    if diagnosis.figures:
-        parts.append(Group(Text(), _figures(diagnosis)))
+        lines += [(0, Text("Probably follows from it:", style="bold")), *map(_consequence, diagnosis.consequences)]
+    if not lines:
+        lines = [(0, Text(_nothing_found(diagnosis)))]
+    table: list[RenderableType] = [Text(), _figures(diagnosis)] if diagnosis.figures else []
     if console.is_terminal:
-        console.print(Panel(Group(*parts), title=heading, border_style=BORDERS[diagnosis.verdict], title_align="left"))
-    else:
-        console.print(Text(heading))
-        console.print(Group(*parts), Text())
+        body = Group(*(Padding(text, (0, 0, 0, indent)) for indent, text in lines), *table)
+        console.print(Panel(body, title=heading, border_style=BORDERS[diagnosis.verdict], title_align="left"))
+        return
+    console.print(Text(heading))
+    for indent, text in lines:
+        console.print(Text(" " * indent) + text, soft_wrap=True)
+    console.print(*table, Text())
 
 
 def _nothing_found(diagnosis: Diagnosis) -> str:
     if diagnosis.verdict is Verdict.TOO_EARLY:
         return "Nothing stands out, but PPO has hardly begun."
-    return (
-        "Nothing stands out."
-        if diagnosis.figures
-        else "Nothing stands out in the stages that ran; PPO is not among them."
+    stages = "" if diagnosis.figures else " in the stages that ran; PPO is not among them"
+    return f"Nothing stands out{stages}."
+
+
+def _cause(finding: Finding) -> list[Line]:
+    title = Text.assemble(
+        (finding.severity.upper(), f"bold {COLOURS[finding.severity]}"),
+        (f"  {finding.title}", "bold"),
+        (f"  [{finding.name}]", "dim"),
     )
-
-
-def _cause(finding: Finding) -> Group:
-    title = Text(finding.severity.upper(), style=f"bold {COLOURS[finding.severity]}")
-    title.append(f"  {finding.title}", style="bold").append(f"  [{finding.name}]", style="dim")
-    lines = [Text(f"- {line}") for line in finding.evidence]
-    lines.append(Text(finding.explanation, style="dim"))
+    lines = [(0, title), *((2, Text(f"- {line}")) for line in finding.evidence)]
+    lines.append((2, Text(finding.explanation, style="dim")))
     if finding.overrides:
-        lines.append(Text("try: ", style="bold").append("  ".join(finding.overrides), style="green"))
-    return Group(title, Padding(Group(*lines), (0, 0, 0, 2), expand=False))
+        lines.append((2, Text.assemble(("try: ", "bold"), ("  ".join(finding.overrides), "green"))))
+    return lines
 
 
-def _consequences(findings: Sequence[Finding]) -> Group:
-    lines = [
-        Text(f"- {finding.title}: {finding.evidence[0]}").append(f"  [{finding.name}]", style="dim")
-        for finding in findings
-    ]
-    return Group(Text("Probably follows from it:", style="bold"), Padding(Group(*lines), (0, 0, 0, 2), expand=False))
+def _consequence(finding: Finding) -> Line:
+    return 2, Text(f"- {finding.title}: {finding.evidence[0]}").append(f"  [{finding.name}]", style="dim")
 
 
 def _figures(diagnosis: Diagnosis) -> Table:

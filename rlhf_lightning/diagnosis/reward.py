@@ -25,7 +25,8 @@ def length_gaming(record: RunRecord) -> Finding | None:
     growth = length.end / max(length.first, 1.0)
     paid = (record.number("reward.length_penalty") or 0.0) < 0
     follows = correlation is not None and max(correlation.smooth.values) > CORRELATED
-    if growth < LENGTH_DRIFT or not (paid or follows):
+    grown = growth >= LENGTH_DRIFT
+    if not (grown and (paid or follows)) and not (paid and follows):
         return None
     evidence = [length.change(), score.change()]
     if correlation is not None:
@@ -38,7 +39,7 @@ def length_gaming(record: RunRecord) -> Finding | None:
         evidence.append(f"objective/gold fell from {figure(gold.smooth.peak()[1])} to {figure(gold.end)}")
     return Finding(
         name="length_gaming",
-        severity=Severity.SERIOUS,
+        severity=Severity.SERIOUS if grown else Severity.WARNING,
         title="the policy games length: the reward pays for longer replies",
         evidence=tuple(evidence),
         explanation=(

@@ -38,7 +38,7 @@ def sampling_mismatch(record: RunRecord) -> Finding | None:
     mismatch = record.ppo("rollout/logprob_mismatch")
     if mismatch is None:
         return None
-    sixteen_bit = "16" in str(record.setting("trainer.precision"))
+    sixteen_bit = "16" in f"{record.setting('trainer.precision')} {record.setting('model.dtype')}"
     allowed = MISMATCH_16_BIT if sixteen_bit else MISMATCH
     above = mismatch.where(lambda value: value > allowed)
     if not above:
