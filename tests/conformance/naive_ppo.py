@@ -185,7 +185,7 @@ class Naive:
         if token.advantage * limited < token.advantage * ratio.item():
             tally.clipped += 1
             loss = torch.tensor(-token.advantage * limited, dtype=torch.float64)
-        near = token.value + min(max(reading.value.item() - token.value, -choices.value_clip), choices.value_clip)
+        near = min(max(reading.value.item(), token.value - choices.value_clip), token.value + choices.value_clip)
         value_loss = 0.5 * (reading.value - token.target) ** 2
         if 0.5 * (near - token.target) ** 2 > value_loss.item():
             tally.value_clipped += 1
