@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_lightning.cli import completion, main, score, train
+from rlhf_lightning.cli import completion, doctor, main, score, train
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
+from rlhf_lightning.diagnosis.doctor import CHECKS
 from rlhf_lightning.experiment.compose import ConfigTree
 from rlhf_lightning.experiment.preflight import check_run, check_sweep
 from rlhf_lightning.models.saving import save_policy
@@ -118,6 +119,18 @@ def test_every_score_command_is_understood() -> None:
     for words in scoring:
         before_redirection = words[: words.index("<")] if "<" in words else words
         assert score.parser().parse_args(before_redirection).model
+
+
+def test_every_doctor_command_is_understood() -> None:
+    consulting = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "doctor"]]
+    assert consulting
+    for words in consulting:
+        assert doctor.parser().parse_args(words).runs
+
+
+def test_the_table_of_findings_names_them_all() -> None:
+    written = [name for names, *_ in table("Is this run healthy?") for name in codes(names)]
+    assert sorted(written) == sorted(check.__name__ for check in CHECKS)
 
 
 def test_the_text_to_score_is_in_the_words_of_the_world() -> None:

@@ -154,7 +154,7 @@ def _drift(record: RunRecord) -> list[str]:
     return found
 
 
-def off_target(record: RunRecord) -> Finding | None:
+def kl_off_target(record: RunRecord) -> Finding | None:
     """An adaptive controller that does not hold the KL at its target."""
     kl, target = record.ppo("objective/kl"), record.ppo("kl/target")
     if kl is None or target is None or len(kl) < SETTLING_ITERATIONS:
@@ -182,7 +182,7 @@ def off_target(record: RunRecord) -> Finding | None:
     )
 
 
-def penalty_too_strong(record: RunRecord) -> Finding | None:
+def kl_penalty_too_strong(record: RunRecord) -> Finding | None:
     """The penalty, not the learning rate, keeps the policy where it began."""
     kl, score, coefs = (record.ppo(name) for name in ("objective/kl", "objective/score", "kl/coef"))
     if kl is None or score is None or coefs is None or len(kl) < ENOUGH_ITERATIONS:

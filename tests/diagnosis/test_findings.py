@@ -88,19 +88,19 @@ def test_a_coefficient_of_zero_is_no_penalty_either() -> None:
 
 def test_an_adaptive_controller_that_misses_its_target() -> None:
     target = {"kl/target": constant(6.0)}
-    assert kl.off_target(make_record({**target, "objective/kl": constant(6.9)})) is None
+    assert kl.kl_off_target(make_record({**target, "objective/kl": constant(6.9)})) is None
     finding = found(
-        kl.off_target(make_record({**target, "objective/kl": constant(12.0)}, {"kl.horizon": 10000, "kl.coef": 0.1}))
+        kl.kl_off_target(make_record({**target, "objective/kl": constant(12.0)}, {"kl.horizon": 10000, "kl.coef": 0.1}))
     )
     assert "12 on average over the last third, kl/target 6" in finding.evidence[0]
     assert finding.overrides == ("kl.horizon=3333",)
-    assert kl.off_target(make_record({**target, "objective/kl": constant(12.0)[:20]})) is None  # has not settled
+    assert kl.kl_off_target(make_record({**target, "objective/kl": constant(12.0)[:20]})) is None  # has not settled
 
 
 def test_a_penalty_that_holds_the_policy_down() -> None:
     held = {"objective/kl": constant(0.01), "objective/score": constant(0.1)}
-    assert kl.penalty_too_strong(make_record({**held, "kl/coef": constant(0.04)})) is None
-    finding = found(kl.penalty_too_strong(make_record({**held, "kl/coef": constant(5.0)})))
+    assert kl.kl_penalty_too_strong(make_record({**held, "kl/coef": constant(0.04)})) is None
+    finding = found(kl.kl_penalty_too_strong(make_record({**held, "kl/coef": constant(5.0)})))
     assert finding.overrides == ("kl.coef=1",)
 
 
