@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,8 @@ from rlhf_lightning.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-PICKLES = (b"PK\x03\x04", b"\x80")
-"""How files begin that hold a pickle: torch's archives, and bare ones."""
+BARE_PICKLE = b"\x80"
+"""How a pickle begins that stands in no archive; none of ours does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ def newest_readable(directory: Path) -> Readable | None:
     One that is not whole (a disk that failed, a copy that was cut short) is named in a warning and passed over.
 
     Raises:
-        CheckpointError: one of them holds something else than tensors and plain values. It was not written by a run,
-            so none is loaded at all.
+        CheckpointError: the newest that is whole holds something else than tensors and plain values. No run wrote it,
+            so it is no accident, and none is loaded.
     """
     found = checkpoints_in(directory)
     for path in found:
@@ -52,29 +54,36 @@ def newest_readable(directory: Path) -> Readable | None:
 
 
 def _read(path: Path) -> Readable | None:
-    """The checkpoint, if it is whole. It is read to its end: damage may be anywhere."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _begin(path).startswith(PICKLES):
-            raise CheckpointError(
-                "The checkpoint holds more than tensors and plain values: loading it could run code.",
-                where=f"{path} ({_first_sentence(error)})",
-                fix="remove it if you do not know where it comes from; the run then goes on from the one before",
-            ) from error
-        return None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
-        return None
-    return Readable(path, content[OURS]["journals"]) if isinstance(content, dict) and OURS in content else None
-
-
-def _begin(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(4)
+        if file.read(1) == BARE_PICKLE:
+            raise _refused(path, "a bare pickle")
+    if not _is_whole(path):
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, _refusal(error)) from error
+    return Readable(path, content[OURS]["journals"])
 
 
-def _first_sentence(error: BaseException) -> str:
+def _is_whole(path: Path) -> bool:
+    """Whether every part of an archive has its checksum: torch does not look at those of tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError):
+        return False
+
+
+def _refused(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        "The checkpoint holds more than tensors and plain values: loading it could run code.",
+        where=f"{path} ({why})",
+        fix="find out where it comes from; if it is removed, the run goes on from the one before",
+    )
+
+
+def _refusal(error: BaseException) -> str:
     """What torch refused, without its advice to trust the file."""
-    words = str(error)
-    start = words.find("Unsupported")
-    return " ".join(words[start if start >= 0 else 0 :].split()).partition(". ")[0].partition(" Please")[0][:160]
+    found = re.search(r"Unsupported [^\n]*?(?= was not| in |\. |$)", str(error), re.MULTILINE)
+    return found.group() if found else "not a checkpoint"
