@@ -62,7 +62,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         returns: (batch, time).
         clip_range: eps, in units of reward.
     """
-    kept_near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    # Not old + clamp(V - old): within the range V must be V to the last bit, or rounding would count as clipping.
+    kept_near = values.clamp(old_values - clip_range, old_values + clip_range)
     unclipped = (values - returns) ** 2
     clipped = (kept_near - returns) ** 2
     return ValueLoss(

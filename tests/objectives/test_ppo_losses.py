@@ -105,3 +105,11 @@ def test_what_is_watched_carries_no_gradient() -> None:
     value = clipped_value_loss(logprobs, torch.zeros(1, 1), torch.ones(1, 1), clip_range=0.2)
     watched = (policy.ratio, policy.clipped, policy.approx_kl, value.clipped)
     assert not any(figure.requires_grad for figure in watched)
+
+
+def test_rounding_is_no_clipping() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old, values, returns = torch.randn(3, 100, 10, generator=generator)
+    found = clipped_value_loss(values, old, returns, clip_range=100.0)
+    assert not found.clipped.any()
+    assert torch.equal(found.loss, 0.5 * (values - returns) ** 2)
