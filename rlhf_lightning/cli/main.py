@@ -107,6 +107,7 @@ begin with:
   rlhf train                            the embedded world: SFT, reward model, PPO, evaluation, in minutes on a CPU
   rlhf train debug=tiny                 the same in seconds, to see that everything runs
   rlhf train -m kl.coef=0.02,0.2 seed=1,2
+  rlhf doctor outputs/latest            is the newest run healthy?
   eval "$(rlhf completion bash)"        tab completion for groups, options and keys
 """
 

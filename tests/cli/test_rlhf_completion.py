@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ("line", "expected"),
     [
         ("rlhf kl.co", ["kl.coef="]),
-        ("rlhf kl=", ["kl=fixed", "kl=none"]),
+        ("rlhf kl=", ["kl=adaptive", "kl=fixed", "kl=none"]),
         ("rlhf seed=3 ppo.clip", ["ppo.clip_range="]),
         ("rlhf -m exper", ["experiment="]),
     ],
