@@ -85,5 +85,5 @@ def _refused(path: Path, why: str) -> CheckpointError:
 
 def _refusal(error: BaseException) -> str:
     """What torch refused, without its advice to trust the file."""
-    found = re.search(r"Unsupported [^\n]*?(?= was not| in |\. |$)", str(error), re.MULTILINE)
-    return found.group() if found else "not a checkpoint"
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it names {found.group(1)}" if found else "its pickle is not one of a checkpoint"
