@@ -33,6 +33,7 @@ examples:
   rlhf train experiment=hh_rlhf_scratch data.path=harmless-base.jsonl.gz
   rlhf train model=hub model.name_or_path=DIR data=files data.preferences=pairs.jsonl trainer=gpu
   rlhf train pipeline=ppo ppo.policy_from=outputs/latest/sft ppo.reward_from=outputs/latest/reward_model
+  rlhf train resume=outputs/latest                      go on with an interrupted run
 
 A run leaves everything in outputs/runs/DATE/TIME (outputs/latest points to the newest): config.yaml, status.json,
 metrics.json, history.csv, samples.jsonl, plots/, and a directory per stage that Transformers opens.

@@ -58,10 +58,12 @@ def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSo
             chat_template=model.chat_template,
         )
     if isinstance(model, ScratchModel):
-        directory = run.stage_dir(BASE)
-        if not (directory / "config.json").exists():
+        directory = run.path / BASE
+        if not directory.exists():
             tokenizer = train_tokenizer(data.texts(), model.vocab_size)
-            random_model(model, tokenizer).save_pretrained(directory)
-            tokenizer.save_pretrained(directory)
+            aside = run.stage_dir(f".{BASE}.part")
+            random_model(model, tokenizer).save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+            aside.rename(directory)  # a run that was killed here finds no half a model when it goes on
         return ModelSource(str(directory), dtype=model.dtype)
     return ModelSource(str(courtesy.asset_path()), dtype=model.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,9 +48,19 @@ def heard() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(params=["anywhere", "under SLURM"])
+def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes itself to be in a SLURM job of one process, or not."""
+    if request.param == "under SLURM":
+        job = {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "4711", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+        for name, value in job.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+@pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_the_program_and_nobody_else(
-    number: signal.Signals, heard: list[int], make_trainer: Callable[..., pl.Trainer]
+    number: signal.Signals, heard: list[int], make_trainer: Callable[..., pl.Trainer], tmp_path: Path
 ) -> None:
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
     module = Signalled(number)
@@ -59,3 +70,4 @@ def test_a_signal_reaches_the_program_and_nobody_else(
     # Lightning's own handler would note the signal and end the training after the step.
     assert (heard, module.steps, trainer.received_sigterm) == ([number], 3, False)
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert not list(tmp_path.rglob("hpc_ckpt*"))

@@ -6,6 +6,7 @@ Real runs through the command line, cut short in this process by an exception, o
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import random
@@ -23,6 +24,7 @@ import pytest
 import torch
 from tiny_runs import SMALL, finished_metrics, placed, without_times
 
+from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.callbacks.checkpoints import checkpoints_in
 from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.cli.main import main
@@ -220,6 +222,26 @@ def _half_done(directory: Path) -> Any:
     (directory / "train.jsonl").write_text('{"half": ')
     (directory / "rest").mkdir()
     raise KeyboardInterrupt
+
+
+def test_a_wandb_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, train = iter(range(10**6)), SupervisedFineTuning.training_step
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return train(self, *arguments)
+
+    run = RunDirectory(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedFineTuning, "training_step", interrupted)
+        logger = ["pipeline=sft", "logger=wandb", "logger.mode=offline", "sft.batch_size=8", "sft.micro_batch_size=8"]
+        assert main(["train", "debug=tiny", "data.demonstrations=64", *logger, *placed(tmp_path)]) == 130
+    before = json.loads((run.path / "wandb" / "sft.json").read_text())
+    assert main(["train", f"resume={run.path}"]) == 0
+    after = json.loads((run.path / "wandb" / "sft.json").read_text())
+    assert (after["id"], after["name"], after["group"]) == (before["id"], before["name"], before["group"])
+    assert after["directory"] != before["directory"]
 
 
 @pytest.mark.slow
