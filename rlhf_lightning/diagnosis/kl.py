@@ -22,6 +22,10 @@ OFF_TARGET = 0.25
 """An adaptive controller that has had its time holds the KL within a quarter of its target."""
 SETTLING_ITERATIONS = 30
 """The controller moves the coefficient by at most a few percent an iteration, so it needs this many."""
+DRIFTS = frozenset(
+    {"exploding_kl", "overoptimisation", "entropy_collapse", "repetition", "length_drift", "vanishing_eos"}
+)
+"""What a policy does that nothing holds. It may also game length, unless it was told to."""
 HELD = 0.1
 """Nats a reply below which the policy is still the reference for practical purposes."""
 STRONG_COEF = 0.4
@@ -132,9 +136,7 @@ def no_kl_penalty(record: RunRecord) -> Finding | None:
             "trains, the surer it finds replies that score well and are not good."
         ),
         overrides=("kl=fixed", override("kl.coef", DEFAULT_COEF)),
-        explains=frozenset(
-            {"exploding_kl", "overoptimisation", "entropy_collapse", "repetition", "length_drift", "vanishing_eos"}
-        ),
+        explains=DRIFTS if (record.number("reward.length_penalty") or 0.0) < 0 else DRIFTS | {"length_gaming"},
     )
 
 

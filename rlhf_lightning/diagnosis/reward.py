@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+
 from rlhf_lightning.diagnosis.finding import Finding, Severity, figure, override
 from rlhf_lightning.diagnosis.kl import DEFAULT_COEF, GOLD_FALL, LENGTH_DRIFT
 from rlhf_lightning.diagnosis.run_record import RunRecord
 
 CORRELATED = 0.4
-"""Correlation of score and length above which length decides a good part of the score. Healthy runs: see the README."""
+"""Correlation of score and length that is more than chance in a batch. Healthy runs of the embedded world reach it for
+a few iterations, since good help is longer than a refusal."""
+DECIDES = 0.6
+"""Correlation at which length alone explains more than a third of the scores' variance. Healthy: 0.24 in the median of
+the second half."""
 SATURATED = 0.05
 """Share of the scores' first standard deviation that is left."""
 CLIPPED = 0.95
@@ -17,7 +23,7 @@ SHRUNK = 0.5
 
 
 def length_gaming(record: RunRecord) -> Finding | None:
-    """Replies grow because longer ones score higher."""
+    """Replies grow because longer ones score higher, or length decides most of the score."""
     length, score = record.ppo("rollout/length"), record.ppo("objective/score")
     correlation = record.ppo("rollout/score_length_correlation")
     if length is None or score is None or score.end <= score.first:
@@ -25,13 +31,18 @@ def length_gaming(record: RunRecord) -> Finding | None:
     growth = length.end / max(length.first, 1.0)
     paid = (record.number("reward.length_penalty") or 0.0) < 0
     follows = correlation is not None and max(correlation.smooth.values) > CORRELATED
-    grown = growth >= LENGTH_DRIFT
-    if not (grown and (paid or follows)) and not (paid and follows):
+    decides = correlation is not None and growth >= 1 and statistics.median(correlation.late_half.values) >= DECIDES
+    grown = growth >= LENGTH_DRIFT and (paid or follows)
+    if not (grown or decides or (paid and follows)):
         return None
     evidence = [length.change(), score.change()]
     if correlation is not None:
         iteration, highest = correlation.smooth.peak()
-        evidence.append(f"{correlation.name} up to {figure(highest)} (around iteration {iteration})")
+        usual = statistics.median(correlation.late_half.values)
+        evidence.append(
+            f"{correlation.name} up to {figure(highest)} (around iteration {iteration}), {figure(usual)} in the median "
+            "of the second half"
+        )
     if paid:
         evidence.append(f"reward.length_penalty={record.number('reward.length_penalty'):g} pays for every token")
     gold = record.ppo("objective/gold")
@@ -39,7 +50,7 @@ def length_gaming(record: RunRecord) -> Finding | None:
         evidence.append(f"objective/gold fell from {figure(gold.smooth.peak()[1])} to {figure(gold.end)}")
     return Finding(
         name="length_gaming",
-        severity=Severity.SERIOUS if grown else Severity.WARNING,
+        severity=Severity.SERIOUS if grown or decides else Severity.WARNING,
         title="the policy games length: the reward pays for longer replies",
         evidence=tuple(evidence),
         explanation=(

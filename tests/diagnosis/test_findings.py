@@ -234,10 +234,18 @@ def test_length_gaming_needs_longer_replies_that_score_higher_for_it() -> None:
     assert reward.length_gaming(make_record(falling)) is None
 
 
+def test_length_that_decides_the_score_is_serious_unless_replies_shrink() -> None:
+    decided = {"rollout/score_length_correlation": constant(0.7)}
+    steady = make_record({**decided, "rollout/length": line(12.0, 12.5)})
+    assert found(reward.length_gaming(steady)).severity is Severity.SERIOUS
+    assert reward.length_gaming(make_record(decided)) is None  # from 14 tokens to 12
+
+
 def test_a_bonus_for_length_that_tells_in_the_scores_is_a_warning_before_replies_grow() -> None:
     paid = {"reward.length_penalty": -0.1}
-    correlated = {"rollout/score_length_correlation": constant(0.7)}
+    correlated = {"rollout/score_length_correlation": constant(0.5)}
     assert found(reward.length_gaming(make_record(correlated, paid))).severity is Severity.WARNING
+    assert reward.length_gaming(make_record(correlated)) is None
     assert reward.length_gaming(make_record(settings=paid)) is None
 
 
