@@ -1,0 +1,24 @@
+"""One small run in one process, which the tests of this folder compare with, and go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import FIRST_UPDATE, SMALL, train
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole pipeline; PPO ends after its first optimizer step."""
+    world = tmp_path_factory.mktemp("alone")
+    return train(world / "run", *SMALL, *FIRST_UPDATE, cwd=world)
+
+
+@pytest.fixture(scope="session")
+def from_stages(alone: Path) -> tuple[str, ...]:
+    """Overrides for PPO alone, from what the other stages left there; several micro-batches a step, on each rank."""
+    return (
+        *("debug=tiny", "logger=none", "pipeline=ppo", "ppo.learning_rate=1e-3", "ppo.micro_batch_size=2"),
+        *(f"ppo.policy_from={alone / 'sft'}", f"ppo.reward_from={alone / 'reward_model'}"),
+    )
