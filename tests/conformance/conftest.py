@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fits import assert_same_weights, fit, fit_ppo, stepping
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["artifacts", "assert_same_weights", "fit", "fit_ppo", "stepping"]
+__all__ = ["artifacts", "assert_same_weights", "fit", "fit_ppo", "stepping", "without_plots"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_plots() -> Iterator[None]:
+    """Drawing takes longer than the runs here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_lightning.experiment.pipeline.draw_plots", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -20,22 +28,25 @@ def artifacts(
     make_words: Callable[..., PreTrainedTokenizerFast],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder with models `policy`, `other_policy`, `reward`, `other_reward`, `classifier`, and prompts.
+    """A folder with policies, rewards and classifiers, two or three each, and prompts.
 
-    Of the policies' tokens ten end a reply, so that about every second reply of five tokens ends itself. The
-    classifier has the labels `bad`, `good` and `great`.
+    Of the policies' tokens eleven end a reply, so that about every second reply of five tokens ends itself. The
+    classifiers have the labels `bad`, `good` and `great`.
     """
     directory = tmp_path_factory.mktemp("artifacts")
     tokenizer = make_words()
     for name, seed in (("policy", 0), ("other_policy", 1)):
-        policy = make_policy(seed=seed)
+        policy = make_policy(seed=seed, num_hidden_layers=1)
         policy.generation_config.eos_token_id = [1, *range(40, 50)]
         policy.save_pretrained(directory / name)
-    for name, seed in (("reward", 2), ("other_reward", 3)):
-        make_reward_model(seed=seed).save_pretrained(directory / name)
-    make_reward_model(seed=4, labels=("bad", "good", "great")).save_pretrained(directory / "classifier")
-    for model in ("policy", "other_policy", "reward", "other_reward", "classifier"):
-        tokenizer.save_pretrained(directory / model)
+    for name, seed in (("reward", 2), ("other_reward", 3), ("third_reward", 4)):
+        make_reward_model(seed=seed, num_hidden_layers=1).save_pretrained(directory / name)
+    for name, seed in (("classifier", 5), ("other_classifier", 6)):
+        make_reward_model(seed=seed, labels=("bad", "good", "great"), num_hidden_layers=1).save_pretrained(
+            directory / name
+        )
+    for model in directory.iterdir():
+        tokenizer.save_pretrained(model)
     prompts = [" ".join(f"w{3 + (7 * number + place) % 37}" for place in range(1 + number % 4)) for number in range(24)]
     (directory / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     return directory

@@ -1,15 +1,23 @@
-"""Runs of the command line with the stage ppo alone, from artifacts of random weights, in a fraction of a second."""
+"""Runs with the stage ppo alone, from artifacts of random weights, in a fraction of a second."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rlhf_lightning.cli.main import main
+from rlhf_lightning.experiment.compose import ConfigTree
+from rlhf_lightning.experiment.pipeline import run_pipeline
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.validation import settings_from
 
 SETTINGS = (
     "pipeline=ppo",
@@ -38,12 +46,22 @@ class PpoRun:
 
     Attributes:
         history: what was logged under each name, in order.
-        weights: of the policy that it left.
+        weights: of the policy that it left, and of its value head.
     """
 
     directory: Path
     history: dict[str, list[float]]
     weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, directory: Path) -> PpoRun:
+        history: dict[str, list[float]] = {}
+        with (directory / "history.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                history.setdefault(row["name"], []).append(float(row["value"]))
+        weights = load_file(directory / "ppo" / "model.safetensors")
+        head = load_file(directory / "ppo" / "value_head.safetensors")
+        return cls(directory, history, weights | {f"value_head.{name}": tensor for name, tensor in head.items()})
 
     @property
     def figures(self) -> dict[str, list[float]]:
@@ -51,20 +69,45 @@ class PpoRun:
         timed = ("time/", "rollout/tokens_per_second")
         return {name: values for name, values in self.history.items() if not name.startswith(timed)}
 
+    def distance(self, other: PpoRun) -> float:
+        """The largest difference of a weight."""
+        pairs = ((weight, other.weights[name]) for name, weight in self.weights.items())
+        return max(float((one.double() - another.double()).abs().max()) for one, another in pairs)
 
-def run_ppo(artifacts: Path, directory: Path, *overrides: str) -> PpoRun:
-    """Two iterations of `rlhf train pipeline=ppo`, unless the overrides say otherwise."""
-    given = (
+    def drift(self, other: PpoRun) -> float:
+        """The mean difference of the weights, which a one-sided bias cannot hide in."""
+        differences = [(weight.double() - other.weights[name]).flatten() for name, weight in self.weights.items()]
+        return float(torch.cat(differences).mean().abs())
+
+
+def inputs(artifacts: Path) -> list[str]:
+    """Overrides that name the artifacts."""
+    return [
         f"model.name_or_path={artifacts / 'policy'}",
         f"data.prompts={artifacts / 'prompts.jsonl'}",
         f"ppo.policy_from={artifacts / 'policy'}",
         f"ppo.reward_from={artifacts / 'reward'}",
-        f"paths.outputs={directory}",
-        f"paths.run_dir={directory / 'run'}",
-    )
-    assert main(["train", *SETTINGS, *given, *overrides]) == 0
-    history: dict[str, list[float]] = {}
-    with (directory / "run" / "history.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            history.setdefault(row["name"], []).append(float(row["value"]))
-    return PpoRun(directory / "run", history, load_file(directory / "run" / "ppo" / "model.safetensors"))
+    ]
+
+
+def run_ppo(artifacts: Path, directory: Path, *overrides: str) -> PpoRun:
+    """Two iterations of `rlhf train pipeline=ppo`, unless the overrides say otherwise."""
+    places = [f"paths.outputs={directory}", f"paths.run_dir={directory / 'run'}"]
+    assert main(["train", *SETTINGS, *inputs(artifacts), *places, *overrides]) == 0
+    return PpoRun.read(directory / "run")
+
+
+def composed(artifacts: Path, *overrides: str) -> dict[str, Any]:
+    """The config of such a run, as plain values."""
+    config = ConfigTree.load().compose((*SETTINGS, *inputs(artifacts), "paths.run_dir=?", *overrides))
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    return dict(plain)
+
+
+def run_config(config: Mapping[str, Any], directory: Path) -> PpoRun:
+    """The run of a plain config, without the command line's checks, which take longer than these runs."""
+    paths = {"outputs": str(directory.parent), "run_dir": str(directory), "sweep_dir": str(directory)}
+    settings = settings_from({**config, "paths": paths})
+    run = RunDirectory.create(directory, settings.model_dump(mode="json"), [])
+    run_pipeline(settings, run)
+    return PpoRun.read(directory)
