@@ -85,7 +85,7 @@ def launch(run_dir: RunDirectory, processes: int) -> Outcome:
     children = Children(_started(run_dir, processes))
     with children.told_of_signals():
         children.wait()
-    return _outcome(run_dir, children)
+    return outcome_of(run_dir, children)
 
 
 def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[bytes]]:
@@ -93,7 +93,7 @@ def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[byt
         LAUNCHER: str(os.getpid()),
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": LOCALHOST,
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "NODE_RANK": "0",
     }
     command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(run_dir.path)]
@@ -113,7 +113,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses just now."""
     with socket.socket() as probe:
         probe.bind((LOCALHOST, 0))
         port: int = probe.getsockname()[1]
@@ -138,19 +139,20 @@ class Children:
         """Waits for all of them; when one has failed, not for long."""
         deadline = float("inf")
         while any(process.poll() is None for process in self.processes):
-            if self.failed is None and (failures := self._failures()):
-                # One that was killed is the cause; the others, which miss it, are the effect.
-                self.failed = min(failures, key=lambda rank: (self.code(rank) >= 0, rank))
-                deadline = time.monotonic() + GRACE_SECONDS
+            if self.failed is None:
+                self.failed = self._first_to_fail()
+                deadline = float("inf") if self.failed is None else time.monotonic() + GRACE_SECONDS
             if time.monotonic() > deadline and self._stops:
                 self.send(self._stops.pop(0))
                 deadline = time.monotonic() + GRACE_SECONDS
             time.sleep(POLL_SECONDS)
         if self.failed is None:
-            self.failed = min(self._failures(), default=None)
+            self.failed = self._first_to_fail()
 
-    def _failures(self) -> list[int]:
-        return [rank for rank, process in enumerate(self.processes) if process.poll()]
+    def _first_to_fail(self) -> int | None:
+        failures = [rank for rank, process in enumerate(self.processes) if process.poll()]
+        # One that was killed is the cause; others, which miss it, are the effect.
+        return min(failures, key=lambda rank: (self.code(rank) >= 0, rank), default=None)
 
     def code(self, rank: int) -> int:
         """How a process ended: its exit code, or minus the number of the signal that killed it."""
@@ -180,7 +182,8 @@ class Children:
                 signal.signal(number, handler)
 
 
-def _outcome(run_dir: RunDirectory, children: Children) -> Outcome:
+def outcome_of(run_dir: RunDirectory, children: Children) -> Outcome:
+    """How a run ended whose processes have ended; written down where none of them could."""
     if children.failed is None:
         return Outcome("finished", 0)
     code = children.code(children.failed)

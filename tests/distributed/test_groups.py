@@ -95,9 +95,9 @@ def exchange(rank: int, port: int, directory: str) -> None:
 
 
 def test_two_processes_tell_each_other(tmp_path: Path) -> None:
-    from rlhf_lightning.experiment.launch import _free_port
+    from rlhf_lightning.experiment.launch import free_port
 
-    torch.multiprocessing.spawn(exchange, args=(_free_port(), str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(exchange, args=(free_port(), str(tmp_path)), nprocs=2)
     told: list[dict[str, object]] = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for rank, found in enumerate(told):
         assert found["rank"] == rank
