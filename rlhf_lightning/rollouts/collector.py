@@ -211,11 +211,12 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """What a rollout batch looks like, in figures. KL and reward are sums over a reply, averaged over replies."""
     mask = rollout.reply_mask
     lengths = mask.sum(dim=1).float()
+    scores, raw_scores = rollout.scores.double(), rollout.raw_scores.double()  # a constant's mean is that constant
     kl = k1(rollout.logprobs, rollout.reference_logprobs)
     figures: dict[str, Tensor] = {
-        "objective/score": rollout.scores.mean(),
-        "objective/score_std": rollout.scores.std(correction=0),
-        "objective/raw_score": rollout.raw_scores.mean(),
+        "objective/score": scores.mean(),
+        "objective/score_std": scores.std(correction=0),
+        "objective/raw_score": raw_scores.mean(),
         "objective/kl": sequence_sums(kl, mask).mean(),
         "objective/kl_penalised": sequence_sums(rollout.kl, mask).mean(),
         "objective/reward": sequence_sums(rollout.rewards, mask).mean(),
@@ -223,7 +224,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "objective/entropy": masked_mean(-rollout.logprobs, mask),
         "rollout/length": lengths.mean(),
         "rollout/eos_rate": rollout.finished.float().mean(),
-        "rollout/score_length_correlation": correlation(rollout.scores, lengths),
+        "rollout/score_length_correlation": correlation(scores, lengths),
         "rollout/logprob_mismatch": masked_mean((rollout.sampled_logprobs - rollout.logprobs).abs(), mask),
         "value/mean": masked_mean(rollout.values, mask),
         "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
