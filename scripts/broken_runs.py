@@ -76,7 +76,10 @@ CASES = {
     "no_kl": Case(("kl=none", "ppo.iterations=60", "ppo.learning_rate=2e-4"), "no_kl_penalty"),
     "temperature": Case(("callbacks.self_checks=false", *HOT), "sampling_mismatch"),
     "temperature_checked": Case(HOT, "failed", fails=True),
-    "length": Case(("reward.length_penalty=-0.3",), "length_gaming"),
+    "length": Case(
+        ("reward.length_penalty=-0.2", "ppo.iterations=45", "ppo.learning_rate=2e-4"),
+        "length_gaming",
+    ),
     "frozen_value": Case(("ppo.value_coef=0",), "critic_does_not_learn"),
 }
 

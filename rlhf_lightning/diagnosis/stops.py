@@ -27,9 +27,7 @@ def cut_short(record: RunRecord) -> Finding | None:
     if record.state == "interrupted":
         how = f"interrupted in stage {record.stage}"
     elif record.state == "running" and not record.alive:
-        how = (
-            f"status.json says it runs stage {record.stage}, but its process is gone (killed, or the machine went down)"
-        )
+        how = f"status.json says that it runs stage {record.stage}, but on this machine its process is gone"
     else:
         return None
     return Finding(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hand_made_runs import HEALTHY, ITERATIONS, line, make_record
@@ -36,6 +38,20 @@ def test_the_cause_of_each_recorded_run_is_named_first(name: str, cause: str | N
     else:
         assert diagnosis.verdict is Verdict.UNHEALTHY
         assert diagnosis.causes[0].name == cause
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "innocent"),
+    [
+        ("length", "reward", {"length_penalty": 0.0}),
+        ("frozen_value", "ppo", {"value_coef": 0.1}),
+        ("no_kl", "kl", {"kind": "fixed", "coef": 0.04}),
+    ],
+)
+def test_the_figures_alone_give_the_cause_away(name: str, section: str, innocent: dict[str, Any]) -> None:
+    record = read_run(HISTORIES / name)
+    config = {**record.config, section: {**record.config[section], **innocent}}
+    assert diagnose(replace(record, config=config)).causes[0].name == RECORDED[name]
 
 
 def test_a_recorded_run_says_what_made_it() -> None:
