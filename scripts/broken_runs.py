@@ -152,7 +152,8 @@ def record(run: Path, place: Path) -> None:
     """Copies what the doctor reads, without what differs from machine to machine."""
     place.mkdir(parents=True, exist_ok=True)
     for file in RECORDED:
-        (place / file).write_text((run / file).read_text(encoding="utf-8"), encoding="utf-8")
+        text = (run / file).read_text(encoding="utf-8").replace(f"{Path.cwd()}{os.sep}", "")
+        (place / file).write_text(text, encoding="utf-8")
     history = run / "history.csv"
     if not history.exists():
         return
