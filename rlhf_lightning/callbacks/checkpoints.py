@@ -49,6 +49,10 @@ class WholeFileIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, over which torch's archive then stumbles
+                raise error.__context__ from None
+            raise
         finally:
             aside.unlink(missing_ok=True)
         _flush_directory(path.parent)

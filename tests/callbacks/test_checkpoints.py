@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import resource
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from rlhf_lightning.batches import TensorRecord
 from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO, checkpoints_in
 from rlhf_lightning.callbacks.journals import Journals
+from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
 from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.data.steps import Weight
 from rlhf_lightning.tracking.history import HistoryLogger
+from rlhf_lightning.tracking.history_file import read_history
 
 RECORDS = [float(index) for index in range(26)]
 
@@ -56,15 +60,17 @@ def data_module(micro_batch_size: int = 2) -> StepDataModule[float, Numbers]:
 class Noisy(pl.LightningModule):
     """Its loss depends on every random number generator, on the learning rate's schedule and on each batch."""
 
-    def __init__(self, interval: str) -> None:
+    def __init__(self, interval: str, *, noisy: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.interval = interval
+        self.noisy = noisy
 
     def training_step(self, batch: Numbers | Tensor, _: int) -> Tensor:
         values = batch.values if isinstance(batch, Numbers) else batch
-        noise = torch.rand(()) + random.random() + float(np.random.rand())
-        loss = ((self.weight - values / 10) ** 2).sum() * noise
+        noise = torch.rand(()) + random.random() + float(np.random.rand()) if self.noisy else 1.0
+        # Lightning divides by the accumulated micro-batches; the loss is the sum over the step.
+        loss = ((self.weight - values / 10) ** 2).sum() * noise * self.trainer.accumulate_grad_batches
         self.log("loss", loss.detach(), on_step=self.interval == "step", on_epoch=self.interval == "epoch")
         return loss
 
@@ -140,11 +146,11 @@ class Place:
             default_root_dir=self.path,
         )
 
-    def by_steps(self, checkpoint: Path | None = None, micro_batch_size: int = 2) -> float:
+    def by_steps(self, checkpoint: Path | None = None, micro_batch_size: int = 2, *, noisy: bool = True) -> float:
         """Trains on the data module for two epochs; the weight at the end."""
-        data, module = data_module(micro_batch_size), Noisy("step")
+        data, module = data_module(micro_batch_size), Noisy("step", noisy=noisy)
         trainer = self.trainer("step", epochs=2, accumulate=data.micro_batches_per_step)
-        return self._fit(trainer, module, checkpoint, datamodule=data)
+        return self.fit(trainer, module, checkpoint, datamodule=data)
 
     def by_iterations(self, checkpoint: Path | None = None) -> float:
         """Trains on what a callback provides for four epochs; the weight at the end."""
@@ -152,9 +158,10 @@ class Place:
         filler = Filler(buffer, self.stage_dir / "diary.jsonl")
         trainer = self.trainer("iteration", epochs=4, accumulate=2, callbacks=[filler])
         loader = DataLoader(buffer, batch_size=None, generator=torch.Generator())
-        return self._fit(trainer, module, checkpoint, train_dataloaders=loader)
+        warnings.filterwarnings("ignore", message=r".*You defined a `validation_step` but have no.*")
+        return self.fit(trainer, module, checkpoint, train_dataloaders=loader)
 
-    def _fit(self, trainer: pl.Trainer, module: Noisy, checkpoint: Path | None, **data: Any) -> float:
+    def fit(self, trainer: pl.Trainer, module: Noisy, checkpoint: Path | None, **data: Any) -> float:
         for message in (r".*does not have many workers.*", r".*`IterableDataset` has `__len__`.*", r".*treespec.*"):
             warnings.filterwarnings("ignore", message=message)
         warnings.filterwarnings("error", message=r".*dataloader is not resumable.*")
@@ -195,3 +202,66 @@ def test_from_any_iteration_on_the_training_is_the_same(place: Place) -> None:
         assert place.by_iterations(checkpoint) == final
         assert place.written() == written
     assert written["stage/diary.jsonl"] == "0 4\n1 8\n2 12\n3 16\n"
+
+
+def test_a_full_disk_is_said_as_such_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    path = tmp_path / "step=000001.ckpt"
+    WholeFileIO().save_checkpoint({"count": 1}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            WholeFileIO().save_checkpoint({"weights": torch.zeros(1 << 20)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.load(path, weights_only=True) == {"count": 1}
+
+
+def test_what_a_killed_writer_left_is_removed_and_the_newest_are_kept(place: Place) -> None:
+    place.checkpoints.mkdir(parents=True)
+    (place.checkpoints / ".step=000009.ckpt.part").write_text("half")
+    data, module = data_module(), Noisy("step")
+    trainer = place.trainer("step", epochs=2, accumulate=2, keep_last=3)
+    place.fit(trainer, module, None, datamodule=data)
+    names = sorted(path.name for path in place.checkpoints.iterdir())
+    assert names == ["step=000009.ckpt", "step=000010.ckpt", "step=000011.ckpt"]
+
+
+def test_a_checkpoint_holds_no_code_and_lightnings_own_keys(place: Place) -> None:
+    place.by_iterations()
+    content = torch.load(checkpoints_in(place.checkpoints)[0], weights_only=True)
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} <= content.keys()
+    assert content["resume"].keys() == {"count", "micro_batches_per_step", "journals", "random_states"}
+    assert content["resume"]["journals"].keys() == {"history.csv", "stage/diary.jsonl"}
+
+
+def test_micro_batches_of_another_size_go_on_at_the_same_step(place: Place) -> None:
+    """The loss here does not depend on how a step is divided: only the noise does, so none is drawn."""
+    final = place.by_steps(micro_batch_size=4, noisy=False)
+    middle = place.checkpoints / "step=000008.ckpt"
+    logged = steps_logged(place)
+    assert place.by_steps(middle, micro_batch_size=1, noisy=False) == pytest.approx(final, rel=1e-5)
+    assert place.by_steps(middle, micro_batch_size=2, noisy=False) == pytest.approx(final, rel=1e-5)
+    assert steps_logged(place) == logged == list(range(12))
+
+
+def steps_logged(place: Place) -> list[int]:
+    """The steps at which the training loss stands in the history."""
+    return [row.step for row in read_history(place.path) if row.name == "loss"]
+
+
+def test_random_states_are_restored_to_the_number() -> None:
+    states = random_states()
+    random.gauss(0, 1)  # leaves half a pair behind, which is part of the state
+    states = random_states()
+
+    def drawn() -> list[float]:
+        return [random.gauss(0, 1), random.random(), float(np.random.normal()), float(torch.randn(()))]
+
+    first = drawn()
+    assert drawn() != first
+    restore_random_states(states)
+    assert drawn() == first
