@@ -26,7 +26,7 @@ SMALL = (
 FIRST_UPDATE = ("ppo.iterations=1", "ppo.epochs=1", "ppo.minibatches=1")
 """PPO ends after one optimizer step."""
 
-LIMIT = 180.0
+LIMIT = 500.0
 """Seconds after which a run counts as stuck."""
 
 TIMES = ("time/", "rollout/tokens_per_second")

@@ -1,0 +1,67 @@
+"""A run of two processes that is interrupted goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import distances, ended, history, started, train
+
+from rlhf_lightning.experiment.run_directory import RunDirectory
+
+LONGER = ("ppo.iterations=5", "callbacks.save_every=1", "trainer.accelerator=cpu")
+PATIENCE = 120.0
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "number", "state"),
+    [
+        ("ddp", signal.SIGTERM, "interrupted"),
+        ("ddp", signal.SIGKILL, "running"),
+        ("fsdp", signal.SIGTERM, "interrupted"),
+    ],
+)
+def test_interrupted_equals_uninterrupted(
+    from_stages: tuple[str, ...], tmp_path: Path, strategy: str, number: signal.Signals, state: str
+) -> None:
+    whole = train(tmp_path / "whole", *from_stages, *LONGER, f"trainer={strategy}", cwd=tmp_path)
+    cut = tmp_path / "cut"
+    process = started("train", *from_stages, *LONGER, f"trainer={strategy}", f"paths.run_dir={cut}", cwd=tmp_path)
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
+    process.send_signal(number)
+    code, said = ended(process)
+    assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL), said
+    wait_until_nobody_is_at(cut)
+    assert RunDirectory.open(cut).status.state in (state, "interrupted")
+
+    code, said = ended(started("train", f"resume={cut}", cwd=tmp_path))
+    assert code == 0, said
+    assert "goes on from" in said
+    assert {file: distance.largest for file, distance in distances(whole, cut).items()} == dict.fromkeys(
+        distances(whole, cut), 0.0
+    )
+    assert history(whole) == history(cut)
+
+
+def wait_until_nobody_is_at(run: Path) -> None:
+    """Until the processes have ended whose launcher was killed: they are interrupted then."""
+    deadline = time.monotonic() + PATIENCE
+    pid = RunDirectory.open(run).status.pid
+    while True:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "the first process goes on without its launcher"
+        time.sleep(0.1)
