@@ -150,6 +150,13 @@ def compare(
     assert {completion.finished for completion in completions} == {True, False}
     rows = naive.prepare(completions, rule)
     assert_same_rollout(fit.collected[0].rollout, rows)
+    figures = fit.collected[0].metrics
+    d = sum(token.logprob - token.reference for row in rows for token in row)
+    assert figures["objective/kl"] == pytest.approx(d / len(rows), abs=1e-5)
+    paid = sum(token.kl for row in rows for token in row)
+    assert figures["objective/kl_penalised"] == pytest.approx(paid / len(rows), abs=1e-5)
+    reward = sum(token.reward for row in rows for token in row)
+    assert figures["objective/reward"] == pytest.approx(reward / len(rows), abs=1e-5)
 
     by_tokens = {(*done.prompt_ids, *done.reply_ids): place for place, done in enumerate(completions)}
     assert len(order) == epochs * minibatches
