@@ -48,16 +48,9 @@ def test_torchrun_starts_the_processes(alone: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_is_told_of_a_directory_that_is_taken(alone: Path, tmp_path: Path) -> None:
     command = torchrun("--nproc-per-node=2", f"--master-port={free_port()}")
+    choices = ("trainer=ddp", "trainer.accelerator=cpu", f"paths.run_dir={alone}")
     process = subprocess.Popen(
-        [
-            *command,
-            "rlhf_lightning",
-            "train",
-            *SMALL,
-            "trainer=ddp",
-            "trainer.accelerator=cpu",
-            f"paths.run_dir={alone}",
-        ],
+        [*command, "rlhf_lightning", "train", *SMALL, *choices],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -135,3 +128,44 @@ def test_two_hosts_train_what_one_process_trains(
         assert code == 0, said
     assert RunDirectory.open(tmp_path / "run").status.state == "finished"
     assert_alike(alone, tmp_path / "run")
+
+
+SCONTROL = """#!/bin/sh
+echo 127.0.0.1
+"""
+
+SRUN = """#!/bin/sh
+shift  # --kill-on-bad-exit=1
+export SLURM_STEP_NUM_TASKS=2 SLURM_NODEID=0 SLURM_STEP_NODELIST=here
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & other=$!
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $other
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_starts_a_run_and_goes_on_with_it(alone: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    # What the script asks of the place where the job was submitted.
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "4572",
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
+    kept = environment()
+    kept = {**kept, **slurm, "PATH": f"{tmp_path}:{kept['PATH']}"}
+    command = ["bash", str(root / "scripts" / "slurm.sh"), *SMALL, *FIRST_UPDATE, "trainer.accelerator=cpu"]
+    command += ["trainer.precision=32-true"]
+    first = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=500)
+    assert first.returncode == 0, first.stderr
+    run = RunDirectory.open(tmp_path / "outputs" / f"slurm-{slurm['SLURM_JOB_ID']}")
+    assert run.status.state == "finished"
+    assert_alike(alone, run.path)
+    again = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=500)
+    assert again.returncode == 0, again.stderr
+    assert "there is nothing to resume" in again.stdout
