@@ -67,13 +67,14 @@ TRAIN = [words[2:] for words in (*README_COMMANDS, *help_examples()) if words[:2
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the files and artifacts that the commands name."""
+    """A working directory with the files and artifacts that the commands name, on a machine with GPUs."""
     for name in FILES:
         (tmp_path / name).touch()
     for name in ARTIFACTS:
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     return tmp_path
 
 
@@ -113,6 +114,20 @@ def test_inline_commands_are_known_too(tree: ConfigTree, tmp_path: Path, monkeyp
         assert (settings.ppo.epochs == 7) == bool(arguments.config_dir)
 
 
+@pytest.mark.usefixtures("prepared")
+def test_the_torchrun_command_passes_the_preflight(tree: ConfigTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    (words,) = [words for words in README_COMMANDS if words[0] == "torchrun"]
+    module = words.index("-m")
+    assert words[module : module + 3] == ["-m", "rlhf_lightning", "train"]
+    options = dict(option.split("=") for option in words[1:module])
+    processes = int(options["--nnodes"]) * int(options["--nproc-per-node"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    settings = check_run(tree, words[module + 3 :]).settings
+    assert settings is not None
+    assert settings.trainer.processes == processes
+
+
 def test_every_score_command_is_understood() -> None:
     scoring = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "score"]]
     assert scoring
@@ -126,6 +141,15 @@ def test_every_doctor_command_is_understood() -> None:
     assert consulting
     for words in consulting:
         assert doctor.parser().parse_args(words).runs
+
+
+def test_what_the_doctor_is_shown_to_say_is_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = next(block for block in blocks("") if "[learning_rate_too_high]" in block).splitlines()
+    assert main.main(["doctor", "tests/diagnosis/histories/learning_rate"]) == 3
+    assert set(shown) <= set(capsys.readouterr().out.splitlines())
 
 
 def test_the_table_of_findings_names_them_all() -> None:
@@ -144,7 +168,7 @@ def test_the_text_to_score_is_in_the_words_of_the_world() -> None:
 
 def test_every_script_exists_and_is_valid_shell() -> None:
     scripts = sorted(set(re.findall(r"scripts/\w+\.sh", README)))
-    assert scripts == ["scripts/quickstart.sh", "scripts/test.sh"]
+    assert scripts == ["scripts/quickstart.sh", "scripts/slurm.sh", "scripts/test.sh"]
     for script in (*scripts, "scripts/setup.sh", ".ci/run"):
         checked = subprocess.run(["bash", "-n", str(ROOT / script)], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
@@ -158,7 +182,7 @@ def test_every_module_and_shell_named_exists() -> None:
 
 
 def test_no_other_command_hides_in_the_readme() -> None:
-    known = {"bash", "rlhf", "python", "source", "eval"}
+    known = {"bash", "rlhf", "python", "source", "eval", "torchrun", "sbatch"}
     assert {words[0] for words in README_COMMANDS} == known
 
 
