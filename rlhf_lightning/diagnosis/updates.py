@@ -25,8 +25,8 @@ OFTEN = 0.2
 """Share of iterations above which something is the rule."""
 REPEATED = 2
 """A single large update may be the work of an odd batch."""
-USUAL_KL = 0.005
-"""Approximate KL of an update that learns well. It grows with the square of the learning rate."""
+USUAL_KL = 0.002
+"""Approximate KL of an update that learns well, in nats a token. It grows with the square of the learning rate."""
 STILL_KL = 1e-5
 """Approximate KL of an update that changes nothing: a learning run's largest is 100 times this and more."""
 STILL_DISTANCE = 0.02

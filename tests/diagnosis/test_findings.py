@@ -132,15 +132,15 @@ def test_a_few_violent_updates_are_a_cause_only_where_they_did_damage() -> None:
     finding = found(updates.learning_rate_too_high(record))
     assert finding.severity is Severity.SERIOUS
     assert "in iterations 0-1" in finding.evidence[0]
-    # sqrt(median(1.6, 8.3) / 0.005) = 31.5 times too high.
-    assert finding.overrides == ("ppo.learning_rate=3.2e-06",)
+    # sqrt(median(1.6, 8.3) / 0.002) = 49.7 times too high.
+    assert finding.overrides == ("ppo.learning_rate=2e-06",)
 
 
 def test_violent_updates_as_a_rule_are_a_warning() -> None:
     record = make_record({"policy/approx_kl": constant(0.08), "policy/clip_fraction": constant(0.1)})
     finding = found(updates.learning_rate_too_high(record))
     assert finding.severity is Severity.WARNING
-    assert finding.overrides == ("ppo.learning_rate=2.5e-05",)  # sqrt(0.08 / 0.005) = 4
+    assert finding.overrides == ("ppo.learning_rate=1.6e-05",)  # sqrt(0.08 / 0.002) = 6.3
 
 
 def test_a_large_kl_of_a_few_rare_tokens_is_not_the_learning_rate() -> None:
@@ -157,7 +157,7 @@ STILL = {
 
 def test_a_policy_that_does_not_move() -> None:
     finding = found(updates.learning_rate_too_low(make_record(STILL, {"ppo.learning_rate": 1e-8})))
-    # sqrt(0.005 / 1e-11) = 22,361, of which a thousand is taken.
+    # sqrt(0.002 / 1e-11) = 14,142, of which a thousand is taken.
     assert finding.overrides == ("ppo.learning_rate=1e-05",)
     assert updates.learning_rate_too_low(make_record({**STILL, "objective/kl": line(0.0, 0.5)})) is None
     assert updates.learning_rate_too_low(make_record({name: values[:8] for name, values in STILL.items()})) is None
