@@ -158,18 +158,21 @@ def test_a_directory_that_cannot_be_made_is_refused(
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_further_rank_joins_the_run_and_leaves_its_records_alone(
+def test_a_further_process_joins_the_run_and_leaves_its_records_alone(
     here: Path, use_pipeline: UsePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunDirectory.create(here / "run", {}, ["seed=4"])
-    before = (run.path / "status.json").read_text()
+    use_pipeline(nothing)
+    assert main(["train", "seed=4", "paths.run_dir=mine"]) == 0
+    run = RunDirectory.open(here / "mine")
+    run.update_status(state="running")
+    before = {name: (run.path / name).read_bytes() for name in ("status.json", "provenance.json", "run.log")}
     seeds: list[int] = []
     use_pipeline(lambda settings, _: seeds.append(settings.seed))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert main(["train", "seed=4", f"hydra.run.dir={run.path}"]) == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["run-job", "mine"]) == 0
     assert seeds == [4]
-    assert (run.path / "status.json").read_text() == before
-    assert not (here / "outputs").exists()
+    assert {name: (run.path / name).read_bytes() for name in before} == before
 
 
 def test_the_run_log_has_our_lines_and_others_warnings(here: Path, use_pipeline: UsePipeline) -> None:

@@ -207,7 +207,7 @@ def test_no_word_of_the_checking_library_shows(tree: ConfigTree) -> None:
 
 def test_a_key_of_another_option_names_the_option(tree: ConfigTree) -> None:
     problem = only(problems(tree, "kl=none", "kl.coef=0.1"))
-    assert problem.what == "belongs to kl=fixed, and kl=none is chosen"
+    assert problem.what == "belongs to kl=fixed or kl=adaptive, and kl=none is chosen"
     found = problems(tree, "data=hub", "data.name=x", "model=scratch", "data.annotator.flip_rate=0.1")
     assert found["data.annotator"].what == "belongs to data=courtesy, and data=hub is chosen"
     assert found["data.annotator"].source == "data.annotator.flip_rate=0.1"
@@ -404,7 +404,7 @@ def test_every_kind_of_sweep_is_expanded(tree: ConfigTree, override: str, values
 
 def test_options_are_swept_by_pattern(tree: ConfigTree) -> None:
     kinds = [job.settings.kl.kind for job in check_sweep(tree, ["kl=glob(*)"]) if job.settings]
-    assert kinds == ["fixed", "none"]
+    assert kinds == ["adaptive", "fixed", "none"]
 
 
 def test_sweeps_that_cannot_be_run(tree: ConfigTree) -> None:
