@@ -60,11 +60,12 @@ def execute(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[st
         RunDirectoryError: another process is running there.
     """
     holding = nullcontext() if joins_a_run() else run_dir.held()
-    with holding, _log_to(run_dir.path / _log_name()):
-        with interruptible() as interruption, _Ending(run_dir, interruption) as ending:
+    with holding, _log_to(run_dir.path / _log_name()), interruptible() as interruption:
+        with _Ending(run_dir, interruption) as ending:
             if not joins_a_run():
                 _announce(settings, run_dir, overrides)
             _run_pipeline(settings, run_dir)
+        # An echo is ignored here: srun sends SIGTERM as soon as another process has gone.
         if interruption.number == signal.SIGUSR1 and not joins_a_run():
             requeue_in_slurm()
     return ending.outcome

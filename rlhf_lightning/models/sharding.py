@@ -16,7 +16,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         mesh: the processes that share it.
     """
     layers = set(getattr(model, "_no_split_modules", None) or ())
-    for module in list(model.modules()):
+    for module in reversed(list(model.modules())):  # the innermost first
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     # Also after the forward of the outermost part: rollouts are not followed by a backward that would do it.
