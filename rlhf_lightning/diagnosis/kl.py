@@ -20,8 +20,8 @@ GOLD_FALL = 0.3
 """Fall of the smoothed gold reward from its peak: three standard errors of a batch of 128 replies."""
 OFF_TARGET = 0.25
 """An adaptive controller that has had its time holds the KL within a quarter of its target."""
-SETTLING_ITERATIONS = 30
-"""The controller moves the coefficient by at most a few percent an iteration, so it needs this many."""
+SETTLING_ITERATIONS = 50
+"""The controller moves the coefficient by a few percent an iteration: it needs about thirty before it can be judged."""
 DRIFTS = frozenset(
     {"exploding_kl", "overoptimisation", "entropy_collapse", "repetition", "length_drift", "vanishing_eos"}
 )

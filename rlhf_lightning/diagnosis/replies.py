@@ -6,9 +6,9 @@ from rlhf_lightning.diagnosis.finding import Finding, Severity, figure, override
 from rlhf_lightning.diagnosis.kl import REPETITION
 from rlhf_lightning.diagnosis.run_record import RunRecord
 
-COLLAPSED = 0.05
-"""Share of the first entropy that is left. A healthy run of the embedded world ends with 0.17 to 0.28 of it."""
-NARROW = 0.08
+COLLAPSED = 0.03
+"""Share of the first entropy that is left. Healthy runs of the embedded world end with 0.08 to 0.28 of it."""
+NARROW = 0.06
 ENDLESS = 0.5
 """Fewer than half of the replies end themselves."""
 FEWER_ENDS = 0.9
