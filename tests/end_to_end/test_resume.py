@@ -47,6 +47,8 @@ SIZES = (
 )
 """The whole pipeline; SFT takes 14 or 16 optimizer steps of two micro-batches, in two epochs."""
 
+INPUTS = {"policy_from": "sft", "reward_from": "reward_model"}
+
 TIMES = ("time/", "rollout/tokens_per_second")
 
 
@@ -185,7 +187,7 @@ def test_a_checkpoint_with_code_is_refused(
     assert (status.state, status.stage) == ("failed", "ppo")
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward_model"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward_model", marks=pytest.mark.slow)])
 def test_a_supervised_stage_goes_on_between_two_steps(
     stage: str, tmp_path: Path, uninterrupted: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ def test_a_supervised_stage_goes_on_between_two_steps(
     assert_alike(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_train_is_done_again(
     tmp_path: Path, uninterrupted: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +245,37 @@ def test_a_wandb_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.Mo
     after = json.loads((run.path / "wandb" / "sft.json").read_text())
     assert (after["id"], after["name"], after["group"]) == (before["id"], before["name"], before["group"])
     assert after["directory"] != before["directory"]
+
+
+STATEFUL = {
+    "an update that ends early": ["ppo.target_kl=1e-4", "ppo.micro_batch_size=2", "ppo.critic_warmup=1"],
+    "a critic of its own, running statistics": ["ppo.critic=separate", "reward.running_normalisation=true"],
+    "a budget that is used up": ["ppo.kl_budget=0.05", "ppo.critic=reward_model", "kl.coef=0.01"],
+    "KL in the loss, recomputed activations": [
+        *("kl.estimator=exact", "kl.apply_to=loss", "ppo.entropy_coef=0.01", "model.gradient_checkpointing=true")
+    ],
+}
+"""What has a state of its own that an interruption must not lose."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", STATEFUL.values(), ids=STATEFUL)
+def test_whatever_has_a_state_keeps_it(
+    told: list[str], uninterrupted: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "debug=tiny", "logger=none", "pipeline=ppo", "kl=adaptive", "callbacks.save_every=1", *told]
+    command += ["ppo.iterations=5", "ppo.learning_rate=1e-3", "reward.standardise_on_reference=null"]
+    command += [f"ppo.{key}={uninterrupted.path / stage}" for key, stage in INPUTS.items()]
+    assert main([*command, *placed(tmp_path / "whole")]) == 0
+    whole = RunDirectory.open(tmp_path / "whole" / "run")
+    iterations = finished_metrics(whole)["stages"]["ppo"]["iterations"]
+    assert iterations >= 3
+    for number in (1, iterations - 1):
+        with cut_short_in_iteration(number, monkeypatch):
+            assert main([*command, *placed(tmp_path / f"cut_{number}")]) == 130
+        run = RunDirectory.open(tmp_path / f"cut_{number}" / "run")
+        assert main(["train", f"resume={run.path}"]) == 0
+        assert_alike(run, whole)
 
 
 @pytest.mark.slow
