@@ -87,14 +87,15 @@ def test_a_coefficient_of_zero_is_no_penalty_either() -> None:
 
 
 def test_an_adaptive_controller_that_misses_its_target() -> None:
-    target = {"kl/target": constant(6.0)}
-    assert kl.kl_off_target(make_record({**target, "objective/kl": constant(6.9)})) is None
-    finding = found(
-        kl.kl_off_target(make_record({**target, "objective/kl": constant(12.0)}, {"kl.horizon": 10000, "kl.coef": 0.1}))
-    )
+    def missing(kl_of_a_reply: float, iterations: int = 60) -> Finding | None:
+        curves = {"kl/target": [6.0] * iterations, "objective/kl": [kl_of_a_reply] * iterations}
+        return kl.kl_off_target(make_record(curves, {"kl.horizon": 10000}))
+
+    assert missing(6.9) is None
+    assert missing(12.0, iterations=40) is None  # it has not settled
+    finding = found(missing(12.0))
     assert "12 on average over the last third, kl/target 6" in finding.evidence[0]
     assert finding.overrides == ("kl.horizon=3333",)
-    assert kl.kl_off_target(make_record({**target, "objective/kl": constant(12.0)[:20]})) is None  # has not settled
 
 
 def test_a_penalty_that_holds_the_policy_down() -> None:
