@@ -307,12 +307,14 @@ def main(argv: Sequence[str]) -> int:
     chosen: dict[str, Mutation | None] = {"none": None} | {name: MUTATIONS[name] for name in arguments.only}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         verdicts = dict(zip(chosen, pool.map(examine, chosen.values()), strict=True))
-    report = Table("mutation", "what", "caught by", "s")
+    report = Table("mutation", "what")
+    report.add_column("caught by", overflow="fold")
+    report.add_column("s", justify="right")
     for name, verdict in verdicts.items():
         caught = verdict.caught_by or ("the suite did not run" if verdict.broken else "-")
         what = mutation.what if (mutation := chosen[name]) else "the package as it is"
         report.add_row(name, what, caught, f"{verdict.seconds:.0f}")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(report)
     for name, verdict in verdicts.items():
         if verdict.broken:

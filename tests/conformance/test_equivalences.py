@@ -24,6 +24,89 @@ MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
 
 
+def test_the_reference_is_what_it_was(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    policy = make_policy()
+    before = FrozenReference(make_policy())
+    fit = fit_ppo(policy, lambda done: done.reply_ids[0] / 25.0 - 1.0, iterations=3, learning_rate=0.1)
+    (callback,) = [entry for entry in fit.trainer.callbacks if hasattr(entry, "collector")]
+    reference = callback.collector.reference
+    sequences = torch.arange(3, 23).view(2, 10)
+    answers = [one.logits(sequences, torch.ones_like(sequences), 4) for one in (before, reference)]
+    assert torch.equal(*answers)
+    assert reference.fingerprint() == before.fingerprint() != FrozenReference(policy).fingerprint()
+    assert not any(parameter.requires_grad for parameter in reference.model.parameters())
+    # Of the first rollouts the KL is 0, and afterwards it is not.
+    assert [abs(seen.metrics["objective/kl"]) < 1e-5 for seen in fit.collected] == [True, False, False]
+
+
+def test_a_constant_reward_is_logged_as_it_is(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    fit = fit_ppo(make_policy(), lambda _: 3.7, iterations=2, missing_eos_penalty=None, collecting={"kl_coef": 0.0})
+    constant = float(torch.tensor(3.7))
+    assert fit.recorder.series("objective/score") == [constant] * 2
+    assert fit.recorder.series("objective/raw_score") == [constant] * 2
+    assert fit.recorder.series("objective/reward") == pytest.approx([constant] * 2)
+    assert fit.recorder.series("objective/score_std") == [0.0] * 2
+
+
+def test_with_gamma_and_lambda_1_returns_are_rewards_to_go(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    head = torch.randn(1, 16, generator=torch.Generator().manual_seed(3))
+    fit = fit_ppo(
+        make_policy(),
+        lambda done: done.reply_ids[0] / 25.0 - 1.0,
+        value_head=head,
+        collecting={"reference": make_policy(seed=1), "lam": 1.0, "whiten": False},
+    )
+    rollout = fit.collected[0].rollout
+    to_go: Tensor = rollout.rewards.flip(1).cumsum(1).flip(1) * rollout.reply_mask
+    torch.testing.assert_close(rollout.returns, to_go, atol=1e-5, rtol=1e-5)
+    advantages = (to_go - rollout.values) * rollout.reply_mask
+    torch.testing.assert_close(rollout.advantages, advantages, atol=1e-5, rtol=1e-5)
+
+
+class Order(pl.Callback):
+    """The order of the rollouts in each epoch of each iteration, by their tokens."""
+
+    def __init__(self) -> None:
+        self.iterations: list[list[tuple[int, ...]]] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Minibatch, batch_idx: int
+    ) -> None:
+        del trainer, pl_module
+        if batch_idx == 0:
+            self.iterations.append([])
+        rollout = batch.rollout
+        for ids, mask in zip(rollout.sequences, rollout.attention_mask.bool(), strict=True):
+            self.iterations[-1].append(tuple(ids[mask].tolist()))
+
+
+def test_the_order_is_redrawn_in_every_epoch(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    order = Order()
+    fit = fit_ppo(
+        make_policy(initializer_range=0.02),
+        lambda _: 0.0,
+        iterations=2,
+        epochs=3,
+        minibatches=2,
+        micro_batch_size=2,
+        callbacks=[order],
+    )
+    for seen, collected in zip(order.iterations, fit.collected, strict=True):
+        everything = [(*done.prompt_ids, *done.reply_ids) for done in collected.completions]
+        epochs = [seen[start : start + 8] for start in (0, 8, 16)]
+        assert all(sorted(epoch) == sorted(everything) for epoch in epochs)
+        places = [tuple(everything.index(tokens) for tokens in epoch) for epoch in epochs]
+        assert len({tuple(range(8)), *places}) == 4
+
+
+def test_replies_do_not_depend_on_the_state_of_the_generator(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    replies: list[tuple[Completion, ...]] = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        replies.append(fit_ppo(make_policy(), lambda _: 0.0).collected[0].completions)
+    assert replies[0] == replies[1]
+
+
 @pytest.fixture(scope="module")
 def baseline(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> PpoRun:
     """Two iterations of two epochs of two minibatches, in micro-batches of four, rollouts in one chunk of eight."""
@@ -44,14 +127,12 @@ def test_the_same_command_gives_the_same_run(baseline: PpoRun, artifacts: Path, 
     assert_equal_runs(baseline, run_ppo(artifacts, tmp_path), exactly=True)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_micro_batches_and_accumulation(size: int, baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
-    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, f"ppo.micro_batch_size={size}"))
+def test_micro_batches_and_accumulation(baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
+    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, "ppo.micro_batch_size=1"))
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_chunks_of_rollouts(size: int, baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
-    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, f"rollout.chunk_size={size}"))
+def test_chunks_of_rollouts(baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
+    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, "rollout.chunk_size=3"))
 
 
 def test_gradient_checkpointing(baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
@@ -124,87 +205,3 @@ def test_optimizer_steps_are_epochs_times_minibatches(artifacts: Path, tmp_path:
     assert count == [2 * 3 * 4]
     assert run.history["policy/optimizer_steps"] == [12.0, 12.0]
     assert run.history["learning_rate/policy"] == pytest.approx([0.01, 0.005])
-
-
-def test_the_reference_is_what_it_was(baseline: PpoRun, make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    policy = make_policy()
-    before = FrozenReference(make_policy())
-    fit = fit_ppo(policy, lambda done: done.reply_ids[0] / 25.0 - 1.0, iterations=3, learning_rate=0.1)
-    (callback,) = [entry for entry in fit.trainer.callbacks if hasattr(entry, "collector")]
-    reference = callback.collector.reference
-    sequences = torch.arange(3, 23).view(2, 10)
-    answers = [one.logits(sequences, torch.ones_like(sequences), 4) for one in (before, reference)]
-    assert torch.equal(*answers)
-    assert reference.fingerprint() == before.fingerprint() != FrozenReference(policy).fingerprint()
-    assert not any(parameter.requires_grad for parameter in reference.model.parameters())
-    # Of the first rollouts the KL is 0, and afterwards it is not.
-    assert [abs(seen.metrics["objective/kl"]) < 1e-5 for seen in fit.collected] == [True, False, False]
-    assert abs(baseline.history["objective/kl"][1]) > 0.01
-
-
-def test_a_constant_reward_is_logged_as_it_is(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    fit = fit_ppo(make_policy(), lambda _: 3.7, iterations=2, missing_eos_penalty=None, collecting={"kl_coef": 0.0})
-    constant = float(torch.tensor(3.7))
-    assert fit.recorder.series("objective/score") == [constant] * 2
-    assert fit.recorder.series("objective/raw_score") == [constant] * 2
-    assert fit.recorder.series("objective/reward") == pytest.approx([constant] * 2)
-    assert fit.recorder.series("objective/score_std") == [0.0] * 2
-
-
-def test_with_gamma_and_lambda_1_returns_are_rewards_to_go(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    head = torch.randn(1, 16, generator=torch.Generator().manual_seed(3))
-    fit = fit_ppo(
-        make_policy(),
-        lambda done: done.reply_ids[0] / 25.0 - 1.0,
-        value_head=head,
-        collecting={"reference": make_policy(seed=1), "lam": 1.0, "whiten": False},
-    )
-    rollout = fit.collected[0].rollout
-    to_go: Tensor = rollout.rewards.flip(1).cumsum(1).flip(1) * rollout.reply_mask
-    torch.testing.assert_close(rollout.returns, to_go, atol=1e-5, rtol=1e-5)
-    advantages = (to_go - rollout.values) * rollout.reply_mask
-    torch.testing.assert_close(rollout.advantages, advantages, atol=1e-5, rtol=1e-5)
-
-
-class Order(pl.Callback):
-    """The order of the rollouts in each epoch of each iteration, by their tokens."""
-
-    def __init__(self) -> None:
-        self.iterations: list[list[tuple[int, ...]]] = []
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Minibatch, batch_idx: int
-    ) -> None:
-        del trainer, pl_module
-        if batch_idx == 0:
-            self.iterations.append([])
-        rollout = batch.rollout
-        for ids, mask in zip(rollout.sequences, rollout.attention_mask.bool(), strict=True):
-            self.iterations[-1].append(tuple(ids[mask].tolist()))
-
-
-def test_the_order_is_redrawn_in_every_epoch(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    order = Order()
-    fit = fit_ppo(
-        make_policy(initializer_range=0.02),
-        lambda _: 0.0,
-        iterations=2,
-        epochs=3,
-        minibatches=2,
-        micro_batch_size=2,
-        callbacks=[order],
-    )
-    for seen, collected in zip(order.iterations, fit.collected, strict=True):
-        everything = [(*done.prompt_ids, *done.reply_ids) for done in collected.completions]
-        epochs = [seen[start : start + 8] for start in (0, 8, 16)]
-        assert all(sorted(epoch) == sorted(everything) for epoch in epochs)
-        places = [tuple(everything.index(tokens) for tokens in epoch) for epoch in epochs]
-        assert len({tuple(range(8)), *places}) == 4
-
-
-def test_replies_do_not_depend_on_the_state_of_the_generator(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    replies: list[tuple[Completion, ...]] = []
-    for state in (0, 1):
-        torch.manual_seed(state)
-        replies.append(fit_ppo(make_policy(), lambda _: 0.0).collected[0].completions)
-    assert replies[0] == replies[1]

@@ -34,6 +34,9 @@ TWO: dict[str, Any] = {"ppo": {"iterations": 2}}
 THREE: dict[str, Any] = {"ppo": {"iterations": 3}}
 """Where a coefficient has adapted to a KL that is not 0, and rewards were given under it."""
 
+SMALLEST = ("ppo.iterations=1", "ppo.minibatches=1", "ppo.micro_batch_size=8", "callbacks.self_checks=false")
+"""One iteration of two steps."""
+
 Change = dict[str, dict[str, Any]]
 
 FLIPS: dict[str, tuple[Change, Change]] = {
@@ -42,7 +45,7 @@ FLIPS: dict[str, tuple[Change, Change]] = {
     "PpoSettings.critic": ({}, {"ppo": {"critic": "separate"}}),
     "PpoSettings.iterations": ({}, TWO),
     "PpoSettings.epochs": ({}, {"ppo": {"epochs": 1}}),
-    "PpoSettings.minibatches": ({}, {"ppo": {"minibatches": 1}}),
+    "PpoSettings.minibatches": ({}, {"ppo": {"minibatches": 2, "micro_batch_size": 4}}),
     "PpoSettings.learning_rate": ({}, {"ppo": {"learning_rate": 0.02}}),
     "PpoSettings.critic_learning_rate": ({}, {"ppo": {"critic_learning_rate": 0.03}}),
     "PpoSettings.lr_schedule": (TWO, {"ppo": {"lr_schedule": "constant"}}),
@@ -52,7 +55,7 @@ FLIPS: dict[str, tuple[Change, Change]] = {
     "PpoSettings.entropy_coef": ({}, {"ppo": {"entropy_coef": 0.1}}),
     "PpoSettings.missing_eos_penalty": ({}, {"ppo": {"missing_eos_penalty": None}}),
     "PpoSettings.max_grad_norm": ({}, {"ppo": {"max_grad_norm": 0.05}}),
-    "PpoSettings.target_kl": ({}, {"ppo": {"target_kl": 1e-5}}),
+    "PpoSettings.target_kl": ({"ppo": {"epochs": 3}}, {"ppo": {"target_kl": 1e-5}}),
     "PpoSettings.kl_budget": (TWO, {"ppo": {"kl_budget": 1e-3}}),
     "PpoSettings.critic_warmup": (TWO, {"ppo": {"critic_warmup": 1}}),
     "RolloutSettings.batch_size": ({}, {"rollout": {"batch_size": 16}}),
@@ -128,7 +131,7 @@ class Runs:
     def __init__(self, artifacts: Path, directory: Path) -> None:
         self.artifacts = artifacts
         self.directory = directory
-        self.plain = composed(artifacts, "ppo.iterations=1")
+        self.plain = composed(artifacts, *SMALLEST)
         self.done: dict[str, PpoRun] = {}
 
     def __call__(self, *changes: Change) -> PpoRun:
