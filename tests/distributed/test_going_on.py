@@ -47,6 +47,27 @@ def test_interrupted_equals_uninterrupted(
     assert history(whole) == history(cut)
 
 
+@pytest.mark.slow
+def test_a_process_that_was_killed_is_named_and_the_run_goes_on(from_stages: tuple[str, ...], tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", *from_stages, *LONGER, "trainer=ddp", cwd=tmp_path)
+    cut = tmp_path / "cut"
+    process = started("train", *from_stages, *LONGER, "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    code, said = ended(process)
+    assert code == 1
+    assert "Process 1 of 2 was killed by SIGKILL." in said
+    status = RunDirectory.open(cut).status
+    assert status.state == "failed"
+    assert status.error is not None
+    assert status.error.what == "Process 1 of 2 was killed by SIGKILL."
+
+    code, said = ended(started("train", f"resume={cut}", cwd=tmp_path))
+    assert code == 0, said
+    assert {distance.largest for distance in distances(whole, cut).values()} == {0.0}
+
+
 def wait_until_nobody_is_at(run: Path) -> None:
     """Until the processes have ended whose launcher was killed: they are interrupted then."""
     deadline = time.monotonic() + PATIENCE
