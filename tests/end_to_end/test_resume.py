@@ -250,7 +250,7 @@ def test_a_wandb_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.Mo
 STATEFUL = {
     "an update that ends early": ["ppo.target_kl=1e-4", "ppo.micro_batch_size=2", "ppo.critic_warmup=1"],
     "a critic of its own, running statistics": ["ppo.critic=separate", "reward.running_normalisation=true"],
-    "a budget that is used up": ["ppo.kl_budget=0.05", "ppo.critic=reward_model", "kl.coef=0.01"],
+    "a budget that is used up": ["ppo.kl_budget=0.3", "ppo.critic=reward_model", "kl.coef=0.01"],
     "KL in the loss, recomputed activations": [
         *("kl.estimator=exact", "kl.apply_to=loss", "ppo.entropy_coef=0.01", "model.gradient_checkpointing=true")
     ],
@@ -269,8 +269,8 @@ def test_whatever_has_a_state_keeps_it(
     assert main([*command, *placed(tmp_path / "whole")]) == 0
     whole = RunDirectory.open(tmp_path / "whole" / "run")
     iterations = finished_metrics(whole)["stages"]["ppo"]["iterations"]
-    assert iterations >= 3
-    for number in (1, iterations - 1):
+    assert iterations > 1
+    for number in {1, iterations - 1}:
         with cut_short_in_iteration(number, monkeypatch):
             assert main([*command, *placed(tmp_path / f"cut_{number}")]) == 130
         run = RunDirectory.open(tmp_path / f"cut_{number}" / "run")
