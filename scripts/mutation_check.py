@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,7 +307,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     chosen: dict[str, Mutation | None] = {"none": None} | {name: MUTATIONS[name] for name in arguments.only}
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        verdicts = dict(zip(chosen, pool.map(examine, chosen.values()), strict=True))
+        found = track(pool.map(examine, chosen.values()), "Copies", len(chosen), console=Console(stderr=True))
+        verdicts = dict(zip(chosen, found, strict=True))
     report = Table("mutation", "what")
     report.add_column("caught by", overflow="fold")
     report.add_column("s", justify="right")
