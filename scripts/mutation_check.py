@@ -313,9 +313,9 @@ def main(argv: Sequence[str]) -> int:
     report.add_column("caught by", overflow="fold")
     report.add_column("s", justify="right")
     for name, verdict in verdicts.items():
-        caught = verdict.caught_by or ("the suite did not run" if verdict.broken else "-")
+        catcher = verdict.caught_by or ("the suite did not run" if verdict.broken else "-")
         what = mutation.what if (mutation := chosen[name]) else "the package as it is"
-        report.add_row(name, what, caught, f"{verdict.seconds:.0f}")
+        report.add_row(name, what, catcher, f"{verdict.seconds:.0f}")
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(report)
     for name, verdict in verdicts.items():
