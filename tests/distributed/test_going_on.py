@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,18 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 
 LONGER = ("ppo.iterations=5", "callbacks.save_every=1", "trainer.accelerator=cpu")
 PATIENCE = 120.0
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(from_stages: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run that nothing interrupts, by strategy."""
+
+    @cache
+    def run(strategy: str) -> Path:
+        world = tmp_path_factory.mktemp(strategy)
+        return train(world / "run", *from_stages, *LONGER, f"trainer={strategy}", cwd=world)
+
+    return run
 
 
 def wait_for(path: Path) -> None:
@@ -28,9 +42,12 @@ def wait_for(path: Path) -> None:
     ("strategy", "number"), [("ddp", signal.SIGTERM), ("ddp", signal.SIGKILL), ("fsdp", signal.SIGTERM)]
 )
 def test_interrupted_equals_uninterrupted(
-    from_stages: tuple[str, ...], tmp_path: Path, strategy: str, number: signal.Signals
+    from_stages: tuple[str, ...],
+    uninterrupted: Callable[[str], Path],
+    tmp_path: Path,
+    strategy: str,
+    number: signal.Signals,
 ) -> None:
-    whole = train(tmp_path / "whole", *from_stages, *LONGER, f"trainer={strategy}", cwd=tmp_path)
     cut = tmp_path / "cut"
     process = started("train", *from_stages, *LONGER, f"trainer={strategy}", f"paths.run_dir={cut}", cwd=tmp_path)
     wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
@@ -43,13 +60,15 @@ def test_interrupted_equals_uninterrupted(
     code, said = ended(started("train", f"resume={cut}", cwd=tmp_path))
     assert code == 0, said
     assert "goes on from" in said
+    whole = uninterrupted(strategy)
     assert {distance.largest for distance in distances(whole, cut).values()} == {0.0}
     assert history(whole) == history(cut)
 
 
 @pytest.mark.slow
-def test_a_process_that_was_killed_is_named_and_the_run_goes_on(from_stages: tuple[str, ...], tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", *from_stages, *LONGER, "trainer=ddp", cwd=tmp_path)
+def test_a_process_that_was_killed_is_named_and_the_run_goes_on(
+    from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
+) -> None:
     cut = tmp_path / "cut"
     process = started("train", *from_stages, *LONGER, "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
     wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
@@ -65,7 +84,7 @@ def test_a_process_that_was_killed_is_named_and_the_run_goes_on(from_stages: tup
 
     code, said = ended(started("train", f"resume={cut}", cwd=tmp_path))
     assert code == 0, said
-    assert {distance.largest for distance in distances(whole, cut).values()} == {0.0}
+    assert {distance.largest for distance in distances(uninterrupted("ddp"), cut).values()} == {0.0}
 
 
 def wait_until_nobody_is_at(run: Path) -> None:
