@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -275,7 +276,7 @@ def examine(mutation: Mutation | None) -> Verdict:
     seconds = time.perf_counter() - started
     if done.returncode == 0:
         return Verdict(None, None, seconds)
-    failed = re.search(r"^(?:FAILED|ERROR) tests/conformance/(\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/conformance/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:
         return Verdict(failed[1], None, seconds)
     return Verdict(None, (done.stdout + done.stderr)[-2000:], seconds)
@@ -315,7 +316,7 @@ def main(argv: Sequence[str]) -> int:
     for name, verdict in verdicts.items():
         catcher = verdict.caught_by or ("the suite did not run" if verdict.broken else "-")
         what = mutation.what if (mutation := chosen[name]) else "the package as it is"
-        report.add_row(name, what, catcher, f"{verdict.seconds:.0f}")
+        report.add_row(name, what, escape(catcher), f"{verdict.seconds:.0f}")
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(report)
     for name, verdict in verdicts.items():
