@@ -129,6 +129,7 @@ def cross_field_problems(settings: RunSettings) -> list[Problem]:
         *_precision_problems(settings),
         *_length_problems(settings),
         *_world_problems(settings),
+        *_critic_problems(settings),
         *_pipeline_problems(settings),
     ]
 
@@ -245,6 +246,13 @@ def _world_problems(settings: RunSettings) -> list[Problem]:
     return []
 
 
+def _critic_problems(settings: RunSettings) -> list[Problem]:
+    if settings.ppo.critic != "reward_model" or settings.reward.kind == "learned":
+        return []
+    what = f"a critic copied from ppo.reward_from would judge on another scale than reward={settings.reward.kind}"
+    return [Problem("ppo.critic", what, fix="use ppo.critic=separate or policy_trunk, or reward=learned")]
+
+
 def _pipeline_problems(settings: RunSettings) -> list[Problem]:
     """Every input that names a stage must come from a stage that runs earlier in this pipeline."""
     problems = []
@@ -283,7 +291,7 @@ def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str
         ]
     if stage == "ppo":
         inputs = [("ppo.policy_from", settings.ppo.policy_from)]
-        if settings.reward.kind == "learned" or settings.ppo.critic == "reward_model":
+        if settings.reward.kind == "learned":
             inputs.append(("ppo.reward_from", settings.ppo.reward_from))
         if settings.reward.kind == "ensemble":
             inputs.extend(("reward.models", model) for model in settings.reward.models)

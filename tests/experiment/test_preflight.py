@@ -237,6 +237,28 @@ def test_contradictions_inside_a_section_name_the_override(tree: ConfigTree) -> 
 
 
 @pytest.mark.parametrize(
+    ("overrides", "key", "said"),
+    [
+        (["trainer.precision=16-mixed"], "trainer.precision", "16-mixed needs a GPU"),
+        (
+            ["ppo.critic=reward_model", "reward=classifier", "reward.name_or_path=DIR", "reward.positive_label=good"],
+            "ppo.critic",
+            "another scale than reward=classifier",
+        ),
+        (
+            ["reward.running_normalisation=true"],
+            "reward.running_normalisation",
+            "running_normalisation and standardise_on_reference exclude each other",
+        ),
+        (["ppo.critic_warmup=75"], "ppo.critic_warmup", "leaves none of 75 iterations"),
+    ],
+)
+def test_options_that_do_not_go_together(tree: ConfigTree, overrides: list[str], key: str, said: str) -> None:
+    found = problems(tree, *overrides)
+    assert said in found[key].what
+
+
+@pytest.mark.parametrize(
     "override", ["ppo.clip_range=0.1", "kl=none", "kl.coef=1", "advantage.lam=0.9", "stage@ppo=ppo"]
 )
 def test_an_override_that_no_stage_reads_is_refused(tree: ConfigTree, override: str) -> None:
