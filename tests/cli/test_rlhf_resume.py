@@ -145,7 +145,7 @@ def test_auto_starts_a_run_and_then_goes_on_with_it(
     assert "nothing to resume" in capsys.readouterr().out
     run.update_status(state="failed")
     assert main([*command, "kl.coef=0.5"]) == 2
-    assert "kl.coef: 0.04 -> 0.5" in capsys.readouterr().err
+    assert "kl.coef: 0.08 -> 0.5" in capsys.readouterr().err
     assert len(ran) == 2
 
 

@@ -65,7 +65,7 @@ UNPAID = {"kl.kind": "none"}
 def test_no_penalty_is_a_note_while_nothing_drifts() -> None:
     finding = found(kl.no_kl_penalty(make_record({"kl/coef": constant(0.0)}, UNPAID)))
     assert finding.severity is Severity.NOTE
-    assert finding.overrides == ("kl=fixed", "kl.coef=0.04")
+    assert finding.overrides == ("kl=fixed", "kl.coef=0.08")
     assert kl.no_kl_penalty(make_record()) is None
 
 
