@@ -32,7 +32,7 @@ STRONG_COEF = 0.4
 """A nat costs 0.4 standard deviations of the score: ten times the default."""
 ENOUGH_ITERATIONS = 10
 """Fewer cannot tell slow from stuck."""
-DEFAULT_COEF = 0.04
+DEFAULT_COEF = 0.08
 """What conf/kl/fixed.yaml ships."""
 
 
