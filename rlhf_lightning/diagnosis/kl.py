@@ -29,7 +29,7 @@ DRIFTS = frozenset(
 HELD = 0.1
 """Nats a reply below which the policy is still the reference for practical purposes."""
 STRONG_COEF = 0.4
-"""A nat costs 0.4 standard deviations of the score: ten times the default."""
+"""A nat costs 0.4 standard deviations of the score: five times the default."""
 ENOUGH_ITERATIONS = 10
 """Fewer cannot tell slow from stuck."""
 DEFAULT_COEF = 0.08
