@@ -82,6 +82,7 @@ def test_a_run_leaves_what_it_promises(tiny: RunDirectory) -> None:
     files = {path.name for path in tiny.path.iterdir() if path.is_file()}
     folders = {path.name for path in tiny.path.iterdir() if path.is_dir()}
     assert files == {
+        ".lock",
         "config.yaml",
         "overrides.txt",
         "status.json",
@@ -385,7 +386,14 @@ def test_every_stage_runs_on_a_local_gpt2_that_pads_with_its_eos(tiny_gpt2: Path
     data = write_jsonl(tmp_path / "pairs.jsonl", map(words_pair, range(80)))
     choice = [f"model.name_or_path={tiny_gpt2}", "data=files", f"data.preferences={data}"]
     run = train(
-        "model=hub", *choice, "data.held_out_fraction=0.25", "debug=tiny", "logger=none", *SHORT, *placed(tmp_path)
+        "model=hub",
+        *choice,
+        "data.held_out_fraction=0.25",
+        "debug=tiny",
+        "logger=none",
+        *SHORT,
+        "evaluate.prompts=60",
+        *placed(tmp_path),
     )
     metrics = finished_metrics(run)
     assert list(metrics["stages"]) == STAGES
