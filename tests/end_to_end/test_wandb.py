@@ -23,6 +23,7 @@ def recorded(job: RunDirectory, stage: str) -> OfflineRun:
     return OfflineRun(directory)
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_sweeps_jobs_are_runs_of_their_own_in_one_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
