@@ -1,8 +1,4 @@
-"""The pipeline aligns: asserted on the figures that runs leave, on two seeds, at sizes of about a minute each.
-
-At these sizes the gold reward rises by 0.76 and 0.80, harmful compliance falls from 52% to 2%, the KL is 1.6 and 1.5,
-and the reward model is right on 66% and 65% of held-out pairs, where the better baseline is right on 55%.
-"""
+"""The pipeline aligns: asserted on the figures that runs leave, on two seeds, at sizes of about a minute each."""
 
 from __future__ import annotations
 
