@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rlhf_lightning.settings.stages import SupervisedLoop
+
 
 class OptimizerFactory(Protocol):
     """Makes an optimizer; everything but parameters and learning rate is decided by the config's optimizer group."""
@@ -24,6 +26,19 @@ def scheduled(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval, "name": "learning_rate"},
     }
+
+
+def supervised(
+    module: nn.Module, make_optimizer: OptimizerFactory, settings: SupervisedLoop, total_steps: int
+) -> dict[str, Any]:
+    """What `configure_optimizers` of a supervised loop returns: linear warm-up, then linear decay to 0.
+
+    Args:
+        module: whose parameters are trained.
+        total_steps: optimizer steps of the whole run.
+    """
+    optimizer = make_optimizer(trainable(module), lr=settings.learning_rate)
+    return scheduled(optimizer, linear_decay(total_steps, round(settings.warmup_fraction * total_steps)))
 
 
 def linear_decay(total_steps: int, warmup_steps: int = 0) -> Callable[[int], float]:

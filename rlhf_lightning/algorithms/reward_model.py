@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised
 from rlhf_lightning.batches import PreferenceBatch
 from rlhf_lightning.distributed import pooled_means, world_size
 from rlhf_lightning.models.loading import score_head
@@ -108,10 +108,7 @@ class RewardModel(pl.LightningModule):
                 shard(part, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)
-        return scheduled(
-            optimizer, linear_decay(self.total_steps, round(self.settings.warmup_fraction * self.total_steps))
-        )
+        return supervised(self, self.make_optimizer, self.settings, self.total_steps)
 
 
 def pair_logits(classifier: PreTrainedModel, batch: PreferenceBatch) -> PairLogits:

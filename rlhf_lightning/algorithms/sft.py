@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised
 from rlhf_lightning.batches import DemonstrationBatch
 from rlhf_lightning.distributed import pooled_means, world_size
 from rlhf_lightning.models.positions import position_arguments
@@ -64,7 +64,4 @@ class SupervisedFineTuning(pl.LightningModule):
             shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(trainable(self), lr=self.settings.learning_rate)
-        return scheduled(
-            optimizer, linear_decay(self.total_steps, round(self.settings.warmup_fraction * self.total_steps))
-        )
+        return supervised(self, self.make_optimizer, self.settings, self.total_steps)

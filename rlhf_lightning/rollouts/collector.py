@@ -156,12 +156,12 @@ class RolloutCollector:
     def _evaluated(self, samples: Samples) -> Rollout:
         """What the models say of a chunk: log-probs of both policies, KL, values and raw scores."""
         inputs = samples.sequences, samples.attention_mask, samples.reply_mask.shape[1]
-        reference_logits = self.reference.logits(*inputs)
-        reference = token_logprobs(reference_logits, samples.replies, self.temperature)
         estimator = self.kl.estimator
-        policy = self.actor_critic(
-            *inputs, self.temperature, reference_logits=reference_logits if estimator is None else None
-        )
+        logits = self.reference.logits(*inputs)
+        reference = token_logprobs(logits, samples.replies, self.temperature)
+        exact_to = logits if estimator is None else None
+        del logits  # unless the exact KL needs them, they make room for the policy's
+        policy = self.actor_critic(*inputs, self.temperature, reference_logits=exact_to)
         device = samples.sequences.device
         empty = torch.zeros_like(policy.logprobs)
         return Rollout(
