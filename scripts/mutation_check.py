@@ -232,8 +232,8 @@ MUTATIONS = {
     "reference_at_temperature_1": Mutation(
         "the reference is asked at temperature 1",
         "rollouts/collector.py",
-        "token_logprobs(reference_logits, samples.replies, self.temperature)",
-        "token_logprobs(reference_logits, samples.replies, 1.0)",
+        "token_logprobs(logits, samples.replies, self.temperature)",
+        "token_logprobs(logits, samples.replies, 1.0)",
     ),
     "sampler_without_temperature": Mutation(
         "replies are sampled without the temperature",
