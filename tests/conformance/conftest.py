@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 __all__ = ["artifacts", "assert_same_weights", "fit", "fit_ppo", "stepping", "without_plots"]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def without_plots() -> Iterator[None]:
-    """Drawing takes longer than the runs here."""
+    """Drawing takes longer than the runs here. A patch of the session would reach the tests of other folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlhf_lightning.experiment.pipeline.draw_plots", lambda *_: [])
         yield
