@@ -16,6 +16,7 @@ class LanguageModel(Section):
 
     dtype: DType
     gradient_checkpointing: bool
+    share_backbone: Literal["auto", True, False]
 
 
 class CourtesyModel(LanguageModel):

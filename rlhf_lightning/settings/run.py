@@ -9,6 +9,7 @@ from pydantic import Field
 from rlhf_lightning.errors import Problem
 from rlhf_lightning.settings.data import CourtesyData, DataSettings
 from rlhf_lightning.settings.model import CourtesyModel, ModelSettings, ScratchModel
+from rlhf_lightning.settings.peft import PeftSettings, ReferenceSettings
 from rlhf_lightning.settings.reinforcement import AdvantageSettings, KlSettings, RewardSettings, RolloutSettings
 from rlhf_lightning.settings.section import Count, Name, Section
 from rlhf_lightning.settings.stages import (
@@ -104,6 +105,7 @@ class RunSettings(Section):
     pipeline: PipelineSettings
     data: DataSettings
     model: ModelSettings
+    peft: PeftSettings
     optimizer: dict[str, Any]
     sft: SftSettings
     comparisons: ComparisonsSettings
@@ -112,6 +114,7 @@ class RunSettings(Section):
     evaluate: EvaluateSettings
     rollout: RolloutSettings
     kl: KlSettings
+    reference: ReferenceSettings
     advantage: AdvantageSettings
     reward: RewardSettings
     trainer: TrainerSettings

@@ -1,0 +1,77 @@
+"""What of a model is trained: all of it, or a small part beside frozen weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf_lightning.settings.section import Count, Name, Positive, Section
+
+
+class NoPeft(Section):
+    """All weights are trained."""
+
+    kind: Literal["none"]
+
+
+class PartlyTrained(Section):
+    """What every way to train a part has: its weights want another step size than a whole model's."""
+
+    learning_rate_factor: Positive
+
+
+class Lora(PartlyTrained):
+    """Low-rank updates of linear layers (arXiv 2106.09685); `dora` learns their magnitudes apart (arXiv 2402.09353)."""
+
+    kind: Literal["lora", "dora"]
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[Name], Field(min_length=1)] | None
+
+
+class QLora(PartlyTrained):
+    """LoRA on a base in 4 bits (arXiv 2305.14314); needs CUDA and bitsandbytes."""
+
+    kind: Literal["qlora"]
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[Name], Field(min_length=1)] | None
+    quantization: Literal["nf4", "fp4"]
+    double_quantization: bool
+
+
+class Ia3(PartlyTrained):
+    """Learned scales of keys, values and feed-forward activations (arXiv 2205.05638)."""
+
+    kind: Literal["ia3"]
+
+
+class PromptTuning(PartlyTrained):
+    """Learned vectors in front of every sequence (arXiv 2104.08691)."""
+
+    kind: Literal["prompt_tuning"]
+    virtual_tokens: Count
+    init_text: Name | None
+
+
+class TopLayers(PartlyTrained):
+    """The last blocks and the final norm; what lies below them is frozen, and computed once a rollout."""
+
+    kind: Literal["top_layers"]
+    layers: Count
+    reuse_trunk: bool
+
+
+PeftSettings = Annotated[NoPeft | Lora | QLora | Ia3 | PromptTuning | TopLayers, Field(discriminator="kind")]
+
+
+class ReferenceSettings(Section):
+    """Where PPO's frozen reference lives."""
+
+    kind: Literal["auto", "adapter_off", "shared_trunk", "frozen_copy"]
+
+
+def learning_rate_factor(peft: PeftSettings) -> float:
+    """What the learning rates of the stages are multiplied by."""
+    return 1.0 if isinstance(peft, NoPeft) else peft.learning_rate_factor
