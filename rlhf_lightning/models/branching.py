@@ -1,0 +1,165 @@
+"""A model in two parts, so that the lower one is computed once and the upper one often.
+
+Both parts are the model itself with some of its blocks stood in for: the lower part ends where its first trained block
+would begin, and the upper part begins there with hidden states that it is given. Everything around the blocks (masks,
+positions, the final norm, the LM head, an architecture's own scaling) runs as it is, and no weight is copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_lightning.errors import ModelError
+from rlhf_lightning.models.positions import position_arguments
+from rlhf_lightning.models.top_layers import blocks_name
+
+PROBE = ((0, 3, 1, 4, 1, 5), (9, 2, 6, 5, 3, 5))
+"""Two short sequences, the first one of them padded, to try the two parts on."""
+
+
+class StandIn(nn.Module):
+    """Takes the place of a block, and passes on what reaches it, or what it was made with.
+
+    Args:
+        in_tuple: blocks of this model give a tuple.
+        states: (batch, time, hidden) put in the place of what reaches it.
+    """
+
+    def __init__(self, in_tuple: bool, states: Tensor | None = None) -> None:
+        super().__init__()
+        self.in_tuple = in_tuple
+        self.states = states
+        self.reached_by: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
+        self.reached_by = hidden_states
+        passed_on = hidden_states if self.states is None else self.states.to(hidden_states.device)
+        return (passed_on, None) if self.in_tuple else passed_on
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where the trained blocks of a model begin.
+
+    Made by `Branch.of`, which tries it.
+
+    Attributes:
+        model: a causal language model, or the trunk of one.
+        path: of its list of blocks.
+        point: the number of the first trained block; at least 1.
+        in_tuple: its blocks give a tuple.
+    """
+
+    model: PreTrainedModel
+    path: str
+    point: int
+    in_tuple: bool
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, layers: int) -> Branch:
+        """The branch below the last blocks of a model.
+
+        Args:
+            layers: how many blocks lie above it; fewer than the model has.
+
+        Raises:
+            ModelError: the two parts together do not give what the model gives.
+        """
+        path = blocks_name(model)
+        point = len(model.get_submodule(path)) - layers  # type: ignore[arg-type]
+        assert point > 0, "all blocks are trained: there is nothing to compute once"
+        device = next(model.parameters()).device
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        sequences = torch.tensor(PROBE, device=device) % vocabulary
+        mask = torch.ones_like(sequences)
+        mask[0, 0] = 0
+        branch = cls(model, path, point, _gives_tuples(model, path, sequences, mask))
+        branch._try(sequences, mask)
+        return branch
+
+    @torch.no_grad()
+    def states(self, sequences: Tensor, attention_mask: Tensor) -> Tensor:
+        """The hidden states that reach the first trained block: (batch, time, hidden), without a gradient.
+
+        Args:
+            sequences: (batch, time) token ids.
+            attention_mask: (batch, time), 1 on real tokens.
+        """
+        end = StandIn(self.in_tuple)
+        blocks = self._blocks()
+        above = [StandIn(self.in_tuple) for _ in blocks[self.point + 1 :]]
+        lower = self._with_blocks([*blocks[: self.point], end, *above]).base_model
+        lower(input_ids=sequences, **position_arguments(self.model, attention_mask), use_cache=False)
+        assert end.reached_by is not None
+        return end.reached_by
+
+    def above(self, states: Tensor) -> PreTrainedModel:
+        """The model, going on from hidden states: what else it is called with is as ever.
+
+        Args:
+            states: (batch, time, hidden) of the sequences that it will be called with.
+        """
+        below = [StandIn(self.in_tuple) for _ in range(self.point - 1)]
+        return self._with_blocks([*below, StandIn(self.in_tuple, states), *self._blocks()[self.point :]])
+
+    def _blocks(self) -> list[nn.Module]:
+        return list(self.model.get_submodule(self.path).children())
+
+    def _with_blocks(self, blocks: list[nn.Module]) -> PreTrainedModel:
+        """The model with other blocks. Modules on the way to them are shallow copies, all others are the model's."""
+        view = _shallow(self.model)
+        around: nn.Module = view
+        *way, last = self.path.split(".")
+        for name in way:
+            inner = _shallow(around.get_submodule(name))
+            around._modules[name] = inner
+            around = inner
+        around._modules[last] = nn.ModuleList(blocks)
+        return view
+
+    @torch.no_grad()
+    def _try(self, sequences: Tensor, mask: Tensor) -> None:
+        arguments = {"input_ids": sequences, "use_cache": False, **position_arguments(self.model, mask)}
+        try:
+            whole = self.model(**arguments)[0]
+            parts = self.above(self.states(sequences, mask))(**arguments)[0]
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
+            raise self._cannot(f"running its parts failed: {error or type(error).__name__}") from error
+        real = mask.bool()
+        difference = float((whole[real].float() - parts[real].float()).abs().max())
+        # In half precision a kernel may round otherwise from one call to the next; float32 is the same to the bit.
+        allowed = 1e-5 if whole.dtype == torch.float32 else 0.1
+        if not difference <= allowed * max(1.0, float(whole[real].abs().max())):
+            raise self._cannot(f"its parts differ from the whole by {difference:.2g}")
+
+    def _cannot(self, why: str) -> ModelError:
+        return ModelError(
+            f"{type(self.model).__name__} cannot be run in two parts: {why}.",
+            where="peft=top_layers",
+            fix="set peft.reuse_trunk=false: the frozen blocks are then computed anew in each update",
+        )
+
+
+def _shallow(module: nn.Module) -> Any:
+    """A module with children of its own to exchange, and everything else in common with the original."""
+    view = copy.copy(module)
+    view.__dict__["_modules"] = dict(module._modules)
+    return view
+
+
+@torch.no_grad()
+def _gives_tuples(model: PreTrainedModel, path: str, sequences: Tensor, mask: Tensor) -> bool:
+    given: list[Any] = []
+    first = next(model.get_submodule(path).children())
+    hook = first.register_forward_hook(lambda _, __, output: given.append(output))
+    try:
+        model.base_model(input_ids=sequences, **position_arguments(model.base_model, mask), use_cache=False)
+    finally:
+        hook.remove()
+    return isinstance(given[0], tuple)
