@@ -65,7 +65,8 @@ class PPO(pl.LightningModule):
             *inputs,
             self.temperature,
             with_entropy=self.settings.entropy_coef > 0,
-            reference_logits=self.reference.logits(*inputs) if exact else None,
+            reference_logits=self.reference.logits(*inputs, rollout.trunk_states) if exact else None,
+            trunk_states=rollout.trunk_states,
         )
         return outputs
 

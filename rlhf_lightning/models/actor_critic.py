@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.models.branching import Branch, going_on
 from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.models.saving import whole_weights
@@ -83,17 +84,23 @@ class ValueHead(nn.Module):
 
 
 class SeparateCritic(nn.Module):
-    """A critic with a trunk of its own."""
+    """A critic with a trunk of its own.
 
-    def __init__(self, trunk: nn.Module, head: ValueHead) -> None:
+    Args:
+        branch: of the trunk, if it has its frozen blocks in common with the policy, whose `trunk_states` it then takes.
+    """
+
+    def __init__(self, trunk: PreTrainedModel, head: ValueHead, branch: Branch | None = None) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.branch = branch
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> SeparateCritic:
         """A copy of the policy's trunk under a head that starts at 0."""
         trunk = copy.deepcopy(policy.base_model)
+        assert isinstance(trunk, PreTrainedModel)
         return cls(trunk, ValueHead(policy.config.get_text_config().hidden_size))
 
     @classmethod
@@ -114,11 +121,16 @@ class SeparateCritic(nn.Module):
             head.linear.weight.copy_(score.weight.float() / spread)
             bias = score.bias.float() if score.bias is not None else torch.zeros(1)
             head.linear.bias.copy_((bias - offset) / spread)
-        return cls(copy.deepcopy(reward_model.base_model), head)
+        trunk = copy.deepcopy(reward_model.base_model)
+        assert isinstance(trunk, PreTrainedModel)
+        return cls(trunk, head)
 
-    def forward(self, sequences: Tensor, attention_mask: Tensor, reply_length: int) -> Tensor:
+    def forward(
+        self, sequences: Tensor, attention_mask: Tensor, reply_length: int, trunk_states: Tensor | None = None
+    ) -> Tensor:
         """Values before each of the last `reply_length` tokens: (batch, R)."""
-        hidden = self.trunk(
+        trunk = going_on(self.trunk, self.branch, trunk_states)
+        hidden = trunk(
             input_ids=sequences, **position_arguments(self.trunk, attention_mask), use_cache=False
         ).last_hidden_state
         values: Tensor = self.head(hidden[:, -reply_length - 1 : -1])
@@ -131,12 +143,16 @@ class ActorCritic(nn.Module):
     Args:
         policy: a causal language model without dropout.
         critic: None puts a new value head on the policy's trunk.
+        branch: of the policy, if what its frozen blocks give is computed once for many updates.
     """
 
-    def __init__(self, policy: PreTrainedModel, critic: SeparateCritic | None = None) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, critic: SeparateCritic | None = None, branch: Branch | None = None
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
+        self.branch = branch
         self.value_head = ValueHead(policy.config.get_text_config().hidden_size) if critic is None else None
 
     def forward(
@@ -148,6 +164,7 @@ class ActorCritic(nn.Module):
         *,
         with_entropy: bool = False,
         reference_logits: Tensor | None = None,
+        trunk_states: Tensor | None = None,
     ) -> ReplyOutputs:
         """Log-probs, values and (on request) entropies and exact KL of the last `reply_length` tokens.
 
@@ -158,10 +175,12 @@ class ActorCritic(nn.Module):
             temperature: that the replies were sampled at.
             with_entropy: give entropies.
             reference_logits: (batch, R, vocab); give the exact KL to the distributions that they stand for.
+            trunk_states: of these sequences; goes on from them.
         """
-        logits, hidden = reply_logits(self.policy, sequences, attention_mask, reply_length)
+        policy = going_on(self.policy, self.branch, trunk_states)
+        logits, hidden = reply_logits(policy, sequences, attention_mask, reply_length)
         if self.critic is not None:
-            values = self.critic(sequences, attention_mask, reply_length)
+            values = self.critic(sequences, attention_mask, reply_length, trunk_states)
         else:
             assert self.value_head is not None
             values = self.value_head(hidden)
@@ -171,6 +190,10 @@ class ActorCritic(nn.Module):
             entropies=token_entropies(logits, temperature) if with_entropy else None,
             kl=exact_kl(logits, reference_logits, temperature) if reference_logits is not None else None,
         )
+
+    def trunk_states(self, sequences: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """What the policy's frozen blocks give, (batch, time, hidden), if it is computed once; None otherwise."""
+        return self.branch.states(sequences, attention_mask) if self.branch is not None else None
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters that only the critic has: the value head, and its own trunk where it has one."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.errors import ModelError
 from rlhf_lightning.models.positions import position_arguments
-from rlhf_lightning.models.top_layers import blocks_name
+from rlhf_lightning.models.top_layers import blocks_name, count_blocks
 
 PROBE = ((0, 3, 1, 4, 1, 5), (9, 2, 6, 5, 3, 5))
 """Two short sequences, the first one of them padded, to try the two parts on."""
@@ -72,11 +72,9 @@ class Branch:
             ModelError: the two parts together do not give what the model gives.
         """
         path = blocks_name(model)
-        point = len(model.get_submodule(path)) - layers  # type: ignore[arg-type]
+        point = count_blocks(model) - layers
         assert point > 0, "all blocks are trained: there is nothing to compute once"
-        device = next(model.parameters()).device
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        sequences = torch.tensor(PROBE, device=device) % vocabulary
+        sequences = torch.tensor(PROBE, device=model.device) % model.config.get_text_config().vocab_size
         mask = torch.ones_like(sequences)
         mask[0, 0] = 0
         branch = cls(model, path, point, _gives_tuples(model, path, sequences, mask))
@@ -113,7 +111,7 @@ class Branch:
 
     def _with_blocks(self, blocks: list[nn.Module]) -> PreTrainedModel:
         """The model with other blocks. Modules on the way to them are shallow copies, all others are the model's."""
-        view = _shallow(self.model)
+        view: PreTrainedModel = _shallow(self.model)
         around: nn.Module = view
         *way, last = self.path.split(".")
         for name in way:
@@ -144,6 +142,11 @@ class Branch:
             where="peft=top_layers",
             fix="set peft.reuse_trunk=false: the frozen blocks are then computed anew in each update",
         )
+
+
+def going_on(model: PreTrainedModel, branch: Branch | None, states: Tensor | None) -> PreTrainedModel:
+    """A model that goes on from hidden states where it has a branch and there are any; as it is otherwise."""
+    return model if branch is None or states is None else branch.above(states)
 
 
 def _shallow(module: nn.Module) -> Any:

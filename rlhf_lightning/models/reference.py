@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.models.branching import Branch, going_on
 from rlhf_lightning.objectives.logprobs import token_logprobs
 
 
@@ -17,10 +18,14 @@ class FrozenReference:
     """A policy that never changes.
 
     Not a module of the LightningModule on purpose: it is neither trained, nor checkpointed, nor wrapped.
+
+    Args:
+        branch: of the model, if it has its frozen blocks in common with the policy, whose `trunk_states` it then takes.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, branch: Branch | None = None) -> None:
         self.model = model.requires_grad_(False).eval()
+        self.branch = branch
 
     @classmethod
     def copy_of(cls, policy: PreTrainedModel) -> FrozenReference:
@@ -37,9 +42,16 @@ class FrozenReference:
         return token_logprobs(logits, sequences[:, -reply_length:], temperature)
 
     @torch.no_grad()
-    def logits(self, sequences: Tensor, attention_mask: Tensor, reply_length: int) -> Tensor:
-        """(batch, R, vocab) logits that predict the last R tokens."""
-        return reply_logits(self.model, sequences, attention_mask, reply_length)[0]
+    def logits(
+        self, sequences: Tensor, attention_mask: Tensor, reply_length: int, trunk_states: Tensor | None = None
+    ) -> Tensor:
+        """(batch, R, vocab) logits that predict the last R tokens.
+
+        Args:
+            trunk_states: (batch, P + R, hidden), of these sequences, from `ActorCritic.trunk_states`.
+        """
+        model = going_on(self.model, self.branch, trunk_states)
+        return reply_logits(model, sequences, attention_mask, reply_length)[0]
 
     def fingerprint(self) -> str:
         """A hash of all weights: equal before and after training, bit for bit."""

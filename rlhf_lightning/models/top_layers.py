@@ -28,7 +28,7 @@ def blocks_name(model: PreTrainedModel) -> str:
         ModelError: it says of none of its lists that they are blocks.
     """
     kinds = set(model._no_split_modules or ())
-    lists = {
+    lists: dict[str, int] = {
         name: len(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and {type(block).__name__ for block in module} <= kinds and len(module)

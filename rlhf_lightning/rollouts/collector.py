@@ -157,11 +157,12 @@ class RolloutCollector:
         """What the models say of a chunk: log-probs of both policies, KL, values and raw scores."""
         inputs = samples.sequences, samples.attention_mask, samples.reply_mask.shape[1]
         estimator = self.kl.estimator
-        logits = self.reference.logits(*inputs)
+        states = self.actor_critic.trunk_states(samples.sequences, samples.attention_mask)
+        logits = self.reference.logits(*inputs, states)
         reference = token_logprobs(logits, samples.replies, self.temperature)
         exact_to = logits if estimator is None else None
         del logits  # unless the exact KL needs them, they make room for the policy's
-        policy = self.actor_critic(*inputs, self.temperature, reference_logits=exact_to)
+        policy = self.actor_critic(*inputs, self.temperature, reference_logits=exact_to, trunk_states=states)
         device = samples.sequences.device
         empty = torch.zeros_like(policy.logprobs)
         return Rollout(
@@ -179,6 +180,7 @@ class RolloutCollector:
             rewards=empty,
             advantages=empty,
             returns=empty,
+            trunk_states=states,
         )
 
     def _with_rewards(self, rollout: Rollout) -> Rollout:

@@ -31,6 +31,9 @@ class Rollout(TensorRecord):
         rewards: (B, R), per-token reward: KL penalty, plus the score at the end.
         advantages: (B, R).
         returns: (B, R), what the critic should have said.
+        trunk_states: (B, P + R, hidden), what reaches the first trained block, where the blocks below are frozen and
+            computed once. They take B * (P + R) * hidden * 4 bytes in float32, in memory that the rollouts live in
+            until the next ones; None elsewhere.
     """
 
     sequences: Tensor
@@ -47,6 +50,7 @@ class Rollout(TensorRecord):
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    trunk_states: Tensor | None = None
 
     def __len__(self) -> int:
         return self.sequences.shape[0]
@@ -62,7 +66,8 @@ class Rollout(TensorRecord):
         return chosen._trimmed()
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _trimmed(self) -> Rollout:
         width = self.sequences.shape[1]
@@ -73,7 +78,7 @@ class Rollout(TensorRecord):
         cut = {
             name: tensor[:, whole] if tensor.shape[1] == width else tensor[:, :longest_reply]
             for name, tensor in self._tensors().items()
-            if tensor.dim() == 2
+            if tensor.dim() > 1
         }
         return replace(self, **cut)
 
@@ -98,8 +103,10 @@ def _padded(rollout: Rollout, prompt_width: int, reply_width: int, pad_id: int) 
     left = prompt_width - (rollout.sequences.shape[1] - rollout.reply_length)
     padded = {}
     for name, tensor in rollout._tensors().items():
-        if tensor.dim() != 2:
+        if tensor.dim() == 1:
             continue
-        on_left = left if name in ("sequences", "attention_mask") else 0
-        padded[name] = functional.pad(tensor, (on_left, right), value=pad_id if name == "sequences" else 0)
+        on_left = left if name in ("sequences", "attention_mask", "trunk_states") else 0
+        beyond_time = (0, 0) * (tensor.dim() - 2)
+        value = pad_id if name == "sequences" else 0
+        padded[name] = functional.pad(tensor, (*beyond_time, on_left, right), value=value)
     return replace(rollout, **padded)
