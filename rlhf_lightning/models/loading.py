@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.hub import ModelSource, read_architectures
+from rlhf_lightning.models.virtual_tokens import virtual_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +181,14 @@ def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
         ModelError: it does not.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < tokens:
+    attached = virtual_tokens(model)
+    in_front = attached.longest() if attached is not None else 0
+    if isinstance(limit, int) and 0 < limit < tokens + in_front:
+        beside = f" beside {in_front} virtual ones" if in_front else ""
         raise ModelError(
-            f"Prompt and reply take up to {tokens} tokens, and the model reads {limit}.",
+            f"Prompt and reply take up to {tokens} tokens, and the model reads {limit - in_front}{beside}.",
             where=where,
-            fix=f"lower them so that their sum is at most {limit}",
+            fix=f"lower them so that their sum is at most {limit - in_front}",
         )
 
 
