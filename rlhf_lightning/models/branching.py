@@ -8,7 +8,7 @@ positions, the final norm, the LM head, an architecture's own scaling) runs as i
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,10 @@ class Branch:
         branch = cls(model, path, point, _gives_tuples(model, path, sequences, mask))
         branch._try(sequences, mask)
         return branch
+
+    def on(self, copied: PreTrainedModel) -> Branch:
+        """The same branch of a copy of the model."""
+        return replace(self, model=copied)
 
     @torch.no_grad()
     def states(self, sequences: Tensor, attention_mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.models.actor_critic import reply_logits
 from rlhf_lightning.models.branching import Branch, going_on
+from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.logprobs import token_logprobs
 
 
@@ -30,6 +31,16 @@ class FrozenReference:
     @classmethod
     def copy_of(cls, policy: PreTrainedModel) -> FrozenReference:
         return cls(copy.deepcopy(policy))
+
+    @classmethod
+    def on_trunk_of(cls, policy: PreTrainedModel, branch: Branch | None = None) -> FrozenReference:
+        """A copy of the policy's trained weights, and its frozen ones themselves.
+
+        Args:
+            branch: of the policy.
+        """
+        model = shared_copy(policy)
+        return cls(model, None if branch is None else branch.on(model))
 
     def to(self, device: torch.device) -> FrozenReference:
         self.model.to(device)
