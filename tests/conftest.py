@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
+from rlhf_lightning.models.branching import Branch
 from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.models.top_layers import train_top_layers
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.rollouts.reward_shaping import RewardShaper
@@ -164,7 +166,10 @@ def make_scorer() -> type[RuleScorer]:
 
 @pytest.fixture(scope="session")
 def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutCollector]:
-    """Builds collectors on a policy; the reference is a copy of it, unless another is given."""
+    """Builds collectors on a policy; the reference is a copy of it, unless another is given.
+
+    With `top_layers` all but that many blocks of the policy are frozen, and the reference has them in common with it.
+    """
 
     def build(
         policy: PreTrainedModel,
@@ -185,11 +190,18 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
         whiten_rewards: bool = False,
         gamma: float = 1.0,
         lam: float = 0.95,
+        top_layers: int | None = None,
+        reuse_trunk: bool = False,
     ) -> RolloutCollector:
+        if top_layers is not None:
+            train_top_layers(policy, top_layers)
+        branch = Branch.of(policy, top_layers) if top_layers is not None and reuse_trunk else None
         return RolloutCollector(
-            ActorCritic(policy, critic),
+            ActorCritic(policy, critic, branch),
             sampler or Sampler(policy, words, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed),
-            FrozenReference.copy_of(reference or policy),
+            FrozenReference.copy_of(reference or policy)
+            if top_layers is None
+            else FrozenReference.on_trunk_of(policy, branch),
             RuleScorer(rule),
             shaper=RewardShaper(reward_settings(**(reward or {})), missing_eos_penalty),
             kl=KlController(kl or kl_settings(coef=kl_coef)),

@@ -103,3 +103,44 @@ def test_one_rollout_joined_is_itself(make_rollout: MakeRollout) -> None:
     joined = concatenate([rollout], pad_id=0).tensors()
     for name, tensor in rollout.tensors().items():
         assert torch.equal(joined[name], tensor)
+
+
+def with_states(rollout: Rollout, seed: int = 0) -> Rollout:
+    """With trunk states of three dimensions that say which token they belong to."""
+    states = torch.randn(*rollout.sequences.shape, 3, generator=torch.Generator().manual_seed(seed))
+    states[..., 0] = rollout.sequences
+    return replace(rollout, trunk_states=states)
+
+
+def states_of(rollout: Rollout, row: int) -> Tensor:
+    """At a row's real tokens."""
+    assert rollout.trunk_states is not None
+    return rollout.trunk_states[row][rollout.attention_mask[row].bool()]
+
+
+def test_trunk_states_are_cut_with_their_tokens(make_rollout: MakeRollout) -> None:
+    rollout = with_states(make_rollout([2, 5, 3, 1], [4, 1, 2, 6]))
+    selected = rollout.select(torch.tensor([2, 0]))
+    assert selected.trunk_states is not None
+    assert selected.trunk_states.shape == (2, 3 + 4, 3)
+    for there, here in enumerate([2, 0]):
+        assert torch.equal(states_of(selected, there), states_of(rollout, here))
+
+
+def test_trunk_states_are_joined_with_their_tokens(make_rollout: MakeRollout) -> None:
+    one = with_states(make_rollout([2, 4], [3, 2]))
+    other = with_states(make_rollout([1, 6, 2], [5, 1, 1], seed=1), seed=1)
+    joined = concatenate([one, other], pad_id=49)
+    assert joined.trunk_states is not None
+    assert joined.trunk_states.shape == (5, 6 + 5, 3)
+    for row, (part, place) in enumerate([(one, 0), (one, 1), (other, 0), (other, 1), (other, 2)]):
+        assert torch.equal(states_of(joined, row), states_of(part, place))
+        real = joined.attention_mask[row].bool()
+        assert torch.equal(joined.trunk_states[row, real, 0], joined.sequences[row, real].float())
+
+
+def test_trunk_states_move_with_the_rollout(make_rollout: MakeRollout) -> None:
+    moved = with_states(make_rollout([2], [3])).to("meta")
+    assert moved.trunk_states is not None
+    assert moved.trunk_states.device.type == "meta"
+    assert make_rollout([2], [3]).to("cpu").trunk_states is None
