@@ -88,19 +88,19 @@ def test_the_same_losses_and_weights(
     fit_ppo: FitPpo,
     assert_same_weights: Callable[[Any, Any], None],
 ) -> None:
-    choices: dict[str, Any] = {
+    every_choice: dict[str, dict[str, Any]] = {
         "k1 in the reward": {},
         "exact KL in the loss": {"collecting": {"kl": make_kl(estimator="exact", apply_to="loss")}},
         "checkpointing": {"checkpointing": True},
         "tied embeddings": {},
-    }[choice]
+    }
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}
     path = {"llama": "model.layers", "gpt2": "transformer.h"}[kind]
     computing, reusing = both(
         fit_ppo,
         lambda: deep(make_policy, kind, tie_word_embeddings=choice == "tied embeddings", **off),
         path,
-        **choices,
+        **every_choice[choice],
     )
     assert len(reusing.seen.losses) == 24
     assert reusing.seen.losses == pytest.approx(computing.seen.losses, abs=1e-5)
