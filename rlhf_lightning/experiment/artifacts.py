@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf_lightning.data.sources import DataSource
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.models.adapter_files import is_adapter
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.scratch import random_model, train_tokenizer
 from rlhf_lightning.settings.model import HubModel, ScratchModel
@@ -30,8 +31,9 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
     if name == BASE:
         return _base(settings, run, data)
     if name in STAGE_NAMES:
-        return ModelSource(str(finished(run.stage_dir(name), name)), dtype=dtype)
-    return ModelSource(name, dtype=dtype)
+        name = str(finished(run.stage_dir(name), name))
+    base = _base(settings, run, data) if is_adapter(Path(name)) else None
+    return ModelSource(name, dtype=dtype, base=base)
 
 
 def finished(directory: Path, stage: str) -> Path:

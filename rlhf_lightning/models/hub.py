@@ -24,6 +24,7 @@ class ModelSource:
         name_or_path: a local directory or a hub id.
         dtype: of the weights, e.g. `float32`.
         chat_template: a Jinja file that replaces the tokenizer's chat template.
+        base: stands in for the base of an adapter whose own is not where it was.
     """
 
     name_or_path: str
@@ -31,6 +32,7 @@ class ModelSource:
     revision: str | None = None
     trust_remote_code: bool = False
     chat_template: str | None = None
+    base: ModelSource | None = None
 
     @property
     def is_local(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlhf_lightning.errors import ArtifactError, ModelError
+from rlhf_lightning.models.adapter_files import AdapterFiles, is_adapter, put_on, read_adapter
+from rlhf_lightning.models.adapters import POLICY, REWARD
 from rlhf_lightning.models.hub import ModelSource, read_architectures
 from rlhf_lightning.models.virtual_tokens import virtual_tokens
 
@@ -42,6 +45,17 @@ def load_policy(source: ModelSource, device: torch.device | None = None) -> PreT
         ModelError: it cannot be found, or is no causal language model.
         ArtifactError: the directory holds another kind of model.
     """
+    files = adapter_at(source)
+    if files is not None:
+        if files.head:
+            raise ArtifactError(
+                "This is the adapter of a reward model or classifier, not of a policy.",
+                where=source.name_or_path,
+                fix="name the directory of a language model (a stage sft or ppo)",
+            )
+        model = load_policy(base_of(source, files), device)
+        put_on(model, files, POLICY)
+        return model
     if source.is_local:
         architectures = read_architectures(Path(source.name_or_path))
         if any("SequenceClassification" in name for name in architectures):
@@ -71,6 +85,17 @@ def load_classifier(source: ModelSource) -> PreTrainedModel:
         ArtifactError: the directory holds a language model: its head would be made of random numbers.
         ModelError: it cannot be found or opened.
     """
+    files = adapter_at(source)
+    if files is not None:
+        if not files.head:
+            raise ArtifactError(
+                "This is the adapter of a policy, not of a reward model.",
+                where=source.name_or_path,
+                fix="name the directory of a stage reward_model; a language model has no reward head",
+            )
+        model = new_classifier(base_of(source, files), files.labels)
+        put_on(model, files, REWARD)
+        return model
     if source.is_local:
         architectures = read_architectures(Path(source.name_or_path))
         if not any("SequenceClassification" in name for name in architectures):
@@ -96,11 +121,17 @@ def load_classifier(source: ModelSource) -> PreTrainedModel:
 def new_classifier(source: ModelSource, labels: tuple[str, ...]) -> PreTrainedModel:
     """A sequence classifier on the trunk of `source` (a language model, or a classifier with the same labels).
 
-    A new head starts at standard deviation 1/sqrt(d + 1) and bias 0 (lm-human-preferences).
+    A new head starts at standard deviation 1/sqrt(d + 1) and bias 0 (lm-human-preferences). Of a language model with an
+    adapter the classifier has a copy, under its own name.
 
     Args:
         labels: one name per output.
     """
+    files = adapter_at(source)
+    if files is not None:
+        model = new_classifier(base_of(source, files), labels)
+        put_on(model, files, REWARD)
+        return model
     arguments = source.loading_arguments()
     with _loading_errors(source, "the trunk of a reward model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -123,6 +154,25 @@ def new_classifier(source: ModelSource, labels: tuple[str, ...]) -> PreTrainedMo
         if head.bias is not None:
             nn.init.zeros_(head.bias)
     return disable_dropout(model)
+
+
+def adapter_at(source: ModelSource) -> AdapterFiles | None:
+    """What lies there, if it is an adapter rather than a whole model.
+
+    Raises:
+        ArtifactError: its files are damaged.
+    """
+    directory = Path(source.name_or_path)
+    return read_adapter(directory) if is_adapter(directory) else None
+
+
+def base_of(source: ModelSource, files: AdapterFiles) -> ModelSource:
+    """Where the base of an adapter lies: where it was, or what the source gives to stand in for it."""
+    recorded = replace(source, name_or_path=files.base, revision=files.config.revision)
+    if recorded.is_local or not Path(files.base).is_absolute() or source.base is None:
+        return recorded
+    logger.info("The base of %s is not at %s; trying %s.", files.directory, files.base, source.base.name_or_path)
+    return source.base
 
 
 def score_head(classifier: PreTrainedModel) -> nn.Linear | None:

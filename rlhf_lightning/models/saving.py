@@ -9,32 +9,58 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.distributed import rank, whole
+from rlhf_lightning.models.adapter_files import write_adapter, write_top_layers
+from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_names
+from rlhf_lightning.models.top_layers import trained_state
 
 
-def save_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Weights (safetensors), config, generation config, tokenizer and chat template.
+def save_policy(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, layers: int | None = None
+) -> None:
+    """What was trained (safetensors), and tokenizer and chat template.
 
+    Of a policy with an adapter that is the adapter, in PEFT's format; else all weights, config and generation config.
     All processes of a run call this; the first one writes.
+
+    Args:
+        layers: only so many top layers were trained.
     """
-    weights = whole_weights(policy)
     if rank() == 0:
         name_special_tokens(policy, tokenizer)
-        policy.save_pretrained(directory, state_dict=weights)
-        tokenizer.save_pretrained(directory)
-        share_weights(directory)
+    _save(policy, POLICY, tokenizer, directory, layers)
 
 
-def save_classifier(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Weights (safetensors), config with its label names, and tokenizer.
+def save_classifier(
+    classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, layers: int | None = None
+) -> None:
+    """What was trained (safetensors), and tokenizer.
 
-    All processes of a run call this; the first one writes.
+    Of a classifier with an adapter that is the adapter and the head, in PEFT's format; else all weights, and config
+    with its label names. All processes of a run call this; the first one writes.
+
+    Args:
+        layers: only the head and so many top layers were trained.
     """
-    weights = whole_weights(classifier)
     if rank() == 0:
         classifier.config.pad_token_id = tokenizer.pad_token_id
-        classifier.save_pretrained(directory, state_dict=weights)
-        tokenizer.save_pretrained(directory)
-        share_weights(directory)
+    _save(classifier, REWARD, tokenizer, directory, layers)
+
+
+def _save(
+    model: PreTrainedModel, adapter: str, tokenizer: PreTrainedTokenizerBase, directory: Path, layers: int | None
+) -> None:
+    tops = trained_state(model, layers) if layers is not None else {}
+    weights = whole_weights(model) if layers is None else None
+    if rank() > 0:
+        return
+    if layers is not None:
+        write_top_layers(model, layers, tops, directory)
+    elif adapter in adapter_names(model):
+        write_adapter(model, adapter, directory, weights)
+    else:
+        model.save_pretrained(directory, state_dict=weights)
+    tokenizer.save_pretrained(directory)
+    share_weights(directory)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
@@ -70,4 +96,4 @@ def name_special_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def share_weights(directory: Path) -> None:
     """Give weight files the permissions of the files beside them: safetensors writes them for their owner alone."""
     for weights in directory.glob("*.safetensors"):
-        weights.chmod((directory / "config.json").stat().st_mode)
+        weights.chmod((directory / "tokenizer_config.json").stat().st_mode)

@@ -1,0 +1,318 @@
+"""Artifacts that hold what was trained and nothing else: megabytes that PEFT opens on the base they were trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, TaskType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.models.adapters import (
+    VECTORS,
+    adapter_config,
+    adapter_names,
+    adapter_state,
+    add_adapter,
+    load_adapter_state,
+)
+from rlhf_lightning.models.top_layers import (
+    PEFT_PREFIX,
+    load_trained_state,
+    top_layers,
+    top_layers_config,
+    trained_layers,
+)
+
+logger = logging.getLogger(__name__)
+
+OURS = "base_model.json"
+"""Beside PEFT's files: the identity of the base, and a classifier's labels."""
+
+SAMPLED = 256
+"""Values of each weight that an identity looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseIdentity:
+    """Which base model an adapter belongs to, beyond its name.
+
+    Attributes:
+        dtype: of the weights when they were looked at.
+        shapes: a hash of the names and shapes of its weights.
+        values: a hash of some of the values of each.
+    """
+
+    dtype: str
+    shapes: str
+    values: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """What lies in the directory of an adapter.
+
+    Attributes:
+        config: PEFT's.
+        tensors: the weights, under PEFT's names.
+        identity: of the base; None where something else than this project wrote the directory.
+        labels: of a classifier's outputs; empty for a policy.
+    """
+
+    directory: Path
+    config: PeftConfig
+    tensors: Mapping[str, Tensor]
+    identity: BaseIdentity | None
+    labels: tuple[str, ...]
+
+    @property
+    def base(self) -> str:
+        """The directory or hub id of the base.
+
+        Raises:
+            ArtifactError: the directory does not say.
+        """
+        name: str | None = self.config.base_model_name_or_path
+        if not name:
+            raise ArtifactError(
+                "The adapter does not say which model it belongs to.",
+                where=str(self.directory / CONFIG_NAME),
+                fix="set base_model_name_or_path there to the directory or hub id of its base",
+            )
+        return name
+
+    @property
+    def layers(self) -> int | None:
+        """How many top layers it holds; None where it is an adapter proper."""
+        return trained_layers(self.config) if isinstance(self.config, LoraConfig) else None
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The weights of a reward model's head."""
+        prefix = _head_prefix(self.config)
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter rather than a whole model."""
+    return (directory / CONFIG_NAME).is_file()
+
+
+def read_adapter(directory: Path) -> AdapterFiles:
+    """What an adapter's directory holds.
+
+    Raises:
+        ArtifactError: its files are missing or damaged.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        tensors = load_file(directory / SAFETENSORS_WEIGHTS_NAME)
+        ours = json.loads((directory / OURS).read_text(encoding="utf-8")) if (directory / OURS).is_file() else None
+        identity = BaseIdentity(**ours["base"]) if ours else None
+        labels = tuple(ours["labels"]) if ours else ()
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ArtifactError(
+            f"The adapter cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}",
+            where=str(directory),
+            fix="name a directory with adapter_config.json and adapter_model.safetensors, as PEFT writes them",
+        ) from error
+    files = AdapterFiles(directory, config, tensors, identity, labels)
+    if not labels and files.head:
+        labels = tuple(f"LABEL_{index}" for index in range(len(files.head["weight"])))
+    return replace(files, labels=labels)
+
+
+def put_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
+    """Puts an adapter on its base, at work and frozen; of top layers, the base's own are replaced.
+
+    Args:
+        model: the base, alone or as the trunk of a classifier, whose head is replaced too.
+        name: of the adapter.
+
+    Raises:
+        ArtifactError: it was trained on another base.
+    """
+    require_base(model, files)
+    if files.layers is not None:
+        remember_base(model, files.layers)
+        head = {f"{PEFT_PREFIX}score.{path}": weight for path, weight in _head(model).items()}
+        load_trained_state(model, files.layers, {**head, **files.tensors})
+        model.requires_grad_(False)
+        return
+    prefix = f"{PEFT_PREFIX}{model.base_model_prefix}."
+    own = {
+        path.removeprefix(prefix): tensor
+        for path, tensor in files.tensors.items()
+        if path == VECTORS or path.startswith(prefix)
+    }
+    put_adapter_on(model, files.config, own, name)
+    if files.head:
+        model.get_submodule("score").load_state_dict(files.head)
+    model.requires_grad_(False)
+
+
+def put_adapter_on(model: PreTrainedModel, config: PeftConfig, state: Mapping[str, Tensor], name: str) -> None:
+    """Puts weights that `adapter_state` gave on a trunk as a new adapter."""
+    if not adapter_names(model):
+        remember_base(model)
+    add_adapter(model, config, name, state.get(VECTORS))
+    load_adapter_state(model, name, state)
+
+
+def write_adapter(
+    model: PreTrainedModel, name: str, directory: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes the adapter of that name, and the head of a classifier, as PEFT does.
+
+    Args:
+        weights: of the whole model, where they had to be put together from shards.
+    """
+    prefix = f"{model.base_model_prefix}."
+    of_trunk = {
+        path.removeprefix(prefix): tensor for path, tensor in (weights or {}).items() if path.startswith(prefix)
+    }
+    state = adapter_state(model, name, of_trunk or None)
+    tensors = {path if path == VECTORS else f"{PEFT_PREFIX}{prefix}{path}": tensor for path, tensor in state.items()}
+    config = type(adapter_config(model, name))(**adapter_config(model, name).to_dict())
+    config.base_model_name_or_path = base_name(model)
+    config.revision = getattr(model.config, "_commit_hash", None)
+    config.inference_mode = True
+    of_head = _head(model)
+    config.task_type = TaskType.SEQ_CLS if of_head else TaskType.CAUSAL_LM
+    if of_head:
+        whole_head = {path: (weights or {}).get(f"score.{path}", weight) for path, weight in of_head.items()}
+        tensors |= {f"{_head_prefix(config)}{path}": weight for path, weight in whole_head.items()}
+        config.modules_to_save = ["score"]  # type: ignore[attr-defined]  # every kind of adapter has it
+    _write(model, config, tensors, directory)
+
+
+def write_top_layers(model: PreTrainedModel, layers: int, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Writes the top layers of a model, and the head of a classifier.
+
+    Args:
+        tensors: what `trained_state` gave.
+    """
+    config = top_layers_config(model, layers)
+    config.base_model_name_or_path = base_name(model)
+    config.revision = getattr(model.config, "_commit_hash", None)
+    _write(model, config, tensors, directory)
+
+
+def base_name(model: PreTrainedModel) -> str:
+    """The hub id of a model, or the whole path of its directory."""
+    name: str = model.name_or_path or ""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
+def identity_of(weights: Mapping[str, Tensor]) -> BaseIdentity:
+    """The identity of a base with these weights."""
+    shapes, values = hashlib.sha256(), hashlib.sha256()
+    dtypes = set()
+    for name, weight in sorted(weights.items()):
+        shapes.update(f"{name}{tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        sampled = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+        values.update(sampled.float().cpu().numpy().tobytes())
+        dtypes.add(str(weight.dtype).removeprefix("torch."))
+    return BaseIdentity("+".join(sorted(dtypes)), shapes.hexdigest(), values.hexdigest())
+
+
+def base_weights(model: PreTrainedModel, replaced: int = 0) -> dict[str, Tensor]:
+    """The weights of a trunk that adapters leave alone, by name.
+
+    Args:
+        replaced: how many top layers are not the base's.
+    """
+    trunk, prefix = model.base_model, f"{model.base_model_prefix}."
+    above = tuple(f"{path.removeprefix(prefix)}." for path in top_layers(model, replaced)) if replaced else ()
+    return {name: weight for name, weight in trunk.named_parameters() if not (above and name.startswith(above))}
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedBase:
+    """What a trunk was before anything of it was trained.
+
+    Attributes:
+        identity: of what is not replaced.
+        replaced: how many of its top layers are not the base's.
+    """
+
+    identity: BaseIdentity
+    replaced: int
+
+
+def remember_base(model: PreTrainedModel, replaced: int = 0) -> None:
+    """Notes on a trunk what its weights are before anything is trained: afterwards they may be in shards.
+
+    Args:
+        replaced: how many top layers will be trained as they are, rather than through an adapter.
+    """
+    _note(model, RememberedBase(identity_of(base_weights(model, replaced)), replaced))
+
+
+def remembered_base(model: PreTrainedModel) -> RememberedBase | None:
+    """What `remember_base` noted."""
+    remembered = getattr(model.base_model, "remembered_base", None)
+    assert remembered is None or isinstance(remembered, RememberedBase)
+    return remembered
+
+
+def _note(model: PreTrainedModel, remembered: RememberedBase) -> None:
+    model.base_model.remembered_base = remembered  # type: ignore[assignment]  # attributes are typed as modules
+
+
+def require_base(model: PreTrainedModel, files: AdapterFiles) -> None:
+    """Check that an adapter was trained on that base. Of another dtype only the shapes can be compared.
+
+    Raises:
+        ArtifactError: it was not.
+    """
+    if files.identity is None:
+        return
+    remembered = remembered_base(model)
+    replaced = files.layers or 0
+    found = remembered.identity if remembered is not None else identity_of(base_weights(model, replaced))
+    if not belongs_to(files.identity, found):
+        raise ArtifactError(
+            f"The adapter was trained on another base model: {base_name(model)} has "
+            + ("other shapes." if files.identity.shapes != found.shapes else "the same shapes and other weights."),
+            where=str(files.directory),
+            fix="put the base back that the adapter was trained on, or train the adapter again",
+        )
+
+
+def belongs_to(recorded: BaseIdentity, found: BaseIdentity) -> bool:
+    """Whether two identities are of one base."""
+    return recorded.shapes == found.shapes and (recorded.dtype != found.dtype or recorded.values == found.values)
+
+
+def _head_prefix(config: PeftConfig) -> str:
+    """What PEFT puts before the names of a head's weights; it wraps a model with virtual tokens once less."""
+    return "base_model.score." if isinstance(config, PromptTuningConfig) else f"{PEFT_PREFIX}score."
+
+
+def _head(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of a classifier's head; none of a policy."""
+    head = getattr(model, "score", None)
+    return head.state_dict() if isinstance(head, nn.Module) else {}
+
+
+def _write(model: PreTrainedModel, config: PeftConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    remembered = remembered_base(model)
+    assert remembered is not None
+    save_file(
+        {path: tensor.cpu().contiguous() for path, tensor in tensors.items()}, directory / SAFETENSORS_WEIGHTS_NAME
+    )
+    config.save_pretrained(str(directory))
+    names = model.config.id2label or {}
+    ours = {"base": asdict(remembered.identity), "labels": list(names.values()) if _head(model) else []}
+    (directory / OURS).write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
