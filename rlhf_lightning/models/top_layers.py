@@ -82,7 +82,9 @@ def top_layers(model: PreTrainedModel, layers: int) -> list[str]:
     heads = [
         name
         for name, module in model.named_children()
-        if model is not model.base_model and module not in (model.base_model, model.get_output_embeddings())
+        if model is not model.base_model
+        and module not in (model.base_model, model.get_output_embeddings())
+        and any(True for _ in module.parameters())
     ]
     return [
         *(f"{path}.{index}" for index in range(depth - layers, depth)),
