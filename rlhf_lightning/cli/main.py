@@ -39,6 +39,12 @@ def _doctor() -> Command:
     return main
 
 
+def _export() -> Command:
+    from rlhf_lightning.cli.export import main
+
+    return main
+
+
 def _completion() -> Command:
     from rlhf_lightning.cli.completion import main
 
@@ -55,6 +61,7 @@ SUBCOMMANDS = {
     "train": Subcommand(_train, "run a pipeline (-m: a sweep of pipelines)"),
     "score": Subcommand(_score, "what a reward model or classifier says of texts"),
     "doctor": Subcommand(_doctor, "is a run healthy? likely causes, and what to change"),
+    "export": Subcommand(_export, "a model of a run as a Hugging Face directory with a model card"),
     "completion": Subcommand(_completion, "tab completion for bash, zsh or fish"),
     "run-job": Subcommand(_run_job, "a job of a sweep, or one of a run's processes", hidden=True),
 }
@@ -108,6 +115,7 @@ begin with:
   rlhf train debug=tiny                 the same in seconds, to see that everything runs
   rlhf train -m kl.coef=0.02,0.2 seed=1,2
   rlhf doctor outputs/latest            is the newest run healthy?
+  rlhf export outputs/latest            the newest run's model, to give away
   eval "$(rlhf completion bash)"        tab completion for groups, options and keys
 """
 

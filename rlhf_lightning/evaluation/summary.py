@@ -113,16 +113,17 @@ def short_name(policy: str) -> str:
 
 
 def _cell(figures: Metrics, row: Row) -> str:
-    return _written(figures[row.key], row.style) if row.key in figures else "-"
+    return written(figures[row.key], row.style) if row.key in figures else "-"
 
 
 def _interval(figures: Metrics, row: Row) -> Text:
     bounds = figures.get(f"{row.key}_ci")
-    written = ", ".join(_written(bound, row.style) for bound in bounds) if bounds else ""
-    return Text(f"[{written}]" if written else "-", style="dim")
+    both = ", ".join(written(bound, row.style) for bound in bounds) if bounds else ""
+    return Text(f"[{both}]" if both else "-", style="dim")
 
 
-def _written(value: float, style: str) -> str:
+def written(value: float, style: str) -> str:
+    """A figure in the style of its row."""
     return {"percent": f"{value:.1%}", "plain": f"{value:z.1f}", "signed": f"{value:+z.2f}"}[style]
 
 

@@ -1,0 +1,94 @@
+"""What is exported, and the lines of Python that open it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.worlds import courtesy
+
+Form = Literal["whole", "adapter", "merged"]
+ModelStage = Literal["sft", "reward_model", "ppo"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedModel:
+    """A stage's model as it leaves its run.
+
+    Attributes:
+        run: that made the model, with its config, figures and origin.
+        chats: whether its tokenizer has a chat template.
+        base: the directory or hub id that an adapter belongs to; None of a model that is whole from the start.
+        method: the kind of adapter, as `peft.kind` names it.
+    """
+
+    run: RunDirectory
+    stage: ModelStage
+    form: Form
+    chats: bool
+    base: str | None = None
+    method: str | None = None
+
+    @property
+    def is_policy(self) -> bool:
+        return self.stage != "reward_model"
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether all it knows is the courtesy world."""
+        return bool(self.run.config["data"]["kind"] == "courtesy")
+
+
+def opening(model: ExportedModel) -> str:
+    """Python that opens the directory it is run in with plain Transformers (and PEFT), and asks the model something."""
+    auto = f"{'AutoPeftModel' if model.form == 'adapter' else 'AutoModel'}{_head(model)}"
+    from_transformers = ["AutoTokenizer"] if model.form == "adapter" else [auto, "AutoTokenizer"]
+    prompt, reply = _example(model)
+    lines = [
+        *([f"from peft import {auto}"] if model.form == "adapter" else []),
+        f"from transformers import {', '.join(from_transformers)}",
+        "",
+        'here = "."  # this directory',
+        f"model = {auto}.from_pretrained(here{_outputs(model)})",
+        "tokenizer = AutoTokenizer.from_pretrained(here)",
+        *(_as_chat(prompt) if model.chats else [f"prompt = {prompt!r}"]),
+    ]
+    if model.is_policy:
+        lines += [
+            'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, do_sample=True, top_k=0)[0]))",
+        ]
+    else:
+        lines += [
+            f"text = prompt + {reply!r} + tokenizer.eos_token",
+            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+            "print(model(**inputs).logits)",
+        ]
+    return "\n".join(lines)
+
+
+def _head(model: ExportedModel) -> str:
+    return "ForCausalLM" if model.is_policy else "ForSequenceClassification"
+
+
+def _outputs(model: ExportedModel) -> str:
+    """An adapter's base does not know how many labels the reward model has."""
+    if model.is_policy or model.form != "adapter":
+        return ""
+    return f", num_labels={1 if model.run.config['reward_model']['head'] == 'scalar' else 2}"
+
+
+def _as_chat(prompt: str) -> list[str]:
+    return [
+        f'chat = [{{"role": "user", "content": {prompt!r}}}]',
+        "prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)",
+    ]
+
+
+def _example(model: ExportedModel) -> tuple[str, str]:
+    """A prompt and a reply that the model can read."""
+    if not model.is_synthetic:
+        return "Name a prime number.", " Seven."
+    prompt = courtesy.prompts("validation")[0].last_turn
+    return prompt, courtesy.best_reply(prompt)
