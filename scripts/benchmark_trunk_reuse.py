@@ -30,6 +30,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from rlhf_lightning.cli.main import main as rlhf
 
@@ -55,6 +56,7 @@ class Row:
 
 def main() -> None:
     arguments = parse()
+    transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         make_artifacts(directory, arguments.depth, arguments.hidden)
@@ -140,20 +142,22 @@ def run(directory: Path, name: str, *overrides: str) -> Row:
 def table(rows: dict[tuple[str, ...], Row], counts: list[int], depth: int) -> Table:
     """Seconds and their ratios, beside what the blocks alone would give."""
     full = rows[FULL,].seconds
-    made = Table(title=f"An iteration's updates, {depth} blocks ({FULL}: {full:.2f} s)")
-    for column in ("blocks trained", "k/L", "computed anew", "reused", "reused / all trained", "reused / anew"):
+    made = Table(
+        title=f"An iteration's updates of a model of L={depth} blocks, k of them trained",
+        caption=f"all: {FULL}, {full:.2f} s; anew: peft.reuse_trunk=false; reused: true; gap: the largest difference "
+        "of a loss between the two",
+    )
+    for column in ("k", "anew", "reused", "reused/all", "k/L", "reused/anew", "3k/(L+2k)", "gap"):
         made.add_column(column, justify="right")
-    made.add_column("3k/(L+2k)", justify="right")
-    made.add_column("largest difference of a loss", justify="right")
     for layers in counts:
         anew, reused = rows[way(layers, False)], rows[way(layers, True)]
         gap = max(abs(one - other) for one, other in zip(anew.losses, reused.losses, strict=True))
         made.add_row(
             str(layers),
-            f"{layers / depth:.3f}",
             f"{anew.seconds:.2f} s",
             f"{reused.seconds:.2f} s",
             f"{reused.seconds / full:.3f}",
+            f"{layers / depth:.3f}",
             f"{reused.seconds / anew.seconds:.3f}",
             f"{3 * layers / (depth + 2 * layers):.3f}",
             f"{gap:.1e}",
