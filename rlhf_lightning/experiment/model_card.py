@@ -189,8 +189,17 @@ def _with_interval(figures: Mapping[str, Any], row: Row) -> str:
 def _config(model: ExportedModel) -> str:
     """The config without the places of the machine it ran on."""
     shown = {key: value for key, value in model.run.config.items() if key not in ("paths", "resume")}
-    text = yaml.safe_dump(redact(shown), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(_redacted(redact(shown)), sort_keys=False, allow_unicode=True)
     return f"## Config\n\n{fenced(text, 'yaml')}"
+
+
+def _redacted(value: Any) -> Any:
+    """Plain containers whose free text (notes, say) has no secrets in it either."""
+    if isinstance(value, Mapping):
+        return {name: _redacted(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_redacted(inner) for inner in value]
+    return redact_text(value) if isinstance(value, str) else value
 
 
 def _limits(model: ExportedModel) -> str:

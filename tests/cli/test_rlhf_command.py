@@ -67,6 +67,7 @@ def test_every_subcommand_can_be_loaded() -> None:
         (["train", "--help"], 0, "groups (the default is marked *)"),
         (["train", "kl.coeff=1", "seed=x"], 2, "2 problems"),
         (["score", "--help"], 0, "--positive-label"),
+        (["export", "--help"], 0, "--merge"),
     ],
 )
 def test_light_commands_import_nothing_heavy_and_answer_fast(arguments: list[str], code: int, expected: str) -> None:

@@ -1,0 +1,71 @@
+"""Finished runs that nobody ran: a config, figures and an origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_lightning.experiment.compose import ConfigTree
+from rlhf_lightning.experiment.preflight import check_run
+from rlhf_lightning.experiment.run_directory import METRICS, PROVENANCE, RunDirectory
+from rlhf_lightning.settings.run import RunSettings
+
+METRICS_OF_A_RUN = {
+    "stages": {
+        "sft": {"demonstrations": 2850, "loss": 0.7},
+        "reward_model": {
+            "pairs": 29,
+            "training_pairs": 113,
+            "accuracy": 0.6,
+            "accuracy_ci": [0.4, 0.8],
+            "lift": -0.05,
+            "lift_ci": [-0.2, 0.1],
+        },
+        "ppo": {"prompts": 1794, "score": 0.2},
+    },
+    "evaluate": {
+        policy: dict.fromkeys(
+            ("iid", "ood"), {"gold_reward": gold, "gold_reward_ci": [gold - 0.5, gold + 0.5], "kl": 1.5}
+        )
+        for policy, gold in (("sft", -0.25), ("ppo", 1.5))
+    },
+}
+PROVENANCE_OF_A_RUN = {
+    "started": "2026-11-22T21:28:08+00:00",
+    "overrides": ["debug=tiny"],
+    "rlhf_lightning": "0.1.0",
+    "git": {"commit": "94dceb9", "dirty": True},
+    "packages": {"torch": "2.13.0"},
+    "data": {},
+}
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., RunSettings]:
+    """Composes and checks a config: `composed("peft=lora")`."""
+    tree = ConfigTree.load()
+
+    def compose(*overrides: str) -> RunSettings:
+        settings = check_run(tree, ["debug=tiny", *overrides]).settings
+        assert settings is not None
+        return settings
+
+    return compose
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, composed: Callable[..., RunSettings]) -> Callable[..., RunDirectory]:
+    """Builds finished runs without stages; keywords are changes of the config's top level."""
+
+    def build(*overrides: str, **changes: Any) -> RunDirectory:
+        settings = composed(*overrides).model_dump(mode="json") | changes
+        run = RunDirectory.create(tmp_path / "run", settings, overrides)
+        run.write_json(METRICS, METRICS_OF_A_RUN)
+        run.write_json(PROVENANCE, PROVENANCE_OF_A_RUN)
+        run.update_status(state="finished")
+        return run
+
+    return build
