@@ -34,7 +34,8 @@ ARTIFACTS = tuple(f"{run}/{stage}" for run in ("RUN", "outputs/latest") for stag
 
 def blocks(language: str) -> list[str]:
     """The contents of the README's fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [body for named, body in fenced if named == language]
 
 
 def commands(text: str) -> list[list[str]]:
