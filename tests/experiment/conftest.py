@@ -27,9 +27,10 @@ METRICS_OF_A_RUN = {
         "ppo": {"prompts": 1794, "score": 0.2},
     },
     "evaluate": {
-        policy: dict.fromkeys(
-            ("iid", "ood"), {"gold_reward": gold, "gold_reward_ci": [gold - 0.5, gold + 0.5], "kl": 1.5}
-        )
+        policy: {
+            split: {"gold_reward": gold, "gold_reward_ci": [gold - 0.5, gold + 0.5], "kl": 1.5}
+            for split in ("iid", "ood")
+        }
         for policy, gold in (("sft", -0.25), ("ppo", 1.5))
     },
 }
