@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled, trainable
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled
 from rlhf_lightning.distributed import pooled_means, total, world_size
 from rlhf_lightning.models.actor_critic import ActorCritic, ReplyOutputs
 from rlhf_lightning.models.reference import FrozenReference
@@ -148,7 +148,7 @@ class PPO(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = [
-            {"params": trainable(self.actor_critic.policy), "name": "policy"},
+            {"params": self.actor_critic.policy_parameters(), "name": "policy"},
             {
                 "params": self.actor_critic.critic_parameters(),
                 "lr": self.settings.critic_learning_rate,

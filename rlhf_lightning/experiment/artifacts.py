@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf_lightning.data.sources import DataSource
@@ -11,6 +12,7 @@ from rlhf_lightning.models.adapter_files import is_adapter
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.scratch import random_model, train_tokenizer
 from rlhf_lightning.settings.model import HubModel, ScratchModel
+from rlhf_lightning.settings.peft import QLora
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
 from rlhf_lightning.worlds import courtesy
 
@@ -27,13 +29,17 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
     Raises:
         ArtifactError: the stage left nothing.
     """
-    dtype = settings.model.dtype
+    peft = settings.peft
     if name == BASE:
-        return _base(settings, run, data)
-    if name in STAGE_NAMES:
-        name = str(finished(run.stage_dir(name), name))
-    base = _base(settings, run, data) if is_adapter(Path(name)) else None
-    return ModelSource(name, dtype=dtype, base=base)
+        source = _base(settings, run, data)
+    else:
+        if name in STAGE_NAMES:
+            name = str(finished(run.stage_dir(name), name))
+        base = _base(settings, run, data) if is_adapter(Path(name)) else None
+        source = ModelSource(name, dtype=settings.model.dtype, base=base)
+    if isinstance(peft, QLora):
+        return replace(source, quantization=peft.quantization, double_quantization=peft.double_quantization)
+    return source
 
 
 def finished(directory: Path, stage: str) -> Path:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
-from rlhf_lightning.errors import DataError
+from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.experiment.stage import StageContext
+from rlhf_lightning.models.adapters import REWARD
 from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.rewards.classifier import Classifier
+from rlhf_lightning.models.loading import adapter_at, load_tokenizer
+from rlhf_lightning.models.shared_backbone import classifier_on, why_not_shared
+from rlhf_lightning.rewards.classifier import Classifier, positive_index
 from rlhf_lightning.rewards.scorers import RewardModelScorer, TextScorer, same_tokenizer
 from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Sampler
 from rlhf_lightning.rollouts.scorer import EnsembleScorer, Scorer, StandardisedScorer
 from rlhf_lightning.settings.reinforcement import EnsembleReward, LearnedReward
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +34,21 @@ class RewardStatistics:
     spread: float
 
 
-def open_rewards(context: StageContext, encoder: Encoder) -> list[Scorer]:
-    """The raw rewards that the reward group names; more than one for an ensemble."""
+def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[Scorer]:
+    """The raw rewards that the reward group names; more than one for an ensemble.
+
+    Args:
+        policy: tuned; reward models live on its frozen weights where `model.share_backbone` and they allow it.
+    """
     reward = context.settings.reward
     if isinstance(reward, LearnedReward):
-        return [open_reward_model(context, context.settings.ppo.reward_from, encoder)]
+        return [_reward_on_policy(context, context.settings.ppo.reward_from, encoder, policy, REWARD)]
     if isinstance(reward, EnsembleReward):
-        return [open_reward_model(context, name, encoder) for name in reward.models]
+        names = [REWARD, *(f"{REWARD}_{number}" for number in range(2, len(reward.models) + 1))]
+        return [
+            _reward_on_policy(context, model, encoder, policy, name)
+            for model, name in zip(reward.models, names, strict=True)
+        ]
     classifier = Classifier.load(ModelSource(reward.name_or_path), reward.positive_label)
     return [TextScorer(classifier, include_prompt=reward.include_prompt).to(context.device)]
 
@@ -48,9 +63,38 @@ def combined(context: StageContext, rewards: Sequence[Scorer], statistics: Seque
 
 
 def open_reward_model(context: StageContext, name: str, encoder: Encoder) -> RewardModelScorer:
-    """A reward model as a scorer of what a policy with `encoder`'s tokenizer says."""
+    """A reward model of its own, as a scorer of what a policy with `encoder`'s tokenizer says."""
+    return _as_scorer(context, Classifier.load(context.inputs.model(name), None), encoder)
+
+
+def _reward_on_policy(
+    context: StageContext, name: str, encoder: Encoder, policy: PreTrainedModel, adapter: str
+) -> RewardModelScorer:
+    """A reward model on the policy's frozen weights, or of its own where that is not possible or not wanted.
+
+    Raises:
+        ArtifactError: `model.share_backbone=true`, and it is not possible.
+    """
+    share = context.settings.model.share_backbone
     source = context.inputs.model(name)
-    classifier = Classifier.load(source, None)
+    files = adapter_at(source)
+    reason = "model.share_backbone=false" if share is False else why_not_shared(policy, files)
+    if reason is not None or files is None:
+        if share is True:
+            raise ArtifactError(
+                f"The reward model cannot share the policy's weights: {reason}.",
+                where=f"model.share_backbone=true, {source.name_or_path}",
+                fix="train both with the same peft from the same base, or set model.share_backbone=auto",
+            )
+        logger.info("Reward model %s: a model of its own (%s).", name, reason)
+        return open_reward_model(context, name, encoder)
+    model, role = classifier_on(policy, files, adapter)
+    logger.info("Reward model %s: on the policy's frozen weights.", name)
+    positive = positive_index(model, None, source.name_or_path)
+    return _as_scorer(context, Classifier(model, load_tokenizer(source), positive, role), encoder)
+
+
+def _as_scorer(context: StageContext, classifier: Classifier, encoder: Encoder) -> RewardModelScorer:
     own = (
         None
         if same_tokenizer(classifier.tokenizer, encoder.tokenizer)

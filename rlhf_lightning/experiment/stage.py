@@ -23,6 +23,7 @@ from rlhf_lightning.experiment.instantiate import instantiate
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_tokenizer
+from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor
 from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.tracking.loggers import StageTracker
 
@@ -110,6 +111,16 @@ class StageContext:
         if wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available()):
             return torch.device("cuda")
         return torch.device("cpu")
+
+    @property
+    def trained_layers(self) -> int | None:
+        """How many top layers are trained; None unless `peft=top_layers`."""
+        peft = self.settings.peft
+        return peft.layers if isinstance(peft, TopLayers) else None
+
+    def learning_rate(self, of_stage: float) -> float:
+        """A stage's learning rate for what `peft` trains."""
+        return of_stage * learning_rate_factor(self.settings.peft)
 
     def seed_everything(self) -> None:
         pl.seed_everything(self.seed, verbose=False)

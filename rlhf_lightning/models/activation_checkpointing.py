@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from rlhf_lightning.models.adapters import active, at_work
 
 
 def checkpoint_activations(module: nn.Module) -> None:
@@ -25,4 +29,13 @@ def checkpoint_activations(module: nn.Module) -> None:
 def _enable(model: PreTrainedModel) -> None:
     # Transformers renamed the method; the older name warns where the newer one is known.
     newer: Callable[..., None] | None = getattr(model, "activation_checkpointing_enable", None)
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (newer or model.gradient_checkpointing_enable)(
+        {"use_reentrant": False, "context_fn": partial(_as_in_the_forward_pass, model)}
+    )
+
+
+def _as_in_the_forward_pass(
+    model: PreTrainedModel,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around a layer's forward, and around its recomputation: by then another adapter may be at work."""
+    return nullcontext(), active(model, at_work(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +15,20 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.models.adapters import CRITIC, active, adapter_parameters, copy_adapter
 from rlhf_lightning.models.branching import Branch, going_on
 from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.models.saving import whole_weights
 from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.kl import exact_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 CRITIC_FOLDER = "critic"
+CRITIC_FILE = "critic.safetensors"
+"""What the critic trained of a trunk with frozen weights; where it trained all of it, `critic/` is a model."""
 
 
 class ReplyOutputs(NamedTuple):
@@ -77,6 +82,26 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    @classmethod
+    def from_reward_model(cls, reward_model: PreTrainedModel, *, offset: float, spread: float) -> ValueHead:
+        """The reward model's head, giving (score - offset) / spread, the scale of PPO's rewards.
+
+        Raises:
+            ArtifactError: the reward model's head is not a single linear output on every position.
+        """
+        score = score_head(reward_model)
+        if score is None or score.out_features != 1:
+            raise ArtifactError(
+                "A critic can only be copied from a reward model with one linear score.",
+                fix="train it with reward_model.head=scalar, or use ppo.critic=separate or policy_trunk",
+            )
+        head = cls(score.in_features)
+        with torch.no_grad():
+            head.linear.weight.copy_(score.weight.float() / spread)
+            bias = score.bias.float() if score.bias is not None else torch.zeros(1)
+            head.linear.bias.copy_((bias - offset) / spread)
+        return head
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(batch, time, hidden) -> (batch, time)."""
         values: Tensor = self.linear(hidden_states.to(self.linear.weight.dtype)).squeeze(-1)
@@ -88,20 +113,41 @@ class SeparateCritic(nn.Module):
 
     Args:
         branch: of the trunk, if it has its frozen blocks in common with the policy, whose `trunk_states` it then takes.
+        adapter: the trunk is the policy's, and this adapter on it is the critic; None for a trunk of its own.
     """
 
-    def __init__(self, trunk: PreTrainedModel, head: ValueHead, branch: Branch | None = None) -> None:
+    def __init__(
+        self, trunk: PreTrainedModel, head: ValueHead, branch: Branch | None = None, adapter: str | None = None
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
         self.branch = branch
+        self.adapter = adapter
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> SeparateCritic:
         """A copy of the policy's trunk under a head that starts at 0."""
-        trunk = copy.deepcopy(policy.base_model)
-        assert isinstance(trunk, PreTrainedModel)
-        return cls(trunk, ValueHead(policy.config.get_text_config().hidden_size))
+        return cls(copy.deepcopy(trunk_of(policy)), ValueHead(hidden_size(policy)))
+
+    @classmethod
+    def on_trunk_of(cls, policy: PreTrainedModel, reused_below: int | None) -> SeparateCritic:
+        """A copy of what the policy trains, on its frozen blocks, under a head that starts at 0.
+
+        Args:
+            reused_below: how many top layers go on from the policy's `trunk_states`; None computes all anew.
+        """
+        trunk = trunk_of(shared_copy(policy))
+        branch = None if reused_below is None else Branch.of(trunk, reused_below)
+        return cls(trunk, ValueHead(hidden_size(policy)), branch)
+
+    @classmethod
+    def on_policy(cls, policy: PreTrainedModel, adapter: str, head: ValueHead | None = None) -> SeparateCritic:
+        """A second adapter beside the policy's, begun as a copy of `adapter`; a head of its own starts at 0."""
+        copy_adapter(policy, adapter, CRITIC)
+        for parameter in adapter_parameters(policy, CRITIC):
+            parameter.requires_grad_(True)
+        return cls(trunk_of(policy), head or ValueHead(hidden_size(policy)), adapter=CRITIC)
 
     @classmethod
     def from_reward_model(cls, reward_model: PreTrainedModel, *, offset: float, spread: float) -> SeparateCritic:
@@ -110,29 +156,18 @@ class SeparateCritic(nn.Module):
         Raises:
             ArtifactError: the reward model's head is not a single linear output on every position.
         """
-        score = score_head(reward_model)
-        if score is None or score.out_features != 1:
-            raise ArtifactError(
-                "A critic can only be copied from a reward model with one linear score.",
-                fix="train it with reward_model.head=scalar, or use ppo.critic=separate or policy_trunk",
-            )
-        head = ValueHead(score.in_features)
-        with torch.no_grad():
-            head.linear.weight.copy_(score.weight.float() / spread)
-            bias = score.bias.float() if score.bias is not None else torch.zeros(1)
-            head.linear.bias.copy_((bias - offset) / spread)
-        trunk = copy.deepcopy(reward_model.base_model)
-        assert isinstance(trunk, PreTrainedModel)
-        return cls(trunk, head)
+        head = ValueHead.from_reward_model(reward_model, offset=offset, spread=spread)
+        return cls(copy.deepcopy(trunk_of(reward_model)), head)
 
     def forward(
         self, sequences: Tensor, attention_mask: Tensor, reply_length: int, trunk_states: Tensor | None = None
     ) -> Tensor:
         """Values before each of the last `reply_length` tokens: (batch, R)."""
-        trunk = going_on(self.trunk, self.branch, trunk_states)
-        hidden = trunk(
-            input_ids=sequences, **position_arguments(self.trunk, attention_mask), use_cache=False
-        ).last_hidden_state
+        with nullcontext() if self.adapter is None else active(self.trunk, self.adapter):
+            trunk = going_on(self.trunk, self.branch, trunk_states)
+            hidden = trunk(
+                input_ids=sequences, **position_arguments(self.trunk, attention_mask), use_cache=False
+            ).last_hidden_state
         values: Tensor = self.head(hidden[:, -reply_length - 1 : -1])
         return values
 
@@ -153,7 +188,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
         self.branch = branch
-        self.value_head = ValueHead(policy.config.get_text_config().hidden_size) if critic is None else None
+        self.value_head = ValueHead(hidden_size(policy)) if critic is None else None
 
     def forward(
         self,
@@ -196,15 +231,24 @@ class ActorCritic(nn.Module):
         return self.branch.states(sequences, attention_mask) if self.branch is not None else None
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """The parameters that only the critic has: the value head, and its own trunk where it has one."""
-        critic = self.critic if self.critic is not None else self.value_head
-        assert critic is not None
-        return [parameter for parameter in critic.parameters() if parameter.requires_grad]
+        """The parameters that only the critic has: the value head, and its own trunk or adapter where it has one."""
+        head = [parameter for parameter in self._head.parameters() if parameter.requires_grad]
+        if self.critic is None:
+            return head
+        if self.critic.adapter is not None:
+            return [*adapter_parameters(self.critic.trunk, self.critic.adapter), *head]
+        return [*(parameter for parameter in self.critic.trunk.parameters() if parameter.requires_grad), *head]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained and not only the critic's."""
+        critics = {id(parameter) for parameter in self.critic_parameters()}
+        trained = (parameter for parameter in self.policy.parameters() if parameter.requires_grad)
+        return [parameter for parameter in trained if id(parameter) not in critics]
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Shards policy and critic in place (`sharding.shard`)."""
         shard(self.policy, mesh)
-        if self.critic is not None:
+        if self.critic is not None and self.critic.adapter is None:
             shard(self.critic.trunk, mesh)
         shard(self._head, mesh)
 
@@ -224,6 +268,28 @@ class ActorCritic(nn.Module):
         if rank() > 0:
             return
         save_file({name: tensor.contiguous() for name, tensor in head.items()}, directory / VALUE_HEAD_FILE)
-        if self.critic is not None:
-            assert isinstance(self.critic.trunk, PreTrainedModel)
+        if self.critic is None:
+            return
+        trained = self._trained_of_critic(self.critic)
+        if len(trained) == len(list(self.critic.trunk.parameters())):
             self.critic.trunk.save_pretrained(directory / CRITIC_FOLDER, state_dict=trunk)
+        else:
+            weights = trunk or self.critic.trunk.state_dict()
+            save_file({name: weights[name].contiguous() for name in trained}, directory / CRITIC_FILE)
+
+    def _trained_of_critic(self, critic: SeparateCritic) -> list[str]:
+        critics = {id(parameter) for parameter in self.critic_parameters()}
+        return [name for name, parameter in critic.trunk.named_parameters() if id(parameter) in critics]
+
+
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its head."""
+    trunk = model.base_model
+    assert isinstance(trunk, PreTrainedModel)
+    return trunk
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """The width of what enters a model's head."""
+    size: int = model.config.get_text_config().hidden_size
+    return size

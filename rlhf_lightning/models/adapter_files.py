@@ -20,10 +20,10 @@ from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapters import (
     VECTORS,
     adapter_config,
-    adapter_names,
     adapter_state,
     add_adapter,
     load_adapter_state,
+    switch,
 )
 from rlhf_lightning.models.top_layers import (
     PEFT_PREFIX,
@@ -132,7 +132,7 @@ def read_adapter(directory: Path) -> AdapterFiles:
 
 
 def put_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
-    """Puts an adapter on its base, at work and frozen; of top layers, the base's own are replaced.
+    """Puts an adapter on its base, at work and frozen like all of the base; of top layers, the base's are replaced.
 
     Args:
         model: the base, alone or as the trunk of a classifier, whose head is replaced too.
@@ -142,30 +142,34 @@ def put_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
         ArtifactError: it was trained on another base.
     """
     require_base(model, files)
+    remember_base(model, files.layers or 0)
     if files.layers is not None:
-        remember_base(model, files.layers)
-        head = {f"{PEFT_PREFIX}score.{path}": weight for path, weight in _head(model).items()}
-        load_trained_state(model, files.layers, {**head, **files.tensors})
-        model.requires_grad_(False)
-        return
+        put_layers_on(model, files)
+    else:
+        put_adapter_on(model, files, name)
+        switch(model, name)
+    model.requires_grad_(False)
+
+
+def put_adapter_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
+    """Puts an adapter on a trunk, not yet at work, and the head that came with it beside the trunk."""
     prefix = f"{PEFT_PREFIX}{model.base_model_prefix}."
-    own = {
+    state = {
         path.removeprefix(prefix): tensor
         for path, tensor in files.tensors.items()
         if path == VECTORS or path.startswith(prefix)
     }
-    put_adapter_on(model, files.config, own, name)
-    if files.head:
-        model.get_submodule("score").load_state_dict(files.head)
-    model.requires_grad_(False)
-
-
-def put_adapter_on(model: PreTrainedModel, config: PeftConfig, state: Mapping[str, Tensor], name: str) -> None:
-    """Puts weights that `adapter_state` gave on a trunk as a new adapter."""
-    if not adapter_names(model):
-        remember_base(model)
-    add_adapter(model, config, name, state.get(VECTORS))
+    add_adapter(model, files.config, name, state.get(VECTORS))
     load_adapter_state(model, name, state)
+    if files.head and _head(model):
+        model.get_submodule("score").load_state_dict(files.head)
+
+
+def put_layers_on(model: PreTrainedModel, files: AdapterFiles) -> None:
+    """Puts top layers in the place of a model's, and the head that came with them in the place of its own."""
+    assert files.layers is not None
+    own_head = {f"{PEFT_PREFIX}score.{path}": weight for path, weight in _head(model).items()}
+    load_trained_state(model, files.layers, {**own_head, **files.tensors})
 
 
 def write_adapter(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from peft import PeftConfig, PromptTuningConfig, get_peft_model_state_dict, inject_adapter_in_model
@@ -25,12 +25,15 @@ from rlhf_lightning.models.virtual_tokens import attach_virtual_tokens, virtual_
 POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 """The names of the adapters that PPO may put on one trunk."""
 
+Role = Callable[[], AbstractContextManager[None]]
+"""Entered around each forward pass of a model that shares its weights with others: puts its own adapter to work."""
+
 VECTORS = "prompt_embeddings"
 """What PEFT calls the weights of virtual tokens."""
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: Tensor | None = None) -> None:
-    """Puts a new adapter on a model's trunk, at work from now on. All else of the trunk is frozen.
+    """Puts a new adapter on a model's trunk, frozen and not at work. All else stays as it is.
 
     An update of weights starts as no change at all.
 
@@ -42,7 +45,8 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: 
         ModelError: the model has no such layers.
     """
     trunk = model.base_model
-    trunk.requires_grad_(False)
+    flags = [(parameter, parameter.requires_grad) for parameter in trunk.parameters()]
+    before = at_work(model)
     if isinstance(config, PromptTuningConfig):
         assert vectors is not None
         attach_virtual_tokens(model, name, vectors)
@@ -52,22 +56,26 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")  # several are meant here
             inject_adapter_in_model(config, trunk, name)
-    switch(model, name)
+    for parameter, trained in flags:
+        parameter.requires_grad_(trained)
     for parameter in adapter_parameters(model, name):
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(False)
+    switch(model, before)
 
 
 def copy_adapter(model: PreTrainedModel, source: str, target: str) -> None:
-    """A second adapter with the weights of the first; which is at work, and what is trained, does not change."""
-    config, state = adapter_config(model, source), adapter_state(model, source)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with active(model, source):
-        add_adapter(model, config, target, state.get(VECTORS))
+    """A second adapter with the weights of the first, frozen and not at work."""
+    state = adapter_state(model, source)
+    add_adapter(model, adapter_config(model, source), target, state.get(VECTORS))
     load_adapter_state(model, target, state)
-    for parameter, trained in flags:
-        parameter.requires_grad_(trained)
-    for parameter in adapter_parameters(model, target):
-        parameter.requires_grad_(False)
+
+
+def train_adapter(model: PreTrainedModel, name: str) -> None:
+    """Puts one adapter to work and trains it, and it alone of the trunk."""
+    model.base_model.requires_grad_(False)
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(True)
+    switch(model, name)
 
 
 def adapter_names(model: PreTrainedModel) -> list[str]:
@@ -133,7 +141,7 @@ def active(model: PreTrainedModel, name: str | None) -> Iterator[None]:
     Args:
         name: of the adapter; None switches all off.
     """
-    before = _at_work(model)
+    before = at_work(model)
     switch(model, name)
     try:
         yield
@@ -162,6 +170,16 @@ def switch(model: PreTrainedModel, name: str | None) -> None:
     tokens = virtual_tokens(model)
     if tokens is not None:
         tokens.switch(name)
+
+
+def at_work(model: PreTrainedModel) -> str | None:
+    """The adapter that is at work; None where none is."""
+    tokens = virtual_tokens(model)
+    if tokens is not None:
+        return tokens.active_set
+    for layer in tuner_layers(model):
+        return None if layer.disable_adapters else layer.active_adapters[0]
+    return None
 
 
 def merge_adapter(model: PreTrainedModel) -> None:
@@ -233,15 +251,6 @@ def _configs(trunk: nn.Module) -> dict[str, PeftConfig]:
     configs = trunk.peft_config
     assert isinstance(configs, dict)
     return configs
-
-
-def _at_work(model: PreTrainedModel) -> str | None:
-    tokens = virtual_tokens(model)
-    if tokens is not None:
-        return tokens.active_set
-    for layer in tuner_layers(model):
-        return None if layer.disable_adapters else layer.active_adapters[0]
-    return None
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from huggingface_hub import constants, try_to_load_from_cache
@@ -25,6 +25,8 @@ class ModelSource:
         dtype: of the weights, e.g. `float32`.
         chat_template: a Jinja file that replaces the tokenizer's chat template.
         base: stands in for the base of an adapter whose own is not where it was.
+        quantization: how 4 bits stand for a weight; None holds weights in `dtype`.
+        double_quantization: also quantise the quantisation's own constants.
     """
 
     name_or_path: str
@@ -33,6 +35,8 @@ class ModelSource:
     trust_remote_code: bool = False
     chat_template: str | None = None
     base: ModelSource | None = None
+    quantization: Literal["nf4", "fp4"] | None = None
+    double_quantization: bool = True
 
     @property
     def is_local(self) -> bool:

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -69,13 +70,11 @@ def load_policy(source: ModelSource, device: torch.device | None = None) -> PreT
     with _loading_errors(source, "a causal language model"):
         model, info = from_pretrained(
             source.name_or_path,
-            dtype=getattr(torch, source.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
+            **_how_to_load(source),
             **arguments,
         )
     _require_all_weights(info, source, what="a whole language model", fix="name one that has its head")
-    return disable_dropout(model.to(device))
+    return disable_dropout(model if source.quantization is not None else model.to(device))
 
 
 def load_classifier(source: ModelSource) -> PreTrainedModel:
@@ -109,9 +108,7 @@ def load_classifier(source: ModelSource) -> PreTrainedModel:
     with _loading_errors(source, "a sequence classifier"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.name_or_path,
-            dtype=getattr(torch, source.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
+            **_how_to_load(source),
             **arguments,
         )
     _require_all_weights(info, source, what="a finished reward model", fix="name a trained sequence classifier")
@@ -136,9 +133,7 @@ def new_classifier(source: ModelSource, labels: tuple[str, ...]) -> PreTrainedMo
     with _loading_errors(source, "the trunk of a reward model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.name_or_path,
-            dtype=getattr(torch, source.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
+            **_how_to_load(source),
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
@@ -240,6 +235,22 @@ def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
             where=where,
             fix=f"lower them so that their sum is at most {limit - in_front}",
         )
+
+
+def _how_to_load(source: ModelSource) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that concern the weights: no pickles, the dtype, 4 bits where they are wanted."""
+    dtype = getattr(torch, source.dtype)
+    arguments = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if source.quantization is None:
+        return arguments
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=source.quantization,
+        bnb_4bit_use_double_quant=source.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    # Such weights are made on the GPU and cannot be moved afterwards.
+    return {**arguments, "quantization_config": four_bits, "device_map": {"": torch.cuda.current_device()}}
 
 
 def _require_all_weights(info: dict[str, Any], source: ModelSource, *, what: str, fix: str) -> None:

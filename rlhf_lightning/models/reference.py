@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lightning.distributed import whole
 from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.models.adapters import Role, active
 from rlhf_lightning.models.branching import Branch, going_on
 from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.logprobs import token_logprobs
@@ -22,11 +26,15 @@ class FrozenReference:
 
     Args:
         branch: of the model, if it has its frozen blocks in common with the policy, whose `trunk_states` it then takes.
+        role: the model is the policy itself, which this turns into the reference for a while; None for one of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, branch: Branch | None = None) -> None:
-        self.model = model.requires_grad_(False).eval()
+    def __init__(self, model: PreTrainedModel, branch: Branch | None = None, role: Role | None = None) -> None:
+        self.model = model
+        if role is None:
+            model.requires_grad_(False).eval()
         self.branch = branch
+        self.role: Role = role or nullcontext
 
     @classmethod
     def copy_of(cls, policy: PreTrainedModel) -> FrozenReference:
@@ -41,6 +49,15 @@ class FrozenReference:
         """
         model = shared_copy(policy)
         return cls(model, None if branch is None else branch.on(model))
+
+    @classmethod
+    def on_policy(cls, policy: PreTrainedModel, adapter: str | None) -> FrozenReference:
+        """The policy's own frozen weights, with another adapter at work or with none.
+
+        Args:
+            adapter: that the policy started from; None if it started from the frozen weights alone.
+        """
+        return cls(policy, role=partial(active, policy, adapter))
 
     def to(self, device: torch.device) -> FrozenReference:
         self.model.to(device)
@@ -61,13 +78,20 @@ class FrozenReference:
         Args:
             trunk_states: (batch, P + R, hidden), of these sequences, from `ActorCritic.trunk_states`.
         """
-        model = going_on(self.model, self.branch, trunk_states)
-        return reply_logits(model, sequences, attention_mask, reply_length)[0]
+        with self.role():
+            model = going_on(self.model, self.branch, trunk_states)
+            return reply_logits(model, sequences, attention_mask, reply_length)[0]
 
     def fingerprint(self) -> str:
-        """A hash of all weights: equal before and after training, bit for bit."""
+        """A hash of all frozen weights: equal before and after training, bit for bit.
+
+        Under FSDP all processes must ask.
+        """
         digest = hashlib.sha256()
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         for name, tensor in self.model.state_dict().items():
+            if name in trained:  # of the policy, where the reference is the policy without them
+                continue
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(whole(tensor.detach()).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -15,11 +15,11 @@ from rlhf_lightning.models.adapter_files import remember_base, remembered_base
 from rlhf_lightning.models.adapters import (
     adapter_config,
     adapter_names,
-    adapter_parameters,
     add_adapter,
     has_transposed_weights,
     linear_layers,
     merge_adapter,
+    train_adapter,
 )
 from rlhf_lightning.models.top_layers import train_top_layers
 from rlhf_lightning.models.virtual_tokens import vectors_of_text, vectors_of_vocabulary
@@ -52,13 +52,11 @@ def tune(model: PreTrainedModel, peft: PeftSettings, name: str, tokenizer: PreTr
         config = new_config(model, peft)
         if name in adapter_names(model):
             _require_same_kind(model, config, name)
-            model.base_model.requires_grad_(False)
-            for parameter in adapter_parameters(model, name):
-                parameter.requires_grad_(True)
         else:
             _require_same_layers(model, 0, name)
             remember_base(model)
             add_adapter(model, config, name, _first_vectors(model, peft, tokenizer, seed))
+        train_adapter(model, name)
         for head in model.children():
             if head is not model.base_model:
                 head.requires_grad_(head is not model.get_output_embeddings())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.models.adapters import Role
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_classifier, load_tokenizer, score_head
 from rlhf_lightning.models.positions import last_real_positions, position_arguments
@@ -103,12 +105,18 @@ class Classifier:
 
     Args:
         positive: index of the positive label.
+        role: the trunk is the policy's, which this turns into the classifier's for a while; None for one of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, positive: int) -> None:
-        self.model = model.requires_grad_(False).eval()
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, positive: int, role: Role | None = None
+    ) -> None:
+        self.model = model
+        if role is None:
+            model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.positive = positive
+        self.role: Role = role or nullcontext
 
     @classmethod
     def load(cls, source: ModelSource, positive_label: str | None) -> Classifier:
@@ -138,7 +146,8 @@ class Classifier:
         input_ids = _right_padded(sequences, self.tokenizer.pad_token_id).to(device)
         attention_mask = _right_padded([[1] * len(sequence) for sequence in sequences], 0).to(device)
         types = _right_padded(segments, 0).to(device) if segments is not None else None
-        return classifier_logits(self.model, input_ids, attention_mask, types).cpu()
+        with self.role():
+            return classifier_logits(self.model, input_ids, attention_mask, types).cpu()
 
     def logits_of_texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
         """(batch, labels) float32 on the CPU, for texts, or pairs of texts, that its own tokenizer encodes."""

@@ -9,26 +9,22 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
+from rlhf_lightning.algorithms.optimization import trainable
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.callbacks.gold_monitor import gold_monitor
 from rlhf_lightning.callbacks.kl_budget import KlBudget
 from rlhf_lightning.callbacks.rollout_buffer import Observer, RolloutBufferCallback
 from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.callbacks.self_checks import SelfChecks, tolerance
-from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.distributed import rank
-from rlhf_lightning.errors import DataError
-from rlhf_lightning.experiment.rewards import RewardStatistics, combined, open_rewards, reward_statistics
+from rlhf_lightning.experiment.actors import open_actors, open_critic
+from rlhf_lightning.experiment.rewards import combined, open_rewards, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
-from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
-from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
-from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.models.saving import save_policy
-from rlhf_lightning.rewards.scorers import same_tokenizer
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.kl_controller import KlController
@@ -48,8 +44,8 @@ def run_ppo(context: StageContext) -> StageResult:
     encoder = context.inputs.encoder(source)
     prompts, report = encoder.prompts(context.inputs.data.prompts())
     stream = PromptStream(prompts, context.seed)
-    policy = load_policy(source, context.device)
-    reference = FrozenReference.copy_of(policy)
+    actors = open_actors(context, encoder)
+    policy, reference = actors.policy, actors.reference
     sampler = Sampler(
         policy,
         encoder.tokenizer,
@@ -57,9 +53,9 @@ def run_ppo(context: StageContext) -> StageResult:
         max_new_tokens=rollout.max_new_tokens,
         seed=context.seed,
     )
-    rewards = open_rewards(context, encoder)
+    rewards = open_rewards(context, encoder, policy)
     statistics = reward_statistics(context, sampler, rewards, prompts)
-    actor_critic = ActorCritic(policy, _critic(context, policy, encoder, statistics[0]))
+    actor_critic = ActorCritic(policy, open_critic(context, actors, encoder, statistics[0]), actors.branch)
     if context.settings.model.gradient_checkpointing:
         checkpoint_activations(actor_critic)
     kl = KlController(context.settings.kl)
@@ -81,7 +77,8 @@ def run_ppo(context: StageContext) -> StageResult:
         chunk_size=rollout.chunk_size,
         temperature=rollout.temperature,
     )
-    module = PPO(actor_critic, reference, kl, settings, rollout.temperature, context.inputs.make_optimizer)
+    tuned = settings.model_copy(update={"learning_rate": context.learning_rate(settings.learning_rate)})
+    module = PPO(actor_critic, reference, kl, tuned, rollout.temperature, context.inputs.make_optimizer)
     rollouts = RolloutBufferCallback(collector, buffer, stream, _observers(context))
     callbacks: list[Callback] = [rollouts]
     if settings.kl_budget is not None:
@@ -99,7 +96,7 @@ def run_ppo(context: StageContext) -> StageResult:
     )
     fit(context, trainer, module, DataLoader(buffer, batch_size=None, generator=torch.Generator()))
     actor_critic.save_critic(context.directory)
-    save_policy(policy, encoder.tokenizer, context.directory)
+    save_policy(policy, encoder.tokenizer, context.directory, context.trained_layers)
     if rank() == 0:
         (context.directory / STATISTICS_FILE).write_text(json.dumps([asdict(one) for one in statistics], indent=2))
     final = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -116,30 +113,12 @@ def run_ppo(context: StageContext) -> StageResult:
         "length": final["rollout/length"],
         "eos_rate": final["rollout/eos_rate"],
         "kl_coef": kl.coef,
+        "reference": actors.reference_kind,
+        "trainable_parameters": sum(parameter.numel() for parameter in trainable(module)),
         "reward_offset": statistics[0].offset,
         "reward_spread": statistics[0].spread,
     }
-    return StageResult(metrics, objective=metrics["score"])
-
-
-def _critic(
-    context: StageContext, policy: PreTrainedModel, encoder: Encoder, statistics: RewardStatistics
-) -> SeparateCritic | None:
-    kind = context.settings.ppo.critic
-    if kind == "policy_trunk":
-        return None
-    if kind == "separate":
-        return SeparateCritic.from_policy(policy)
-    source = context.inputs.model(context.settings.ppo.reward_from)
-    if not same_tokenizer(load_tokenizer(source), encoder.tokenizer):
-        raise DataError(
-            "The reward model has another tokenizer than the policy, so it cannot become its critic.",
-            where="ppo.critic=reward_model",
-            fix="use ppo.critic=separate or policy_trunk",
-        )
-    return SeparateCritic.from_reward_model(
-        load_classifier(source), offset=statistics.offset, spread=statistics.spread / context.settings.reward.scale
-    )
+    return StageResult(metrics, objective=final["objective/score"])
 
 
 def _observers(context: StageContext) -> list[Observer]:

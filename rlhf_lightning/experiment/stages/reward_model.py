@@ -16,8 +16,10 @@ from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
+from rlhf_lightning.models.adapters import REWARD
 from rlhf_lightning.models.loading import new_classifier, require_positions
 from rlhf_lightning.models.saving import save_classifier
+from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.records import Preference
 from rlhf_lightning.rewards.classifier import NEGATIVE_LABEL, POSITIVE_LABEL, SCALAR_LABEL, positive_index
 from rlhf_lightning.settings.run import STAGE_NAMES
@@ -49,12 +51,17 @@ def run_reward_model(context: StageContext) -> StageResult:
         )
     classifier = new_classifier(source, LABELS[settings.head])
     classifier.config.pad_token_id = encoder.pad_id
+    tune(classifier, context.settings.peft, REWARD, encoder.tokenizer, context.seed)
     if context.settings.model.gradient_checkpointing:
         checkpoint_activations(classifier)
     require_positions(classifier, pairs.longest, "data.max_prompt_length and data.max_reply_length")
     positive = positive_index(classifier, None, source.name_or_path)
     module = RewardModel(
-        classifier, positive, settings, context.inputs.make_optimizer, pairs.steps_per_epoch * settings.epochs
+        classifier,
+        positive,
+        settings.model_copy(update={"learning_rate": context.learning_rate(settings.learning_rate)}),
+        context.inputs.make_optimizer,
+        pairs.steps_per_epoch * settings.epochs,
     )
     trainer = build_trainer(
         context,
@@ -64,7 +71,7 @@ def run_reward_model(context: StageContext) -> StageResult:
         epoch_is_iteration=False,
     )
     fit(context, trainer, module, pairs)
-    save_classifier(classifier, encoder.tokenizer, context.directory)
+    save_classifier(classifier, encoder.tokenizer, context.directory, context.trained_layers)
     figures = _measure(module, context, encoder, held_out)
     report = pairs.train_report
     counts = {

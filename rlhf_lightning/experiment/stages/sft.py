@@ -9,8 +9,10 @@ from rlhf_lightning.data.datamodules import DemonstrationDataModule
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
+from rlhf_lightning.models.adapters import POLICY
 from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.models.tuning import tune
 
 
 def run_sft(context: StageContext) -> StageResult:
@@ -28,11 +30,15 @@ def run_sft(context: StageContext) -> StageResult:
         seed=context.seed,
     )
     policy = load_policy(source)
+    tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
     if context.settings.model.gradient_checkpointing:
         checkpoint_activations(policy)
     require_positions(policy, demonstrations.longest, "data.max_prompt_length and data.max_reply_length")
     module = SupervisedFineTuning(
-        policy, settings, context.inputs.make_optimizer, demonstrations.steps_per_epoch * settings.epochs
+        policy,
+        settings.model_copy(update={"learning_rate": context.learning_rate(settings.learning_rate)}),
+        context.inputs.make_optimizer,
+        demonstrations.steps_per_epoch * settings.epochs,
     )
     trainer = build_trainer(
         context,
@@ -42,7 +48,7 @@ def run_sft(context: StageContext) -> StageResult:
         epoch_is_iteration=False,
     )
     fit(context, trainer, module, demonstrations)
-    save_policy(policy, encoder.tokenizer, context.directory)
+    save_policy(policy, encoder.tokenizer, context.directory, context.trained_layers)
     report = demonstrations.train_report
     metrics = {
         "demonstrations": report.kept,

@@ -1,0 +1,118 @@
+"""Policy, reference and critic of PPO, each where the config wants it: on weights in common, or on its own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from rlhf_lightning.data.encoding import Encoder
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.experiment.rewards import RewardStatistics
+from rlhf_lightning.experiment.stage import StageContext
+from rlhf_lightning.models.actor_critic import SeparateCritic, ValueHead
+from rlhf_lightning.models.adapters import POLICY, REFERENCE, REWARD, adapter_names, copy_adapter
+from rlhf_lightning.models.branching import Branch
+from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
+from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.models.top_layers import count_blocks
+from rlhf_lightning.models.tuning import tune
+from rlhf_lightning.rewards.scorers import same_tokenizer
+from rlhf_lightning.settings.peft import NoPeft, PromptTuning, TopLayers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """The policy as PPO begins with it, and the reference that it is held to.
+
+    Attributes:
+        branch: below the policy's trained blocks, if what comes from there is computed once a rollout.
+        reference_kind: where the reference lives, as in the config group.
+    """
+
+    policy: PreTrainedModel
+    branch: Branch | None
+    reference: FrozenReference
+    reference_kind: str
+
+
+def open_actors(context: StageContext, encoder: Encoder) -> Actors:
+    """Policy and reference, as `peft`, `reference` and `model.share_backbone` say."""
+    policy = load_policy(context.inputs.model(context.settings.ppo.policy_from), context.device)
+    starts_from_adapter = POLICY in adapter_names(policy)
+    tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
+    branch = _branch(context, policy)
+    kind, why = _reference_kind(context)
+    logger.info("Reference: %s (%s).", kind, why)
+    if kind == "shared_trunk":
+        reference = FrozenReference.on_trunk_of(policy, branch)
+    elif kind == "frozen_copy":
+        reference = FrozenReference.copy_of(policy)
+    elif starts_from_adapter or isinstance(context.settings.peft, PromptTuning):
+        # Without it the policy would not be what it starts as: other weights, or no virtual tokens.
+        copy_adapter(policy, POLICY, REFERENCE)
+        reference = FrozenReference.on_policy(policy, REFERENCE)
+    else:
+        reference = FrozenReference.on_policy(policy, None)
+    return Actors(policy, branch, reference, kind)
+
+
+def open_critic(
+    context: StageContext, actors: Actors, encoder: Encoder, statistics: RewardStatistics
+) -> SeparateCritic | None:
+    """The critic that `ppo.critic` names; None for a value head on the policy's trunk.
+
+    Args:
+        statistics: of the reward, whose scale a critic made from the reward model takes over.
+    """
+    settings, policy = context.settings, actors.policy
+    shares = settings.model.share_backbone is not False
+    if settings.ppo.critic == "policy_trunk":
+        return None
+    if settings.ppo.critic == "separate":
+        if shares and isinstance(settings.peft, TopLayers):
+            return SeparateCritic.on_trunk_of(policy, settings.peft.layers if actors.branch is not None else None)
+        if shares and not isinstance(settings.peft, NoPeft):
+            return SeparateCritic.on_policy(policy, POLICY)
+        return SeparateCritic.from_policy(policy)
+    source = context.inputs.model(settings.ppo.reward_from)
+    tokenizer = load_tokenizer(source)
+    if not same_tokenizer(tokenizer, encoder.tokenizer):
+        raise DataError(
+            "The reward model has another tokenizer than the policy, so it cannot become its critic.",
+            where="ppo.critic=reward_model",
+            fix="use ppo.critic=separate or policy_trunk",
+        )
+    classifier = load_classifier(source)
+    scale = {"offset": statistics.offset, "spread": statistics.spread / settings.reward.scale}
+    if REWARD in adapter_names(policy):
+        return SeparateCritic.on_policy(policy, REWARD, ValueHead.from_reward_model(classifier, **scale))
+    tune(classifier, settings.peft, REWARD, tokenizer, context.seed)
+    return SeparateCritic.from_reward_model(classifier, **scale)
+
+
+def _branch(context: StageContext, policy: PreTrainedModel) -> Branch | None:
+    peft = context.settings.peft
+    if not isinstance(peft, TopLayers) or not peft.reuse_trunk or peft.layers == count_blocks(policy):
+        return None
+    if context.settings.trainer.strategy == "fsdp":
+        logger.info("The frozen blocks are computed anew in each update: trainer=fsdp keeps them in shards.")
+        return None
+    return Branch.of(policy, peft.layers)
+
+
+def _reference_kind(context: StageContext) -> tuple[str, str]:
+    """Where the reference lives, and why there."""
+    peft, wanted = context.settings.peft, context.settings.reference.kind
+    if wanted != "auto":
+        return wanted, "as the config says"
+    if isinstance(peft, NoPeft):
+        return "frozen_copy", "all weights are trained, so it needs weights of its own"
+    if context.settings.model.share_backbone is False:
+        return "frozen_copy", "model.share_backbone=false"
+    if isinstance(peft, TopLayers):
+        return "shared_trunk", "only the top layers are trained, so it has a copy of those alone"
+    return "adapter_off", "the policy's own weights are frozen, so it is the policy with its adapter switched"
