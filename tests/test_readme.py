@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_lightning.cli import completion, doctor, main, score, train
+from rlhf_lightning.cli import completion, doctor, export, main, score, train
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
 from rlhf_lightning.diagnosis.doctor import CHECKS
@@ -135,6 +135,13 @@ def test_every_score_command_is_understood() -> None:
     for words in scoring:
         before_redirection = words[: words.index("<")] if "<" in words else words
         assert score.parser().parse_args(before_redirection).model
+
+
+def test_every_export_command_is_understood() -> None:
+    exporting = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "export"]]
+    assert len(exporting) >= 2
+    for words in exporting:
+        assert export.parser().parse_args(words).run
 
 
 def test_every_doctor_command_is_understood() -> None:
