@@ -11,12 +11,12 @@ from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.experiment.rewards import RewardStatistics
 from rlhf_lightning.experiment.stage import StageContext
+from rlhf_lightning.experiment.trunk_reuse import reused_below
 from rlhf_lightning.models.actor_critic import SeparateCritic, ValueHead
 from rlhf_lightning.models.adapters import POLICY, REFERENCE, REWARD, adapter_names, copy_adapter
 from rlhf_lightning.models.branching import Branch
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
 from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.models.top_layers import count_blocks
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.rewards.scorers import same_tokenizer
 from rlhf_lightning.settings.peft import NoPeft, PromptTuning, TopLayers
@@ -44,7 +44,7 @@ def open_actors(context: StageContext, encoder: Encoder) -> Actors:
     policy = load_policy(context.inputs.model(context.settings.ppo.policy_from), context.device)
     starts_from_adapter = POLICY in adapter_names(policy)
     tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
-    branch = _branch(context, policy)
+    branch = reused_below(context.settings, policy)
     kind, why = _reference_kind(context)
     logger.info("Reference: %s (%s).", kind, why)
     if kind == "shared_trunk":
@@ -92,16 +92,6 @@ def open_critic(
         return SeparateCritic.on_policy(policy, REWARD, ValueHead.from_reward_model(classifier, **scale))
     tune(classifier, settings.peft, REWARD, tokenizer, context.seed)
     return SeparateCritic.from_reward_model(classifier, **scale)
-
-
-def _branch(context: StageContext, policy: PreTrainedModel) -> Branch | None:
-    peft = context.settings.peft
-    if not isinstance(peft, TopLayers) or not peft.reuse_trunk or peft.layers == count_blocks(policy):
-        return None
-    if context.settings.trainer.strategy == "fsdp":
-        logger.info("The frozen blocks are computed anew in each update: trainer=fsdp keeps them in shards.")
-        return None
-    return Branch.of(policy, peft.layers)
 
 
 def _reference_kind(context: StageContext) -> tuple[str, str]:

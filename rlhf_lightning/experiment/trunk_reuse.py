@@ -31,8 +31,8 @@ def reused_below(settings: RunSettings, policy: PreTrainedModel) -> Branch | Non
         logger.info("All %d blocks are trained, so there are no frozen ones to compute once.", depth)
         return None
     if settings.trainer.strategy == "fsdp":
-        # FSDP gathers the weights of a module when the model that it wrapped is called; a part of it is not.
-        logger.info("The frozen blocks are computed in every update: trainer=fsdp runs whole models only.")
+        # FSDP gathers the weights of a model when that model is called, and no part of it can be called alone.
+        logger.info("The frozen blocks are computed anew in every update: trainer=fsdp runs whole models only.")
         return None
     logger.info(
         "The %d frozen blocks are computed once a rollout: an update costs %d of %d blocks.",
