@@ -63,7 +63,8 @@ def show(written: Export, asked_to_merge: bool) -> None:
     if model.form == "adapter":
         console.print(Text(f"PEFT opens it on its base: {model.base}"), soft_wrap=True)
         if Path(str(model.base)).is_dir():
-            console.print(Text("That is a directory of this machine. To give the model away, export it with --merge."))
+            whole = "give both away" if model.method == "prompt_tuning" else "give both away, or export with --merge"
+            console.print(Text(f"The base is a directory of this machine: {whole}."))
 
 
 def _size(count: int) -> str:

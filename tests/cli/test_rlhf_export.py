@@ -66,7 +66,7 @@ def test_an_adapter_is_printed_with_its_base(
     printed = capsys.readouterr().out
     assert "The adapter of stage sft" in printed
     assert f"PEFT opens it on its base: {tmp_path / 'base'}" in printed
-    assert "export it with --merge" in printed
+    assert "give both away, or export with --merge" in printed
     assert main(["export", str(run.path), "--merge"]) == 0
     assert "The model with its adapter merged into it of stage sft" in capsys.readouterr().out
 
