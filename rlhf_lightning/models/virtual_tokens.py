@@ -82,7 +82,8 @@ class VirtualTokens(nn.Module):
         """Forward hook of the trunk: hidden states are those of the tokens alone."""
         if self._in_front:
             assert outputs.last_hidden_state is not None
-            outputs.last_hidden_state = outputs.last_hidden_state[:, self._in_front :]
+            # A copy, since FSDP wants no views.
+            outputs.last_hidden_state = outputs.last_hidden_state[:, self._in_front :].clone()
             if outputs.hidden_states is not None:
                 outputs.hidden_states = tuple(layer[:, self._in_front :] for layer in outputs.hidden_states)
         return outputs
