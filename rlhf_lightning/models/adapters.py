@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from peft import PeftConfig, PromptTuningConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft import set_peft_model_state_dict as set_adapter_state
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -35,7 +35,8 @@ VECTORS = "prompt_embeddings"
 def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: Tensor | None = None) -> None:
     """Puts a new adapter on a model's trunk, frozen and not at work. All else stays as it is.
 
-    An update of weights starts as no change at all.
+    An update of weights starts as no change at all. Adapters are held in float32 whatever the trunk is in: in half the
+    precision small steps would be lost.
 
     Args:
         name: that no other adapter on this trunk has.
@@ -56,6 +57,7 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Already found a `peft_config`.*")  # several are meant here
             inject_adapter_in_model(config, trunk, name)
+        cast_adapter_dtype(trunk, name)
     for parameter, trained in flags:
         parameter.requires_grad_(trained)
     for parameter in adapter_parameters(model, name):
