@@ -39,7 +39,7 @@ class StandIn(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
         self.reached_by = hidden_states
-        passed_on = hidden_states if self.states is None else self.states.to(hidden_states.device)
+        passed_on = hidden_states if self.states is None else self.states
         return (passed_on, None) if self.in_tuple else passed_on
 
 
