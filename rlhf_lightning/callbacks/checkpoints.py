@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rlhf_lightning.callbacks.journals import Journals
 from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
 from rlhf_lightning.distributed import gathered
+from rlhf_lightning.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,9 @@ class Checkpoints(pl.Callback):
         self._to_restore: list[dict[str, Any]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        del pl_module, stage
+        del stage
+        # Frozen weights are not in a checkpoint: they come from where they came from when the training began.
+        pl_module.strict_loading = False
         if trainer.is_global_zero:
             for orphan in self.directory.glob(f".*{ASIDE}"):
                 orphan.unlink()
@@ -113,9 +116,11 @@ class Checkpoints(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        del pl_module
         if not self._saving:
             return
+        frozen = _frozen(pl_module)
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if name not in frozen}
         checkpoint[OURS] = {
             "count": self._last_count,
             "micro_batches_per_step": trainer.accumulate_grad_batches,
@@ -127,7 +132,14 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        del pl_module
+        missing = pl_module.state_dict().keys() - checkpoint["state_dict"].keys() - _frozen(pl_module)
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint does not hold what is trained: {len(missing)} weights are missing, "
+                f"{min(missing)} among them.",
+                where=str(self.directory),
+                fix="put back the peft settings and the models that the run was started with",
+            )
         ours = checkpoint[OURS]
         self._last_count = ours["count"]
         self._to_restore = ours["random_states"]
@@ -155,6 +167,12 @@ class Checkpoints(pl.Callback):
 def checkpoints_in(directory: Path) -> list[Path]:
     """The checkpoints of a stage, the newest first."""
     return sorted(directory.glob(f"*=*{SUFFIX}"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True)
+
+
+def _frozen(module: pl.LightningModule) -> set[str]:
+    """The names of weights that are not trained."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
 
 
 def _as_not_begun(loop: dict[str, Any]) -> None:

@@ -28,11 +28,14 @@ from rlhf_lightning.experiment.validation import (
     resolve,
     settings_from,
 )
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, cross_field_problems
+from rlhf_lightning.settings.rules import cross_field_problems
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
 
 READERS: dict[str, frozenset[str]] = {
     **{stage: frozenset({stage}) for stage in STAGE_NAMES},
-    **{section: frozenset({"ppo"}) for section in ("kl", "advantage", "reward")},
+    **{section: frozenset({"ppo"}) for section in ("kl", "reference", "advantage", "reward")},
+    "peft": frozenset({"sft", "reward_model", "ppo"}),
+    "model.share_backbone": frozenset({"ppo"}),
     "rollout": frozenset({"comparisons", "ppo", "evaluate"}),
     "rollout.batch_size": frozenset({"ppo"}),
     "rollout.chunk_size": frozenset({"comparisons", "ppo"}),

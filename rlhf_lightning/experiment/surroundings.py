@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_lightning.errors import Problem, RunDirectoryError
@@ -12,6 +13,7 @@ from rlhf_lightning.experiment.target_policy import refusals
 from rlhf_lightning.ranks import this_place
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.model import HubModel
+from rlhf_lightning.settings.peft import PeftSettings, QLora
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, TrainerSettings, stage_inputs
 from rlhf_lightning.tracking.requirements import logger_problems
 
@@ -23,6 +25,7 @@ def surrounding_problems(settings: RunSettings) -> list[Problem]:
         *_artifact_problems(settings),
         *_target_problems(settings),
         *_process_problems(settings.trainer),
+        *_quantization_problems(settings.peft),
         *logger_problems(settings.logger),
     ]
 
@@ -118,6 +121,18 @@ def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
             yield Problem(
                 "trainer.devices", what, fix=f"lower it to {there}" if there else "add trainer.accelerator=cpu"
             )
+
+
+def _quantization_problems(peft: PeftSettings) -> Iterator[Problem]:
+    if not isinstance(peft, QLora):
+        return
+    import torch  # here, since only this check needs it
+
+    if not torch.cuda.is_available():
+        yield Problem("peft", "weights in 4 bits need a CUDA GPU, and there is none", fix="use peft=lora")
+    if find_spec("bitsandbytes") is None:
+        fix = "pip install 'rlhf-lightning[gpu]', or use peft=lora"
+        yield Problem("peft", "weights in 4 bits need bitsandbytes, which is not installed", fix=fix)
 
 
 def _target_problems(settings: RunSettings) -> list[Problem]:

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 OURS = "base_model.json"
 """Beside PEFT's files: the identity of the base, and a classifier's labels."""
 
+MAGNITUDE, MAGNITUDE_ON_DISK = "lora_magnitude_vector", "lora_magnitude_vector.weight"
+"""Of DoRA. PEFT writes the first and reads both; Transformers alone finds its place for the second only."""
+
 SAMPLED = 256
 """Values of each weight that an identity looks at."""
 
@@ -152,13 +155,21 @@ def put_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
 
 
 def put_adapter_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
-    """Puts an adapter on a trunk, not yet at work, and the head that came with it beside the trunk."""
+    """Puts an adapter on a trunk, not yet at work, and the head that came with it beside the trunk.
+
+    Raises:
+        ArtifactError: its weights are not those of such an adapter on such a model.
+    """
     prefix = f"{PEFT_PREFIX}{model.base_model_prefix}."
     state = {
-        path.removeprefix(prefix): tensor
+        path.removeprefix(prefix).replace(MAGNITUDE_ON_DISK, MAGNITUDE): tensor
         for path, tensor in files.tensors.items()
         if path == VECTORS or path.startswith(prefix)
     }
+    if isinstance(files.config, PromptTuningConfig) and VECTORS not in state:
+        raise ArtifactError(
+            f"The adapter holds no {VECTORS}.", where=str(files.directory), fix="train it again, or name another"
+        )
     add_adapter(model, files.config, name, state.get(VECTORS))
     load_adapter_state(model, name, state)
     if files.head and _head(model):
@@ -185,7 +196,10 @@ def write_adapter(
         path.removeprefix(prefix): tensor for path, tensor in (weights or {}).items() if path.startswith(prefix)
     }
     state = adapter_state(model, name, of_trunk or None)
-    tensors = {path if path == VECTORS else f"{PEFT_PREFIX}{prefix}{path}": tensor for path, tensor in state.items()}
+    tensors = {
+        path if path == VECTORS else f"{PEFT_PREFIX}{prefix}{path.replace(MAGNITUDE, MAGNITUDE_ON_DISK)}": tensor
+        for path, tensor in state.items()
+    }
     config = type(adapter_config(model, name))(**adapter_config(model, name).to_dict())
     config.base_model_name_or_path = base_name(model)
     config.revision = getattr(model.config, "_commit_hash", None)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.distributed import whole
@@ -60,7 +60,7 @@ class FrozenReference:
         return cls(policy, role=partial(active, policy, adapter))
 
     def to(self, device: torch.device) -> FrozenReference:
-        self.model.to(device)
+        nn.Module.to(self.model, device)
         return self
 
     @torch.no_grad()

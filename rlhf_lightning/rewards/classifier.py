@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ArtifactError
@@ -130,7 +130,7 @@ class Classifier:
         return cls(model, load_tokenizer(source), positive_index(model, positive_label, source.name_or_path))
 
     def to(self, device: torch.device) -> Classifier:
-        self.model.to(device)
+        nn.Module.to(self.model, device)
         return self
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ class Classifier:
 
     def labels(self) -> list[str]:
         """Label names in the order of the logits."""
-        return [str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels)]
+        return [str(name) for name in (self.model.config.id2label or {}).values()]
 
 
 def _right_padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:

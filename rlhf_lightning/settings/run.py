@@ -1,4 +1,4 @@
-"""The whole config of a run, and the rules that join its sections."""
+"""The whole config of a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from rlhf_lightning.errors import Problem
-from rlhf_lightning.settings.data import CourtesyData, DataSettings
-from rlhf_lightning.settings.model import CourtesyModel, ModelSettings, ScratchModel
+from rlhf_lightning.settings.data import DataSettings
+from rlhf_lightning.settings.model import ModelSettings
 from rlhf_lightning.settings.peft import PeftSettings, ReferenceSettings
 from rlhf_lightning.settings.reinforcement import AdvantageSettings, KlSettings, RewardSettings, RolloutSettings
 from rlhf_lightning.settings.section import Count, Name, Section
@@ -121,164 +120,6 @@ class RunSettings(Section):
     logger: LoggerSettings
     callbacks: CallbackSettings
     paths: PathSettings
-
-
-def cross_field_problems(settings: RunSettings) -> list[Problem]:
-    """What no single section can see: sections that contradict each other."""
-    return [
-        *_minibatch_problems(settings),
-        *_process_problems(settings),
-        *_share_problems(settings),
-        *_precision_problems(settings),
-        *_length_problems(settings),
-        *_world_problems(settings),
-        *_critic_problems(settings),
-        *_pipeline_problems(settings),
-    ]
-
-
-def _minibatch_problems(settings: RunSettings) -> list[Problem]:
-    ppo, rollout = settings.ppo, settings.rollout
-    if rollout.batch_size % ppo.minibatches:
-        return [
-            Problem(
-                "ppo.minibatches",
-                f"{ppo.minibatches} minibatches do not divide rollout.batch_size={rollout.batch_size}",
-                fix="choose a divisor, so that every minibatch has the same number of rollouts",
-            )
-        ]
-    minibatch = rollout.batch_size // ppo.minibatches
-    if minibatch % ppo.micro_batch_size:
-        return [
-            Problem(
-                "ppo.micro_batch_size",
-                f"{ppo.micro_batch_size} does not divide the minibatch of {minibatch} rollouts "
-                f"(rollout.batch_size / ppo.minibatches)",
-                fix=f"choose a divisor of {minibatch}",
-            )
-        ]
-    return []
-
-
-def _process_problems(settings: RunSettings) -> list[Problem]:
-    """One process where several are asked for, and what FSDP cannot do."""
-    trainer = settings.trainer
-    problems = []
-    if trainer.strategy == "single" and trainer.processes > 1:
-        key = "trainer.devices" if trainer.devices > 1 else "trainer.nodes"
-        what = f"{trainer.devices} devices on {trainer.nodes} nodes need {trainer.processes} processes, and one runs"
-        problems.append(Problem(key, what, fix="choose trainer=ddp or trainer=fsdp"))
-    if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
-        what = "16-mixed scales the loss, which Lightning cannot do over shards (trainer=fsdp)"
-        problems.append(Problem("trainer.precision", what, fix="choose bf16-mixed"))
-    if trainer.strategy == "fsdp" and "ppo" in settings.pipeline.stages and settings.ppo.kl_budget is not None:
-        what = "it keeps a copy of the weights to go back to, which trainer=fsdp holds in shards"
-        problems.append(Problem("ppo.kl_budget", what, fix="choose trainer=ddp, or ppo.target_kl, or kl=adaptive"))
-    return problems
-
-
-def _share_problems(settings: RunSettings) -> list[Problem]:
-    """Each process must get the same number of whole micro-batches of each optimizer step."""
-    processes = settings.trainer.processes
-    steps = {
-        "sft": ("sft.batch_size", settings.sft.batch_size, settings.sft.micro_batch_size),
-        "reward_model": (
-            "reward_model.batch_size",
-            settings.reward_model.batch_size,
-            settings.reward_model.micro_batch_size,
-        ),
-        "ppo": (
-            "ppo.minibatches",
-            settings.rollout.batch_size // settings.ppo.minibatches,
-            settings.ppo.micro_batch_size,
-        ),
-    }
-    problems = []
-    for stage, (key, size, micro_batch_size) in steps.items():
-        if processes == 1 or stage not in settings.pipeline.stages:
-            continue
-        share, left_over = divmod(size, processes)
-        if left_over or share % min(share, micro_batch_size):
-            what = (
-                f"an optimizer step of {size} does not divide into micro-batches of {micro_batch_size} "
-                f"on {processes} processes"
-            )
-            problems.append(Problem(key, what, fix=f"choose a multiple of {processes} times {stage}.micro_batch_size"))
-    return problems
-
-
-def _precision_problems(settings: RunSettings) -> list[Problem]:
-    if settings.trainer.precision != "16-mixed":
-        return []
-    problems = []
-    if settings.trainer.accelerator == "cpu":
-        problems.append(Problem("trainer.precision", "16-mixed needs a GPU", fix="use bf16-mixed, or 32-true"))
-    if settings.model.dtype == "float16":
-        what = "16-mixed scales the loss for weights in float32, and they are in float16"
-        problems.append(Problem("model.dtype", what, fix="use model.dtype=float32"))
-    return problems
-
-
-def _length_problems(settings: RunSettings) -> list[Problem]:
-    problems = []
-    if isinstance(settings.model, ScratchModel):
-        longest = settings.data.max_prompt_length + max(settings.data.max_reply_length, settings.rollout.max_new_tokens)
-        if longest > settings.model.max_positions:
-            problems.append(
-                Problem(
-                    "model.max_positions",
-                    f"the model reads {settings.model.max_positions} tokens, but prompt and reply may take {longest}",
-                    fix="raise model.max_positions, or lower data.max_prompt_length, data.max_reply_length "
-                    "or rollout.max_new_tokens",
-                )
-            )
-    return problems
-
-
-def _world_problems(settings: RunSettings) -> list[Problem]:
-    courtesy_model = isinstance(settings.model, CourtesyModel)
-    courtesy_data = isinstance(settings.data, CourtesyData)
-    if courtesy_model and not courtesy_data:
-        return [
-            Problem(
-                "model",
-                f"the courtesy model knows only the courtesy world's words, and data.kind is {settings.data.kind!r}",
-                fix="add model=scratch or model=hub model.name_or_path=...",
-            )
-        ]
-    return []
-
-
-def _critic_problems(settings: RunSettings) -> list[Problem]:
-    if settings.ppo.critic != "reward_model" or settings.reward.kind == "learned":
-        return []
-    what = f"a critic copied from ppo.reward_from would judge on another scale than reward={settings.reward.kind}"
-    return [Problem("ppo.critic", what, fix="use ppo.critic=separate or policy_trunk, or reward=learned")]
-
-
-def _pipeline_problems(settings: RunSettings) -> list[Problem]:
-    """Every input that names a stage must come from a stage that runs earlier in this pipeline."""
-    problems = []
-    stages = settings.pipeline.stages
-    if len(set(stages)) != len(stages):
-        problems.append(Problem("pipeline.stages", f"a stage stands twice in {list(stages)}", fix="name each once"))
-    for position, stage in enumerate(stages):
-        earlier = stages[:position]
-        for key, value in stage_inputs(settings, stage):
-            if value in STAGE_NAMES and value not in earlier:
-                problems.append(
-                    Problem(
-                        key,
-                        f"stage {value!r} does not run before {stage!r} in pipeline {settings.pipeline.name!r}",
-                        fix=f"give a path to an artifact, e.g. {key}=outputs/latest/{value}"
-                        + (
-                            ", or 'base' for the starting model"
-                            if key.endswith(("policy_from", "backbone_from"))
-                            else ""
-                        ),
-                    )
-                )
-    return problems
 
 
 def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ SETTINGS = ScratchModel(
     kind="scratch",
     dtype="float32",
     gradient_checkpointing=False,
+    share_backbone="auto",
     vocab_size=300,
     hidden_size=16,
     layers=2,

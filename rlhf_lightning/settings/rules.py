@@ -1,0 +1,210 @@
+"""The rules that join the sections of a config."""
+
+from __future__ import annotations
+
+from rlhf_lightning.errors import Problem
+from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.settings.model import CourtesyModel, ScratchModel
+from rlhf_lightning.settings.peft import NoPeft, QLora, TopLayers
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
+
+
+def cross_field_problems(settings: RunSettings) -> list[Problem]:
+    """What no single section can see: sections that contradict each other."""
+    return [
+        *_minibatch_problems(settings),
+        *_process_problems(settings),
+        *_share_problems(settings),
+        *_precision_problems(settings),
+        *_length_problems(settings),
+        *_world_problems(settings),
+        *_critic_problems(settings),
+        *_reference_problems(settings),
+        *_sharing_problems(settings),
+        *_quantization_problems(settings),
+        *_pipeline_problems(settings),
+    ]
+
+
+def _minibatch_problems(settings: RunSettings) -> list[Problem]:
+    ppo, rollout = settings.ppo, settings.rollout
+    if rollout.batch_size % ppo.minibatches:
+        return [
+            Problem(
+                "ppo.minibatches",
+                f"{ppo.minibatches} minibatches do not divide rollout.batch_size={rollout.batch_size}",
+                fix="choose a divisor, so that every minibatch has the same number of rollouts",
+            )
+        ]
+    minibatch = rollout.batch_size // ppo.minibatches
+    if minibatch % ppo.micro_batch_size:
+        return [
+            Problem(
+                "ppo.micro_batch_size",
+                f"{ppo.micro_batch_size} does not divide the minibatch of {minibatch} rollouts "
+                f"(rollout.batch_size / ppo.minibatches)",
+                fix=f"choose a divisor of {minibatch}",
+            )
+        ]
+    return []
+
+
+def _process_problems(settings: RunSettings) -> list[Problem]:
+    """One process where several are asked for, and what FSDP cannot do."""
+    trainer = settings.trainer
+    problems = []
+    if trainer.strategy == "single" and trainer.processes > 1:
+        key = "trainer.devices" if trainer.devices > 1 else "trainer.nodes"
+        what = f"{trainer.devices} devices on {trainer.nodes} nodes need {trainer.processes} processes, and one runs"
+        problems.append(Problem(key, what, fix="choose trainer=ddp or trainer=fsdp"))
+    if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
+        what = "16-mixed scales the loss, which Lightning cannot do over shards (trainer=fsdp)"
+        problems.append(Problem("trainer.precision", what, fix="choose bf16-mixed"))
+    if trainer.strategy == "fsdp" and "ppo" in settings.pipeline.stages and settings.ppo.kl_budget is not None:
+        what = "it keeps a copy of the weights to go back to, which trainer=fsdp holds in shards"
+        problems.append(Problem("ppo.kl_budget", what, fix="choose trainer=ddp, or ppo.target_kl, or kl=adaptive"))
+    return problems
+
+
+def _share_problems(settings: RunSettings) -> list[Problem]:
+    """Each process must get the same number of whole micro-batches of each optimizer step."""
+    processes = settings.trainer.processes
+    steps = {
+        "sft": ("sft.batch_size", settings.sft.batch_size, settings.sft.micro_batch_size),
+        "reward_model": (
+            "reward_model.batch_size",
+            settings.reward_model.batch_size,
+            settings.reward_model.micro_batch_size,
+        ),
+        "ppo": (
+            "ppo.minibatches",
+            settings.rollout.batch_size // settings.ppo.minibatches,
+            settings.ppo.micro_batch_size,
+        ),
+    }
+    problems = []
+    for stage, (key, size, micro_batch_size) in steps.items():
+        if processes == 1 or stage not in settings.pipeline.stages:
+            continue
+        share, left_over = divmod(size, processes)
+        if left_over or share % min(share, micro_batch_size):
+            what = (
+                f"an optimizer step of {size} does not divide into micro-batches of {micro_batch_size} "
+                f"on {processes} processes"
+            )
+            problems.append(Problem(key, what, fix=f"choose a multiple of {processes} times {stage}.micro_batch_size"))
+    return problems
+
+
+def _precision_problems(settings: RunSettings) -> list[Problem]:
+    if settings.trainer.precision != "16-mixed":
+        return []
+    problems = []
+    if settings.trainer.accelerator == "cpu":
+        problems.append(Problem("trainer.precision", "16-mixed needs a GPU", fix="use bf16-mixed, or 32-true"))
+    if settings.model.dtype == "float16":
+        what = "16-mixed scales the loss for weights in float32, and they are in float16"
+        problems.append(Problem("model.dtype", what, fix="use model.dtype=float32"))
+    return problems
+
+
+def _length_problems(settings: RunSettings) -> list[Problem]:
+    problems = []
+    if isinstance(settings.model, ScratchModel):
+        longest = settings.data.max_prompt_length + max(settings.data.max_reply_length, settings.rollout.max_new_tokens)
+        if longest > settings.model.max_positions:
+            problems.append(
+                Problem(
+                    "model.max_positions",
+                    f"the model reads {settings.model.max_positions} tokens, but prompt and reply may take {longest}",
+                    fix="raise model.max_positions, or lower data.max_prompt_length, data.max_reply_length "
+                    "or rollout.max_new_tokens",
+                )
+            )
+    return problems
+
+
+def _world_problems(settings: RunSettings) -> list[Problem]:
+    courtesy_model = isinstance(settings.model, CourtesyModel)
+    courtesy_data = isinstance(settings.data, CourtesyData)
+    if courtesy_model and not courtesy_data:
+        return [
+            Problem(
+                "model",
+                f"the courtesy model knows only the courtesy world's words, and data.kind is {settings.data.kind!r}",
+                fix="add model=scratch or model=hub model.name_or_path=...",
+            )
+        ]
+    return []
+
+
+def _critic_problems(settings: RunSettings) -> list[Problem]:
+    if settings.ppo.critic != "reward_model" or settings.reward.kind == "learned":
+        return []
+    what = f"a critic copied from ppo.reward_from would judge on another scale than reward={settings.reward.kind}"
+    return [Problem("ppo.critic", what, fix="use ppo.critic=separate or policy_trunk, or reward=learned")]
+
+
+def _reference_problems(settings: RunSettings) -> list[Problem]:
+    """A reference that leans on what the policy does not have."""
+    kind, peft = settings.reference.kind, settings.peft
+    if "ppo" not in settings.pipeline.stages:
+        return []
+    whole = "peft=none trains all weights, so without a copy the reference would change with them"
+    fix = "use reference=auto, which finds the cheapest right one, or choose an adapter, e.g. peft=lora"
+    if kind == "adapter_off" and isinstance(peft, NoPeft | TopLayers):
+        what = whole if isinstance(peft, NoPeft) else "peft=top_layers has no adapter that could be switched off"
+        return [Problem("reference", what, fix=fix)]
+    if kind == "shared_trunk" and not isinstance(peft, TopLayers):
+        what = whole if isinstance(peft, NoPeft) else f"peft={peft.kind} trains no layers that could be copied"
+        return [Problem("reference", what, fix="use reference=auto, or peft=top_layers")]
+    if kind in ("adapter_off", "shared_trunk") and settings.model.share_backbone is False:
+        what = f"reference={kind} lives on the policy's own weights"
+        return [Problem("model.share_backbone", what, fix="use reference=auto or frozen_copy, or drop share_backbone")]
+    return []
+
+
+def _sharing_problems(settings: RunSettings) -> list[Problem]:
+    if settings.model.share_backbone is True and isinstance(settings.peft, NoPeft):
+        what = "peft=none trains all weights: there are no frozen ones to share"
+        return [Problem("model.share_backbone", what, fix="choose an adapter, e.g. peft=lora, or share_backbone=auto")]
+    return []
+
+
+def _quantization_problems(settings: RunSettings) -> list[Problem]:
+    if not isinstance(settings.peft, QLora):
+        return []
+    problems = []
+    if settings.trainer.accelerator == "cpu":
+        what = "weights in 4 bits need a CUDA GPU, and trainer.accelerator is cpu"
+        problems.append(Problem("peft", what, fix="use peft=lora, or trainer=gpu on a machine with one"))
+    if settings.trainer.strategy == "fsdp":
+        problems.append(
+            Problem("peft", "weights in 4 bits cannot be put in shards", fix="use trainer=ddp, or peft=lora")
+        )
+    return problems
+
+
+def _pipeline_problems(settings: RunSettings) -> list[Problem]:
+    """Every input that names a stage must come from a stage that runs earlier in this pipeline."""
+    problems = []
+    stages = settings.pipeline.stages
+    if len(set(stages)) != len(stages):
+        problems.append(Problem("pipeline.stages", f"a stage stands twice in {list(stages)}", fix="name each once"))
+    for position, stage in enumerate(stages):
+        earlier = stages[:position]
+        for key, value in stage_inputs(settings, stage):
+            if value in STAGE_NAMES and value not in earlier:
+                problems.append(
+                    Problem(
+                        key,
+                        f"stage {value!r} does not run before {stage!r} in pipeline {settings.pipeline.name!r}",
+                        fix=f"give a path to an artifact, e.g. {key}=outputs/latest/{value}"
+                        + (
+                            ", or 'base' for the starting model"
+                            if key.endswith(("policy_from", "backbone_from"))
+                            else ""
+                        ),
+                    )
+                )
+    return problems
