@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_names, adapter_parameters
+from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_parameters
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy, new_classifier
 from rlhf_lightning.models.saving import save_classifier, save_policy
@@ -65,6 +65,7 @@ def tuned_policy(
     base: Path, settings: PeftSettings, tokenizer: PreTrainedTokenizerBase, seed: int = 1
 ) -> PreTrainedModel:
     """The policy that a training on `base` left."""
+    torch.manual_seed(seed)
     policy = load_policy(ModelSource(str(base)))
     tune(policy, settings, POLICY, tokenizer, seed)
     return disturb(policy, seed=seed)
@@ -105,7 +106,3 @@ def write_reward(
 
 def trained_names(model: PreTrainedModel) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def has_adapter(model: PreTrainedModel) -> bool:
-    return bool(adapter_names(model))
