@@ -1,0 +1,22 @@
+"""Virtual tokens on several processes: whole on each, or in shards with the trunk that they stand in front of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import assert_alike, history, train
+
+TUNED = ("peft=prompt_tuning", "peft.virtual_tokens=4", "ppo.iterations=3", "trainer.accelerator=cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_end_where_one_does(from_stages: tuple[str, ...], tmp_path: Path, strategy: str) -> None:
+    one = train(tmp_path / "one", *from_stages, *TUNED, cwd=tmp_path)
+    two = train(tmp_path / "two", *from_stages, *TUNED, f"trainer={strategy}", cwd=tmp_path)
+    assert_alike(one, two)
+    before, after = history(one), history(two)
+    assert before.keys() == after.keys()
+    assert {key: after[key] for key in before} == pytest.approx(before, rel=1e-4, abs=1e-5)
+    assert (two / "ppo" / "adapter_config.json").is_file()
