@@ -31,7 +31,7 @@ def blocks_name(model: PreTrainedModel) -> str:
     lists: dict[str, int] = {
         name: len(module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and {type(block).__name__ for block in module} <= kinds and len(module)
+        if isinstance(module, nn.ModuleList) and len(module) and all(_is_one_of(kinds, block) for block in module)
     }
     if not lists:
         raise ModelError(
@@ -151,6 +151,11 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     blocks = model.get_submodule(blocks_name(model))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
+
+
+def _is_one_of(kinds: set[str], block: nn.Module) -> bool:
+    """By the names of its classes: FSDP makes a class of its own of each."""
+    return not kinds.isdisjoint(kind.__name__ for kind in type(block).__mro__)
 
 
 def _is_final_norm(name: str, module: nn.Module) -> bool:
