@@ -18,7 +18,7 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import reply_logits
-from rlhf_lightning.models.adapters import add_adapter
+from rlhf_lightning.models.adapters import add_adapter, train_adapter
 from rlhf_lightning.models.loading import disable_dropout, require_positions
 from rlhf_lightning.models.virtual_tokens import (
     attach_virtual_tokens,
@@ -41,8 +41,9 @@ def tuned(make_policy: Callable[..., PreTrainedModel]) -> Callable[..., PreTrain
 
     def build(kind: str = "llama", count: int = COUNT, **config: Any) -> PreTrainedModel:
         model = make_policy(kind, **config).requires_grad_(False)
-        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count)
-        add_adapter(model, config, "policy", vectors(count))
+        tuning = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count)
+        add_adapter(model, tuning, "policy", vectors(count))
+        train_adapter(model, "policy")
         return model
 
     return build
