@@ -46,7 +46,7 @@ class PpoRun:
 
     Attributes:
         history: what was logged under each name, in order.
-        weights: of the policy that it left, and of its value head.
+        weights: of the policy, or of the adapter, that it left, and of its value head.
     """
 
     directory: Path
@@ -59,7 +59,8 @@ class PpoRun:
         with (directory / "history.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 history.setdefault(row["name"], []).append(float(row["value"]))
-        weights = load_file(directory / "ppo" / "model.safetensors")
+        whole, adapter = (directory / "ppo" / name for name in ("model.safetensors", "adapter_model.safetensors"))
+        weights = load_file(whole if whole.exists() else adapter)
         head = load_file(directory / "ppo" / "value_head.safetensors")
         return cls(directory, history, weights | {f"value_head.{name}": tensor for name, tensor in head.items()})
 
