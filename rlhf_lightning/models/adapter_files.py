@@ -278,13 +278,18 @@ def remember_base(model: PreTrainedModel, replaced: int = 0) -> None:
 
 
 def remembered_base(model: PreTrainedModel) -> RememberedBase | None:
-    """What `remember_base` noted."""
+    """What `remember_base` noted; None where nothing is frozen."""
     remembered = getattr(model.base_model, "remembered_base", None)
     assert remembered is None or isinstance(remembered, RememberedBase)
     return remembered
 
 
-def _note(model: PreTrainedModel, remembered: RememberedBase) -> None:
+def forget_base(model: PreTrainedModel) -> None:
+    """Takes that note off again: what a model that is trained whole began as does not matter any more."""
+    _note(model, None)
+
+
+def _note(model: PreTrainedModel, remembered: RememberedBase | None) -> None:
     model.base_model.remembered_base = remembered  # type: ignore[assignment]  # attributes are typed as modules
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ArtifactError, ModelError
-from rlhf_lightning.models.adapter_files import remember_base, remembered_base
+from rlhf_lightning.models.adapter_files import forget_base, remember_base, remembered_base
 from rlhf_lightning.models.adapters import (
     adapter_config,
     adapter_names,
@@ -43,6 +43,7 @@ def tune(model: PreTrainedModel, peft: PeftSettings, name: str, tokenizer: PreTr
     """
     if isinstance(peft, NoPeft):
         merge_adapter(model)
+        forget_base(model)
     elif isinstance(peft, TopLayers):
         _require_same_layers(model, peft.layers, name)
         if remembered_base(model) is None:

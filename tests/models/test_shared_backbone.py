@@ -177,6 +177,17 @@ def test_what_cannot_be_shared(why: str, make_policy: MakeModel, words: Words, t
     assert reason in said
 
 
+@pytest.mark.parametrize("kind", ["lora", "top_layers"])
+def test_a_policy_that_comes_with_an_adapter_and_is_trained_whole_shares_nothing(
+    kind: str, make_policy: MakeModel, words: Words, tmp_path: Path
+) -> None:
+    base = write_base(make_policy(), words, tmp_path / "base")
+    files = files_of(base, kind, words, tmp_path / "reward_model")
+    policy = load_policy(source(write_policy(base, peft(kind), words, tmp_path / "sft")))
+    tune(policy, peft("none"), POLICY, words, seed=0)
+    assert why_not_shared(policy, files) == "the policy trains all its weights (peft=none)"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_bases_cannot_be_shared(kind: str, make_policy: MakeModel, words: Words, tmp_path: Path) -> None:
     base = write_base(make_policy(), words, tmp_path / "base")
