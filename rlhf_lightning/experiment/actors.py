@@ -69,7 +69,8 @@ def open_critic(
         statistics: of the reward, whose scale a critic made from the reward model takes over.
     """
     settings, policy = context.settings, actors.policy
-    shares = settings.model.share_backbone is not False
+    # FSDP puts weights together for a whole policy only, not for its trunk.
+    shares = settings.model.share_backbone is not False and settings.trainer.strategy != "fsdp"
     if settings.ppo.critic == "policy_trunk":
         return None
     if settings.ppo.critic == "separate":

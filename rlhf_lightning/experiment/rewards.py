@@ -78,7 +78,12 @@ def _reward_on_policy(
     share = context.settings.model.share_backbone
     source = context.inputs.model(name)
     files = adapter_at(source)
-    reason = "model.share_backbone=false" if share is False else why_not_shared(policy, files)
+    if share is False:
+        reason: str | None = "model.share_backbone=false"
+    elif context.settings.trainer.strategy == "fsdp":
+        reason = "trainer=fsdp puts weights together for a whole policy only"
+    else:
+        reason = why_not_shared(policy, files)
     if reason is not None or files is None:
         if share is True:
             raise ArtifactError(
