@@ -19,4 +19,5 @@ ruff format --check .
 ruff check .
 mypy
 lint-imports
-pytest -m "$selection" "$@"
+# One worker a core; a worker that has nothing left takes tests from another.
+pytest -m "$selection" --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
