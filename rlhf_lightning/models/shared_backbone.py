@@ -34,6 +34,8 @@ def why_not_shared(policy: PreTrainedModel, files: AdapterFiles | None) -> str |
         return "the policy trains all its weights (peft=none)"
     if files is None:
         return "the reward model is a whole model, not an adapter"
+    if not files.head:
+        return "it is the adapter of a policy"
     if (files.layers or 0) != remembered.replaced:
         return "policy and reward model do not train the same part of the model"
     if files.layers is None and adapter_config(policy, POLICY).peft_type != files.config.peft_type:
