@@ -63,7 +63,7 @@ def classifier_on(policy: PreTrainedModel, files: AdapterFiles, name: str) -> tu
     setattr(classifier, classifier.base_model_prefix, trunk)
     head = classifier.get_submodule("score")
     assert isinstance(head, nn.Linear)
-    head.to_empty(device=policy.device).to(next(iter(files.head.values())).dtype)
+    head.to_empty(device=policy.device).to(policy.dtype)
     disable_dropout(classifier)
     if files.layers is not None:
         put_layers_on(classifier, files)

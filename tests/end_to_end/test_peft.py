@@ -186,7 +186,7 @@ def test_an_adapter_on_a_whole_policy_that_the_reward_model_shares(tiny: RunDire
     [
         ("peft=lora", "peft.rank=4", "reference=frozen_copy"),
         ("peft=lora", "peft.rank=4", "model.share_backbone=false"),
-        ("peft=lora", "peft.rank=4", "ppo.critic=separate", "ppo.critic_warmup=1"),
+        ("peft=lora", "peft.rank=4", "ppo.critic=separate", "ppo.critic_warmup=1", "ppo.iterations=2"),
         ("peft=lora", "peft.rank=4", "ppo.critic=reward_model", "model.gradient_checkpointing=true"),
         ("peft=lora", "peft.rank=4", "ppo.kl_budget=0.01", "ppo.iterations=3", "ppo.learning_rate=1e-2"),
         ("peft=lora", "peft.rank=4", "model.dtype=bfloat16", "trainer.precision=32-true"),
@@ -292,7 +292,8 @@ def test_a_supervised_stage_goes_on_too(stage: str, tmp_path: Path, monkeypatch:
         "sft.micro_batch_size=4",
         "reward_model.micro_batch_size=4",
     ]
-    command += ["callbacks.save_every_steps=2", "pipeline=reward_model"]
+    command += ["callbacks.save_every_steps=2"]
+    command += ["pipeline.stages=[sft,comparisons,reward_model]"]
     whole = train(*command, *placed(tmp_path / "whole"))
     steps, step = iter(range(10**6)), kind.training_step
 

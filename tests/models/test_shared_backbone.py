@@ -42,8 +42,8 @@ def base(request: pytest.FixtureRequest, make_policy: MakeModel, words: Words, t
     return write_base(make_policy(request.param), words, tmp_path / "base")
 
 
-def source(directory: Path) -> ModelSource:
-    return ModelSource(str(directory))
+def source(directory: Path, dtype: str = "float32") -> ModelSource:
+    return ModelSource(str(directory), dtype=dtype)
 
 
 def begun(directory: Path, kind: str, words: Words) -> PreTrainedModel:
@@ -84,6 +84,19 @@ def test_scores_are_those_of_a_model_of_its_own(kind: str, base: Path, words: Wo
     disturb(policy)
     assert torch.equal(ours.logits_of_texts(TEXTS), expected)
     assert not torch.equal(logits(policy), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_policy_in_half_precision(kind: str, make_policy: MakeModel, words: Words, tmp_path: Path) -> None:
+    """Whatever the reward model was trained in, it reads what this trunk gives."""
+    base = write_base(make_policy(), words, tmp_path / "base")
+    reward = write_reward(base, peft(kind), words, tmp_path / "reward_model")
+    policy = load_policy(source(base, "bfloat16"))
+    tune(policy, peft(kind), POLICY, words, seed=0)
+    scores = shared(policy, reward, words).logits_of_texts(TEXTS)
+    assert torch.equal(scores, Classifier.load(source(reward, "bfloat16"), None).logits_of_texts(TEXTS))
+    whole = Classifier.load(source(reward), None).logits_of_texts(TEXTS)
+    assert (scores - whole).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
