@@ -30,13 +30,13 @@ def artifacts(
 ) -> Path:
     """A folder with policies, rewards and classifiers, two or three each, and prompts.
 
-    Of the policies' tokens eleven end a reply, so that about every second reply of five tokens ends itself. The
-    classifiers have the labels `bad`, `good` and `great`.
+    They have one block, `deep_policy` has two. Of the policies' tokens eleven end a reply, so that about every second
+    reply of five tokens ends itself. The classifiers have the labels `bad`, `good` and `great`.
     """
     directory = tmp_path_factory.mktemp("artifacts")
     tokenizer = make_words()
-    for name, seed in (("policy", 0), ("other_policy", 1)):
-        policy = make_policy(seed=seed, num_hidden_layers=1)
+    for name, seed, blocks in (("policy", 0, 1), ("other_policy", 1, 1), ("deep_policy", 0, 2)):
+        policy = make_policy(seed=seed, num_hidden_layers=blocks)
         policy.generation_config.eos_token_id = [1, *range(40, 50)]
         policy.save_pretrained(directory / name)
     for name, seed in (("reward", 2), ("other_reward", 3), ("third_reward", 4)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ class PpoRun:
         """The largest difference of a weight."""
         pairs = ((weight, other.weights[name]) for name, weight in self.weights.items())
         return max(float((one.double() - another.double()).abs().max()) for one, another in pairs)
+
+    def in_common(self, other: PpoRun) -> PpoRun:
+        """This run with the weights that the other one has too: runs that train other parts have the value head."""
+        shapes = {name: weight.shape for name, weight in other.weights.items()}
+        both = {name: weight for name, weight in self.weights.items() if shapes.get(name) == weight.shape}
+        return replace(self, weights=both)
 
     def drift(self, other: PpoRun) -> float:
         """The mean difference of the weights, which a one-sided bias cannot hide in."""
