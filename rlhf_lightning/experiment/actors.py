@@ -20,6 +20,7 @@ from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.rewards.scorers import same_tokenizer
 from rlhf_lightning.settings.peft import NoPeft, PromptTuning, TopLayers
+from rlhf_lightning.settings.run import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def open_actors(context: StageContext, encoder: Encoder) -> Actors:
     starts_from_adapter = POLICY in adapter_names(policy)
     tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
     branch = reused_below(context.settings, policy)
-    kind, why = _reference_kind(context)
+    kind, why = reference_kind(context.settings)
     logger.info("Reference: %s (%s).", kind, why)
     if kind == "shared_trunk":
         reference = FrozenReference.on_trunk_of(policy, branch)
@@ -95,14 +96,14 @@ def open_critic(
     return SeparateCritic.from_reward_model(classifier, **scale)
 
 
-def _reference_kind(context: StageContext) -> tuple[str, str]:
+def reference_kind(settings: RunSettings) -> tuple[str, str]:
     """Where the reference lives, and why there."""
-    peft, wanted = context.settings.peft, context.settings.reference.kind
+    peft, wanted = settings.peft, settings.reference.kind
     if wanted != "auto":
         return wanted, "as the config says"
     if isinstance(peft, NoPeft):
         return "frozen_copy", "all weights are trained, so it needs weights of its own"
-    if context.settings.model.share_backbone is False:
+    if settings.model.share_backbone is False:
         return "frozen_copy", "model.share_backbone=false"
     if isinstance(peft, TopLayers):
         return "shared_trunk", "only the top layers are trained, so it has a copy of those alone"

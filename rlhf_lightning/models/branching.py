@@ -71,15 +71,18 @@ class Branch:
         Raises:
             ModelError: the two parts together do not give what the model gives.
         """
+        branch = cls.untried(model, layers)
+        sequences, mask = _probe(model)
+        branch._try(sequences, mask)
+        return branch
+
+    @classmethod
+    def untried(cls, model: PreTrainedModel, layers: int) -> Branch:
+        """The same without a look at what the parts give, for a model without data."""
         path = blocks_name(model)
         point = count_blocks(model) - layers
         assert point > 0, "all blocks are trained: there is nothing to compute once"
-        sequences = torch.tensor(PROBE, device=model.device) % model.config.get_text_config().vocab_size
-        mask = torch.ones_like(sequences)
-        mask[0, 0] = 0
-        branch = cls(model, path, point, _gives_tuples(model, path, sequences, mask))
-        branch._try(sequences, mask)
-        return branch
+        return cls(model, path, point, _gives_tuples(model, path, *_probe(model)))
 
     def on(self, copied: PreTrainedModel) -> Branch:
         """The same branch of a copy of the model."""
@@ -158,6 +161,13 @@ def _shallow(module: nn.Module) -> Any:
     view = copy.copy(module)
     view.__dict__["_modules"] = dict(module._modules)
     return view
+
+
+def _probe(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    sequences = torch.tensor(PROBE, device=model.device) % model.config.get_text_config().vocab_size
+    mask = torch.ones_like(sequences)
+    mask[0, 0] = 0
+    return sequences, mask
 
 
 @torch.no_grad()
