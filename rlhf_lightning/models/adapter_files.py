@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -25,10 +24,18 @@ from rlhf_lightning.models.adapters import (
     load_adapter_state,
     switch,
 )
+from rlhf_lightning.models.base_identity import (
+    BaseIdentity,
+    base_name,
+    base_weights,
+    belongs_to,
+    identity_of,
+    remember_base,
+    remembered_base,
+)
 from rlhf_lightning.models.top_layers import (
     PEFT_PREFIX,
     load_trained_state,
-    top_layers,
     top_layers_config,
     trained_layers,
 )
@@ -40,24 +47,6 @@ OURS = "base_model.json"
 
 MAGNITUDE, MAGNITUDE_ON_DISK = "lora_magnitude_vector", "lora_magnitude_vector.weight"
 """Of DoRA. PEFT writes the first and reads both; Transformers alone finds its place for the second only."""
-
-SAMPLED = 256
-"""Values of each weight that an identity looks at."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseIdentity:
-    """Which base model an adapter belongs to, beyond its name.
-
-    Attributes:
-        dtype: of the weights when they were looked at.
-        shapes: a hash of the names and shapes of its weights.
-        values: a hash of some of the values of each.
-    """
-
-    dtype: str
-    shapes: str
-    values: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,74 +214,6 @@ def write_top_layers(model: PreTrainedModel, layers: int, tensors: Mapping[str, 
     _write(model, config, tensors, directory)
 
 
-def base_name(model: PreTrainedModel) -> str:
-    """The hub id of a model, or the whole path of its directory."""
-    name: str = model.name_or_path or ""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-
-def identity_of(weights: Mapping[str, Tensor]) -> BaseIdentity:
-    """The identity of a base with these weights."""
-    shapes, values = hashlib.sha256(), hashlib.sha256()
-    dtypes = set()
-    for name, weight in sorted(weights.items()):
-        shapes.update(f"{name}{tuple(weight.shape)}".encode())
-        flat = weight.detach().flatten()
-        sampled = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
-        values.update(sampled.float().cpu().numpy().tobytes())
-        dtypes.add(str(weight.dtype).removeprefix("torch."))
-    return BaseIdentity("+".join(sorted(dtypes)), shapes.hexdigest(), values.hexdigest())
-
-
-def base_weights(model: PreTrainedModel, replaced: int = 0) -> dict[str, Tensor]:
-    """The weights of a trunk that adapters leave alone, by name.
-
-    Args:
-        replaced: how many top layers are not the base's.
-    """
-    trunk, prefix = model.base_model, f"{model.base_model_prefix}."
-    above = tuple(f"{path.removeprefix(prefix)}." for path in top_layers(model, replaced)) if replaced else ()
-    return {name: weight for name, weight in trunk.named_parameters() if not (above and name.startswith(above))}
-
-
-@dataclass(frozen=True, slots=True)
-class RememberedBase:
-    """What a trunk was before anything of it was trained.
-
-    Attributes:
-        identity: of what is not replaced.
-        replaced: how many of its top layers are not the base's.
-    """
-
-    identity: BaseIdentity
-    replaced: int
-
-
-def remember_base(model: PreTrainedModel, replaced: int = 0) -> None:
-    """Notes on a trunk what its weights are before anything is trained: afterwards they may be in shards.
-
-    Args:
-        replaced: how many top layers will be trained as they are, rather than through an adapter.
-    """
-    _note(model, RememberedBase(identity_of(base_weights(model, replaced)), replaced))
-
-
-def remembered_base(model: PreTrainedModel) -> RememberedBase | None:
-    """What `remember_base` noted; None where nothing is frozen."""
-    remembered = getattr(model.base_model, "remembered_base", None)
-    assert remembered is None or isinstance(remembered, RememberedBase)
-    return remembered
-
-
-def forget_base(model: PreTrainedModel) -> None:
-    """Takes that note off again: what a model that is trained whole began as does not matter any more."""
-    _note(model, None)
-
-
-def _note(model: PreTrainedModel, remembered: RememberedBase | None) -> None:
-    model.base_model.remembered_base = remembered  # type: ignore[assignment]  # attributes are typed as modules
-
-
 def require_base(model: PreTrainedModel, files: AdapterFiles) -> None:
     """Check that an adapter was trained on that base. Of another dtype only the shapes can be compared.
 
@@ -311,11 +232,6 @@ def require_base(model: PreTrainedModel, files: AdapterFiles) -> None:
             where=str(files.directory),
             fix="put the base back that the adapter was trained on, or train the adapter again",
         )
-
-
-def belongs_to(recorded: BaseIdentity, found: BaseIdentity) -> bool:
-    """Whether two identities are of one base."""
-    return recorded.shapes == found.shapes and (recorded.dtype != found.dtype or recorded.values == found.values)
 
 
 def _head_prefix(config: PeftConfig) -> str:

@@ -12,12 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lightning.models.adapter_files import (
     AdapterFiles,
-    belongs_to,
     put_adapter_on,
     put_layers_on,
-    remembered_base,
 )
 from rlhf_lightning.models.adapters import POLICY, Role, active, adapter_config, adapter_names
+from rlhf_lightning.models.base_identity import belongs_to, remembered_base
 from rlhf_lightning.models.loading import disable_dropout
 from rlhf_lightning.models.top_layers import shared_copy
 
