@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.experiment.compose import ConfigTree, conf_directory
-from rlhf_lightning.experiment.instantiate import instantiate
-from rlhf_lightning.experiment.preflight import check_run
-from rlhf_lightning.experiment.target_policy import target_nodes
+from rlhf_lightning.experiment.config.compose import ConfigTree, conf_directory
+from rlhf_lightning.experiment.config.instantiate import instantiate
+from rlhf_lightning.experiment.config.preflight import check_run
+from rlhf_lightning.experiment.config.target_policy import target_nodes
 from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.settings.section import Section
 

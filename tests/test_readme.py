@@ -16,8 +16,8 @@ from rlhf_lightning.cli import completion, doctor, export, main, score, train
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
 from rlhf_lightning.diagnosis.doctor import CHECKS
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.preflight import check_run, check_sweep
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.preflight import check_run, check_sweep
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.settings.run import STAGE_NAMES
 from rlhf_lightning.worlds.courtesy.base_model import new_model

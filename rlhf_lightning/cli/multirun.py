@@ -18,9 +18,12 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.errors import ConfigError, Problem, RlhfError
-from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
-from rlhf_lightning.experiment.job_overrides import as_hydra_reads
-from rlhf_lightning.experiment.preflight import check_sweep
+from rlhf_lightning.experiment.config.compose import CONFIG_NAME, ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads
+from rlhf_lightning.experiment.config.preflight import check_sweep
+from rlhf_lightning.experiment.config.surroundings import check_run_directory
+from rlhf_lightning.experiment.config.sweep_jobs import BASIC_SWEEPER
+from rlhf_lightning.experiment.config.task import job_directory, job_settings, typed_overrides
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT
 from rlhf_lightning.experiment.run_directory import (
     RunDirectory,
@@ -30,9 +33,6 @@ from rlhf_lightning.experiment.run_directory import (
     point_latest,
     writing_to,
 )
-from rlhf_lightning.experiment.surroundings import check_run_directory
-from rlhf_lightning.experiment.sweep_jobs import BASIC_SWEEPER
-from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
 
 
 class JobFailedError(RlhfError):

@@ -13,10 +13,12 @@ from rich.text import Text
 from rlhf_lightning.cli.console import show_outcome, stdout
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.errors import ConfigError, Problem, RlhfError
-from rlhf_lightning.experiment.compose import CONFIG_NAME, ConfigTree
-from rlhf_lightning.experiment.job_overrides import as_hydra_reads
+from rlhf_lightning.experiment.config.compose import CONFIG_NAME, ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads
+from rlhf_lightning.experiment.config.preflight import check_run
+from rlhf_lightning.experiment.config.surroundings import check_run_directory
+from rlhf_lightning.experiment.config.task import job_directory, job_settings, typed_overrides
 from rlhf_lightning.experiment.launch import announce, carry_out, follow, meet
-from rlhf_lightning.experiment.preflight import check_run
 from rlhf_lightning.experiment.resume import (
     AUTO,
     Continuation,
@@ -27,8 +29,6 @@ from rlhf_lightning.experiment.resume import (
 )
 from rlhf_lightning.experiment.run import Outcome, joins_a_run
 from rlhf_lightning.experiment.run_directory import RunDirectory, holds_a_run, pin_latest, point_latest, writing_to
-from rlhf_lightning.experiment.surroundings import check_run_directory
-from rlhf_lightning.experiment.task import job_directory, job_settings, typed_overrides
 from rlhf_lightning.ranks import this_place
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from rlhf_lightning.experiment.compose import ConfigTree
+from rlhf_lightning.experiment.config.compose import ConfigTree
 
 WIDTH = 118
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lightning.errors import RunDirectoryError
+from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.experiment.interruption import SIGNALS
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT, Outcome, execute
 from rlhf_lightning.experiment.run_directory import RunDirectory, RunError
-from rlhf_lightning.experiment.validation import settings_from
 from rlhf_lightning.ranks import LOCALHOST, this_place
 from rlhf_lightning.settings.run import RunSettings, TrainerSettings
 

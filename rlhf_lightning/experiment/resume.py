@@ -11,12 +11,12 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from rlhf_lightning.errors import ConfigError, Problem, RunDirectoryError
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.job_overrides import section_of
-from rlhf_lightning.experiment.preflight import check_run
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import section_of
+from rlhf_lightning.experiment.config.preflight import check_run
+from rlhf_lightning.experiment.config.surroundings import surrounding_problems
+from rlhf_lightning.experiment.config.validation import settings_from, show
 from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, holds_a_run
-from rlhf_lightning.experiment.surroundings import surrounding_problems
-from rlhf_lightning.experiment.validation import settings_from, show
 from rlhf_lightning.settings.run import RunSettings
 
 AUTO = "auto"

@@ -19,7 +19,7 @@ from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.data.sources import DataSource, open_source
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.experiment.artifacts import resolve_model
-from rlhf_lightning.experiment.instantiate import instantiate
+from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_tokenizer

@@ -17,7 +17,7 @@ from rlhf_lightning.callbacks.divergence import DivergenceGuard
 from rlhf_lightning.callbacks.gradient_norm import GradientNorm
 from rlhf_lightning.callbacks.interruption import OwnSignalHandlers
 from rlhf_lightning.distributed import rank
-from rlhf_lightning.experiment.instantiate import instantiate
+from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.rewind import journals_of
 from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.experiment.strategy import Launched, lightning_strategy

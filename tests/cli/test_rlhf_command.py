@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.main import SUBCOMMANDS, main
-from rlhf_lightning.experiment.compose import conf_directory
+from rlhf_lightning.experiment.config.compose import conf_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +86,7 @@ def test_the_configs_are_found_beside_the_package_and_inside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "rlhf_lightning"
-    monkeypatch.setattr("rlhf_lightning.experiment.compose.PACKAGE", package)
+    monkeypatch.setattr("rlhf_lightning.experiment.config.compose.PACKAGE", package)
     assert conf_directory() == tmp_path / "conf"  # a source tree
     (package / "conf").mkdir(parents=True)
     assert conf_directory() == package / "conf"  # a wheel

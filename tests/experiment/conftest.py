@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.preflight import check_run
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.run_directory import METRICS, PROVENANCE, RunDirectory
 from rlhf_lightning.settings.run import RunSettings
 

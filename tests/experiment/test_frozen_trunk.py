@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedModel
 
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.preflight import check_run
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.trunk_reuse import reused_below
 from rlhf_lightning.models.branching import Branch
 

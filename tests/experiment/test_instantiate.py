@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.instantiate import instantiate
-from rlhf_lightning.experiment.target_policy import allowed_prefixes, is_allowed
+from rlhf_lightning.experiment.config.instantiate import instantiate
+from rlhf_lightning.experiment.config.target_policy import allowed_prefixes, is_allowed
 
 
 @pytest.fixture

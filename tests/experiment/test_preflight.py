@@ -11,10 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_lightning.errors import ConfigError, Problem, RunDirectoryError
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.job_overrides import as_hydra_reads
-from rlhf_lightning.experiment.preflight import check_run, check_sweep
-from rlhf_lightning.experiment.surroundings import check_run_directory
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads
+from rlhf_lightning.experiment.config.preflight import check_run, check_sweep
+from rlhf_lightning.experiment.config.surroundings import check_run_directory
 
 WriteOption = Callable[[str, str], None]
 

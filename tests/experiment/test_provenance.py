@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.preflight import check_run
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.provenance import config_hash, gather_provenance, git_state, redact
 from rlhf_lightning.settings.run import RunSettings
 

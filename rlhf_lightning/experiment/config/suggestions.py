@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.schema import key_paths
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.schema import key_paths
 
 ALIKE = 0.72
 """How alike (0 to 1, `difflib`) two names must be before one is offered for the other."""

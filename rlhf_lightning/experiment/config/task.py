@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_lightning.experiment.validation import settings_from
+from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.settings.run import RunSettings
 
 

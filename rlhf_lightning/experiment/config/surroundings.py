@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_lightning.errors import Problem, RunDirectoryError
+from rlhf_lightning.experiment.config.target_policy import refusals
 from rlhf_lightning.experiment.run_directory import already_taken, holds_a_run
-from rlhf_lightning.experiment.target_policy import refusals
 from rlhf_lightning.ranks import this_place
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.model import HubModel

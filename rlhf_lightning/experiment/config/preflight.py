@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.job_overrides import JobOverrides, as_hydra_reads, section_of, sort_overrides
-from rlhf_lightning.experiment.surroundings import surrounding_problems
-from rlhf_lightning.experiment.sweep_jobs import split_jobs
-from rlhf_lightning.experiment.validation import (
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import JobOverrides, as_hydra_reads, section_of, sort_overrides
+from rlhf_lightning.experiment.config.surroundings import surrounding_problems
+from rlhf_lightning.experiment.config.sweep_jobs import split_jobs
+from rlhf_lightning.experiment.config.validation import (
     NEEDS_A_VALUE,
     NO_SUCH_KEY,
     apply_value,

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.schema import Spot, expectation, find, kind_of, locate, options_with
-from rlhf_lightning.experiment.suggestions import did_you_mean, keys_like, similar
+from rlhf_lightning.experiment.config.schema import Spot, expectation, find, kind_of, locate, options_with
+from rlhf_lightning.experiment.config.suggestions import did_you_mean, keys_like, similar
 from rlhf_lightning.settings.run import RunSettings
 
 NO_SUCH_KEY = "there is no such key"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from hydra.core.override_parser.types import Override
 
 from rlhf_lightning.errors import Problem
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.schema import find
-from rlhf_lightning.experiment.suggestions import did_you_mean, keys_like, options_like, similar
-from rlhf_lightning.experiment.validation import NO_SUCH_KEY
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.schema import find
+from rlhf_lightning.experiment.config.suggestions import did_you_mean, keys_like, options_like, similar
+from rlhf_lightning.experiment.config.validation import NO_SUCH_KEY
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf_lightning.errors import ConfigError, Problem
 
 CONFIG_NAME = "train"
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def conf_directory() -> Path:

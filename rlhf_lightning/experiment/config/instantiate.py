@@ -14,8 +14,8 @@ import hydra.utils
 from hydra.errors import InstantiationException
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.suggestions import did_you_mean, similar
-from rlhf_lightning.experiment.target_policy import allowed_prefixes, is_allowed, refusal, refusals, target_nodes
+from rlhf_lightning.experiment.config.suggestions import did_you_mean, similar
+from rlhf_lightning.experiment.config.target_policy import allowed_prefixes, is_allowed, refusal, refusals, target_nodes
 
 
 def instantiate(config: Mapping[str, Any], *, allow_targets: Sequence[str], key: str = "config") -> Any:

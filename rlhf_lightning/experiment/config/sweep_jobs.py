@@ -10,8 +10,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.compose import ConfigTree
-from rlhf_lightning.experiment.job_overrides import section_of
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import section_of
 
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
