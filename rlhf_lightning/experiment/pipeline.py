@@ -18,7 +18,8 @@ from rlhf_lightning.experiment.memory import memory_explained
 from rlhf_lightning.experiment.plotting import draw_plots
 from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult
+from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult, device_of
+from rlhf_lightning.experiment.stage_memory import StageMemory, memory_table
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
 from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings
 from rlhf_lightning.tracking.loggers import open_tracker
@@ -61,6 +62,7 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
         if result.samples:
             policies = [short_name(policy) for policy in settings.evaluate.policies]
             console.print(render_samples(result.samples, policies[0], policies[-1]))
+    console.print(memory_table(metrics["stages"]))
     console.print(render_summary(metrics, run.path))
     return metrics
 
@@ -78,7 +80,9 @@ def _take_part(inputs: RunInputs) -> Metrics:
                 open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker,
                 memory_explained(stage),
             ):
-                STAGE_FUNCTIONS[stage](StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint))
+                memory = StageMemory(stage, device_of(inputs.settings))
+                directory = inputs.run.stage_dir(stage)
+                STAGE_FUNCTIONS[stage](StageContext(stage, inputs, directory, tracker, checkpoint, memory))
         barrier()
     return {}
 
@@ -96,11 +100,12 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
     logger.info("Stage %s.", stage)
     started = time.perf_counter()
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
-        context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint)
+        memory = StageMemory(stage, device_of(inputs.settings))
+        context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint, memory)
         with memory_explained(stage):
             result = STAGE_FUNCTIONS[stage](context)
         seconds = time.perf_counter() - started
-        metrics["stages"][stage] = {**result.metrics, "seconds": round(seconds, 2)}
+        metrics["stages"][stage] = {**result.metrics, "seconds": round(seconds, 2), "memory": memory.figures()}
         metrics["evaluate"] |= result.evaluation
         tracker.log_summary(metrics["stages"][stage] | result.evaluation)
         tracker.log_plots(draw_plots(stage, metrics, inputs.run.path))

@@ -53,6 +53,16 @@ def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedMode
     return [TextScorer(classifier, include_prompt=reward.include_prompt).to(context.device)]
 
 
+def reward_sources(context: StageContext) -> list[ModelSource]:
+    """Where the models lie that the reward group names."""
+    reward = context.settings.reward
+    if isinstance(reward, LearnedReward):
+        return [context.inputs.model(context.settings.ppo.reward_from)]
+    if isinstance(reward, EnsembleReward):
+        return [context.inputs.model(name) for name in reward.models]
+    return [ModelSource(reward.name_or_path)]
+
+
 def combined(context: StageContext, rewards: Sequence[Scorer], statistics: Sequence[RewardStatistics]) -> Scorer:
     """One scorer of the standardised rewards."""
     members = [StandardisedScorer(one, **asdict(scale)) for one, scale in zip(rewards, statistics, strict=True)]

@@ -21,6 +21,7 @@ from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.experiment.artifacts import resolve_model
 from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.stage_memory import StageMemory
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_tokenizer
 from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor
@@ -76,6 +77,13 @@ class RunInputs:
         return factory
 
 
+def device_of(settings: RunSettings) -> torch.device:
+    """The kind of device that a run computes on."""
+    wanted = settings.trainer.accelerator
+    on_gpu = wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 @dataclass(frozen=True, slots=True)
 class StageContext:
     """What one stage works with.
@@ -86,6 +94,7 @@ class StageContext:
         directory: where its artifact goes.
         tracker: where its figures go.
         checkpoint: to go on from; None to begin.
+        memory: what it is expected to hold, and what it holds.
     """
 
     name: str
@@ -93,6 +102,7 @@ class StageContext:
     directory: Path
     tracker: StageTracker
     checkpoint: Path | None
+    memory: StageMemory
 
     @property
     def settings(self) -> RunSettings:
@@ -107,10 +117,7 @@ class StageContext:
     @property
     def device(self) -> torch.device:
         """Where models that Lightning does not move are put."""
-        wanted = self.settings.trainer.accelerator
-        if wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available()):
-            return torch.device("cuda")
-        return torch.device("cpu")
+        return device_of(self.settings)
 
     @property
     def trained_layers(self) -> int | None:

@@ -19,11 +19,14 @@ from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.callbacks.self_checks import SelfChecks, tolerance
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.actors import open_actors, open_critic
-from rlhf_lightning.experiment.rewards import combined, open_rewards, reward_statistics
+from rlhf_lightning.experiment.forecast import ppo_footprint, update_shape
+from rlhf_lightning.experiment.rehearsal import RolloutShape
+from rlhf_lightning.experiment.rewards import combined, open_rewards, reward_sources, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import ActorCritic
+from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import RolloutCollector
@@ -44,6 +47,7 @@ def run_ppo(context: StageContext) -> StageResult:
     encoder = context.inputs.encoder(source)
     prompts, report = encoder.prompts(context.inputs.data.prompts())
     stream = PromptStream(prompts, context.seed)
+    _forecast(context, source, max(len(prompt.prompt_ids) for prompt in prompts))
     actors = open_actors(context, encoder)
     policy, reference = actors.policy, actors.reference
     sampler = Sampler(
@@ -119,6 +123,17 @@ def run_ppo(context: StageContext) -> StageResult:
         "reward_spread": statistics[0].spread,
     }
     return StageResult(metrics, objective=final["objective/score"])
+
+
+def _forecast(context: StageContext, policy: ModelSource, longest: int) -> None:
+    settings = context.settings
+    rollout, processes = settings.rollout, settings.trainer.processes
+    batch = rollout.batch_size // settings.ppo.minibatches
+    shape = update_shape(settings, context.device, batch, settings.ppo.micro_batch_size)
+    chunk = min(rollout.chunk_size, max(1, rollout.batch_size // processes))
+    rollouts = RolloutShape(rollout.batch_size, chunk, longest, rollout.max_new_tokens)
+    rewards, optimizer = reward_sources(context), context.inputs.make_optimizer
+    context.memory.forecast(lambda: ppo_footprint(settings, policy, rewards, optimizer, shape, rollouts))
 
 
 def _observers(context: StageContext) -> list[Observer]:

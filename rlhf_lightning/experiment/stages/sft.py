@@ -6,10 +6,12 @@ import math
 
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.data.datamodules import DemonstrationDataModule
+from rlhf_lightning.experiment.forecast import sft_footprint, update_shape
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import POLICY
+from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.models.tuning import tune
@@ -29,6 +31,7 @@ def run_sft(context: StageContext) -> StageResult:
         validation_fraction=settings.held_out_fraction,
         seed=context.seed,
     )
+    _forecast(context, source, demonstrations.longest)
     policy = load_policy(source)
     tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
     if context.settings.model.gradient_checkpointing:
@@ -62,3 +65,10 @@ def run_sft(context: StageContext) -> StageResult:
         return StageResult(metrics, objective=-metrics["loss"])
     metrics |= {"validation_loss": float(held_out), "validation_perplexity": math.exp(min(float(held_out), 50.0))}
     return StageResult(metrics, objective=-float(held_out))
+
+
+def _forecast(context: StageContext, source: ModelSource, longest: int) -> None:
+    settings = context.settings
+    shape = update_shape(settings, context.device, settings.sft.batch_size, settings.sft.micro_batch_size)
+    optimizer = context.inputs.make_optimizer
+    context.memory.forecast(lambda: sft_footprint(settings, source, optimizer, shape, longest))
