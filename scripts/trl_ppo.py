@@ -1,6 +1,6 @@
 """One PPO training by TRL 1.12 (`trl.experimental.ppo`), for scripts/benchmark_memory.py to measure.
 
-Runs in an interpreter that has trl==1.12.0, on the directories that the benchmark made, and writes what it held as JSON:
+Runs in an interpreter that has trl==1.12.0, on the directories that the benchmark made, and leaves its figures as JSON:
 
     python scripts/trl_ppo.py --policy DIR --reward DIR --shape '{"batch": 16, ...}' --out FILE [--peft]
 """
