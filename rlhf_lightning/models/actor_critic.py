@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import ArtifactError
-from rlhf_lightning.models.adapters import CRITIC, active, adapter_parameters, copy_adapter
+from rlhf_lightning.models.adapters import CRITIC, POLICY, REWARD, active, adapter_parameters, copy_adapter
 from rlhf_lightning.models.branching import Branch, going_on
 from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.positions import position_arguments
@@ -275,11 +275,16 @@ class ActorCritic(nn.Module):
             self.critic.trunk.save_pretrained(directory / CRITIC_FOLDER, state_dict=trunk)
         else:
             weights = trunk or self.critic.trunk.state_dict()
-            save_file({name: weights[name].contiguous() for name in trained}, directory / CRITIC_FILE)
+            save_file({_without_role(name): weights[name].contiguous() for name in trained}, directory / CRITIC_FILE)
 
     def _trained_of_critic(self, critic: SeparateCritic) -> list[str]:
         critics = {id(parameter) for parameter in self.critic_parameters()}
         return [name for name, parameter in critic.trunk.named_parameters() if id(parameter) in critics]
+
+
+def _without_role(name: str) -> str:
+    """The name of a weight whichever adapter it is of: on a trunk of its own a critic is called what it began as."""
+    return ".".join(part for part in name.split(".") if part not in (POLICY, REWARD, CRITIC))
 
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
