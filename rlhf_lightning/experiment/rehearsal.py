@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -204,7 +205,7 @@ class Rehearsed:
             if self.shape.copies_gradients:
                 copies.append(torch.zeros_like(parameter))
         gradients = self.memory.live - before
-        configured = self.module.configure_optimizers()
+        configured: Any = self.module.configure_optimizers()
         self.optimizer: Optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
         self.optimizer.step()
         self.copies = copies

@@ -101,7 +101,8 @@ class Plan:
 
     def _made(self, kind: Any, config: Any) -> PreTrainedModel:
         model: PreTrainedModel = kind.from_config(config, dtype=getattr(torch, self.dtype))
-        return model.eval()
+        model.eval()
+        return model
 
 
 @dataclass(frozen=True, slots=True)

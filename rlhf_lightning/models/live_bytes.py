@@ -29,7 +29,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, resident: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.peak = 0
         self._noted = 0
         """Bytes of the storages that were in use when they were last looked at."""
@@ -96,7 +96,8 @@ def without_data(models: Iterable[nn.Module], device: torch.device) -> Iterator[
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
         lent: dict[int, tuple[Tensor, Tensor]] = {}  # the original too: while it lives no other gets its id
         for module in {id(part): part for model in models for part in model.modules()}.values():
-            for owned in (module._parameters, module._buffers):
+            owners: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for owned in owners:
                 for name, tensor in owned.items():
                     if tensor is None:
                         continue
