@@ -56,7 +56,7 @@ SIZES = {
 class Shape:
     """What all rows have in common, in the words of both programs: rollouts, tokens, passes, iterations."""
 
-    batch: int = 16
+    batch: int = 8
     micro_batch: int = 4
     chunk: int = 4
     prompt: int = 64

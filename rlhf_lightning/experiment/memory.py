@@ -20,10 +20,16 @@ SAME_RESULT: dict[StageName, tuple[str, ...]] = {
 """Keys that lower a stage's memory and leave its result alone, so that an interrupted run may go on with them."""
 
 OTHER_RESULT: dict[StageName, tuple[str, ...]] = {
-    "sft": ("data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
+    "sft": ("peft=lora", "data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
     "comparisons": ("rollout.max_new_tokens", "data.max_prompt_length"),
-    "reward_model": ("data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
-    "ppo": ("rollout.max_new_tokens", "data.max_prompt_length", "ppo.critic=policy_trunk", "trainer.precision"),
+    "reward_model": ("peft=lora", "data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
+    "ppo": (
+        "peft=lora",
+        "rollout.max_new_tokens",
+        "data.max_prompt_length",
+        "ppo.critic=policy_trunk",
+        "trainer.precision",
+    ),
     "evaluate": ("rollout.max_new_tokens", "data.max_prompt_length"),
 }
 """Keys that lower it and change the result."""

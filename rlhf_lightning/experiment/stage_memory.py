@@ -15,7 +15,7 @@ from rich.table import Table
 from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.memory import OTHER_RESULT, SAME_RESULT
 from rlhf_lightning.models.footprint import Footprint
-from rlhf_lightning.models.peak_memory import PeakMemory, available, baseline
+from rlhf_lightning.models.peak_memory import PeakMemory, available, baseline, give_back_freed
 from rlhf_lightning.settings.run import StageName
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ OVERHEAD = 1.05
 RUNTIME = 64 * 2**20
 """Bytes that libraries take once they compute."""
 MIB, GIB = 2**20, 2**30
+LARGE = 256 * MIB
+"""From here on memory is given back at once, on a CPU."""
 
 CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, OSError, RlhfError)
 """What an architecture that cannot be rehearsed raises: a run does not end for want of a forecast."""
@@ -62,6 +64,8 @@ class StageMemory:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             logger.info("Memory: no estimate, since this model cannot be rehearsed without weights (%s).", reason)
             return
+        if self.device.type == "cpu" and self.footprint.peak >= LARGE:
+            give_back_freed()
         wanted = round(self.footprint.peak * OVERHEAD) + RUNTIME
         self.estimate = before + wanted
         for line in described(self.footprint, self.estimate, before):

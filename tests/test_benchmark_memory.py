@@ -1,0 +1,47 @@
+"""The script that sets PPO's memory beside TRL's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark_memory.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_memory", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark_memory"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ratios_and_cells(script: ModuleType) -> None:
+    row = {"weights_bytes": 2e6, "trainable_parameters": 1e6, "optimizer_bytes": 8e6, "seconds": 3.0}
+    ours = {**row, "name": f"ours, {script.SHARED}", "peak_bytes": 50e6, "estimated_bytes": 55e6, "estimate_error": 0.1}
+    trl = {**row, "name": "TRL, full", "peak_bytes": 200e6}
+    assert script.ratios([ours, trl]) == {"TRL, full": 0.25}
+    assert script.cells(ours)[1:] == ["2 MB", "1.00M", "8 MB", "50 MB", "55 MB", "+10.0%", "3"]
+    assert script.cells(trl)[-3:] == ["", "", "3"]
+
+
+@pytest.mark.slow
+def test_one_command_leaves_the_table(tmp_path: Path) -> None:
+    shape = {"batch": 4, "micro_batch": 2, "chunk": 2, "prompt": 8, "reply": 8, "prompts": 8}
+    command = [sys.executable, str(SCRIPT), "--sizes", "tiny", "--no-trl", "--shape", json.dumps(shape)]
+    subprocess.run([*command, "--work", str(tmp_path / "work"), "--out", str(tmp_path)], check=True)
+    results = json.loads((tmp_path / "memory.json").read_text())
+    rows = results["sizes"]["tiny"]["rows"]
+    assert len(rows) == 5
+    assert all(abs(row["estimate_error"]) < 0.2 for row in rows)
+    assert all(row["peak_bytes"] > row["weights_bytes"] > 0 for row in rows)
+    assert (tmp_path / "memory.md").read_text().count("| ours, ") == 5
