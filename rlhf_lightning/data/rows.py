@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
 from rlhf_lightning.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -125,6 +122,10 @@ def _lines(file: Path) -> Iterator[Row]:
 
 
 def _table_rows(file: Path) -> Iterator[Row]:
+    # Here and not above: it is large, and most files are no tables.
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
     try:
         number = 0
         with pq.ParquetFile(file) as table:

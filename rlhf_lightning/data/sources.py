@@ -18,7 +18,6 @@ from rlhf_lightning.data.formats import (
     parse_ranking,
 )
 from rlhf_lightning.data.hh_rlhf import parse_hh_rlhf
-from rlhf_lightning.data.hub import hub_rows
 from rlhf_lightning.data.reading import ReadReport, read_records
 from rlhf_lightning.data.rows import Fields, read_rows
 from rlhf_lightning.data.splits import is_held_out, split_by_prompt
@@ -202,6 +201,8 @@ def _read_files(settings: FileData) -> RecordedSource:
 
 
 def _read_hub(settings: HubData) -> RecordedSource:
+    from rlhf_lightning.data.hub import hub_rows  # here, since `datasets` takes 80 MB, which other runs can do without
+
     source = RecordedSource(settings.held_out_fraction)
 
     def read(parse: Callable[[Fields, str], Parsed]) -> list[Parsed]:

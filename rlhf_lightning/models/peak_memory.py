@@ -19,7 +19,7 @@ KIB = 1024
 
 MMAP_THRESHOLD = -3
 """glibc's name for it in `mallopt` (malloc.h)."""
-OWN_PAGES = 2**20
+OWN_PAGES = 2**17
 """Tensors of at least so many bytes get pages of their own from then on, see `give_back_freed`."""
 
 

@@ -61,7 +61,7 @@ def test_weights_gradients_and_optimizer_state_are_exact(
     one = footprint.weights["policy"]
     assert one == pytest.approx(4 * policy.num_parameters(), rel=1e-3), "and the frequencies of the positions"
     for other in ("reference", "reward model", "critic"):
-        assert footprint.weights[other] == pytest.approx(one, rel=0.01)
+        assert footprint.weights[other] == pytest.approx(one, rel=0.05), "the same but for the heads"
 
 
 def test_an_adapter_needs_one_backbone_and_little_else(
@@ -77,9 +77,7 @@ def test_an_adapter_needs_one_backbone_and_little_else(
 
 
 def test_frozen_blocks_hold_no_activations(composed: Compose, source: ModelSource, classifier: ModelSource) -> None:
-    few, many = (
-        of_ppo(composed("peft=top_layers", f"peft.layers={layers}"), source, classifier) for layers in (1, 3)
-    )
+    few, many = (of_ppo(composed("peft=top_layers", f"peft.layers={layers}"), source, classifier) for layers in (1, 3))
     assert few.activations < 0.7 * many.activations
     assert few.trainable < many.trainable
     assert few.weights["reference"] < many.weights["reference"] < 0.9 * many.weights["policy"]
