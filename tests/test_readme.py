@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,12 @@ from rlhf_lightning.data.formats import parse_demonstration, parse_preference, p
 from rlhf_lightning.diagnosis.doctor import CHECKS
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run, check_sweep
+from rlhf_lightning.models.adapters import POLICY
+from rlhf_lightning.models.hub import ModelSource
+from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.models.tuning import tune
+from rlhf_lightning.settings.peft import Ia3
 from rlhf_lightning.settings.run import STAGE_NAMES
 from rlhf_lightning.worlds.courtesy.base_model import new_model
 from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
@@ -236,10 +242,26 @@ def test_the_figures_stand_in_one_block() -> None:
     assert README.index("<!-- figures:begin -->") < README.index("<!-- figures:end -->")
 
 
+def test_the_python_snippet_opens_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = (block for block in blocks("python") if "peft" in block)
+    tokenizer = build_tokenizer()
+    new_model(tokenizer).save_pretrained(tmp_path / "base")
+    policy = load_policy(ModelSource(str(tmp_path / "base")))
+    tune(policy, Ia3(kind="ia3", learning_rate_factor=1.0), POLICY, tokenizer, seed=0)
+    directory = tmp_path / "outputs" / "latest" / "ppo"
+    directory.mkdir(parents=True)
+    save_policy(policy, tokenizer, directory)
+    monkeypatch.chdir(tmp_path)
+    opened: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), opened)
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.allclose(opened["policy"](ids).logits, policy(ids).logits, atol=1e-5)
+
+
 def test_the_python_snippet_talks_to_a_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (snippet,) = blocks("python")
+    (snippet,) = (block for block in blocks("python") if "AutoTokenizer" in block)
     assert "rlhf_lightning" not in snippet
     torch.manual_seed(0)
     tokenizer = build_tokenizer()

@@ -132,7 +132,9 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        missing = pl_module.state_dict().keys() - checkpoint["state_dict"].keys() - _frozen(pl_module)
+        # Lightning's strategy for shards has taken the weights out already, and is strict itself.
+        held = checkpoint.get("state_dict")
+        missing = pl_module.state_dict().keys() - held.keys() - _frozen(pl_module) if held is not None else set()
         if missing:
             raise CheckpointError(
                 f"The checkpoint does not hold what is trained: {len(missing)} weights are missing, "
