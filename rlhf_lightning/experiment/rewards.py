@@ -140,5 +140,7 @@ def reward_statistics(
             where="reward.standardise_on_reference",
             fix="raise rollout.max_new_tokens, train SFT for longer, or set reward.standardise_on_reference=null",
         )
-    scored = [reward.score(finished) for reward in rewards]
+    size = context.settings.rollout.chunk_size
+    chunks = [finished[start : start + size] for start in range(0, len(finished), size)]
+    scored = [torch.cat([reward.score(chunk) for chunk in chunks]) for reward in rewards]
     return [RewardStatistics(float(scores.mean()), max(float(scores.std()), 1e-6)) for scores in scored]
