@@ -29,7 +29,15 @@ from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("rlhf_lightning", "conf", "tests/conftest.py", "tests/fits.py", "tests/conformance", "pyproject.toml")
+COPIED = (
+    "rlhf_lightning",
+    "conf",
+    "tests/conftest.py",
+    "tests/fits.py",
+    "tests/tuned.py",
+    "tests/conformance",
+    "pyproject.toml",
+)
 FASTEST_FIRST = (
     "test_objectives_by_hand.py",
     "test_properties.py",
