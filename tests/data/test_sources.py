@@ -182,7 +182,7 @@ def test_a_cap_reads_the_first_well_formed_records(tmp_path: Path, make_file_dat
         ("pairs.jsonl", b"{}\n{}\n", "There are no records: all 2 are malformed."),
         ("pairs.txt", b"{}", "format is not known"),
         ("pairs.jsonl.gz", b"this is not compressed", "cannot be read"),
-        ("pairs.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20], "cannot be read"),
+        ("pairs.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 1000, mtime=0)[:-20], "cannot be read"),
         ("pairs.parquet", b"this is no table", "cannot be read as parquet"),
         (None, b"", "does not exist"),
     ],
