@@ -11,6 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_lightning.errors import RunDirectoryError
+
 SAMPLES_FILE = "samples.jsonl"
 SHOWN = 200
 """Characters of a prompt or reply that the terminal's table shows; the file has all of them."""
@@ -41,6 +43,28 @@ def write_samples(rows: Iterable[SampleRow], path: Path) -> None:
     """Write the rows as JSON lines, replacing what was there."""
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_samples(run_dir: Path) -> list[SampleRow]:
+    """The rows that a run left; none where it left no file.
+
+    Raises:
+        RunDirectoryError: a line is no such row.
+    """
+    path = run_dir / SAMPLES_FILE
+    if not path.exists():
+        return []
+    # Not splitlines(): a reply may hold one of Unicode's other line ends, which JSON leaves as they are.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _row(path: Path, number: int, line: str) -> SampleRow:
+    try:
+        return SampleRow(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        what, fix = f"The samples cannot be read: {error}.", "restore the line, or delete it"
+        raise RunDirectoryError(what, where=f"{path}, line {number}", fix=fix) from error
 
 
 def render_samples(

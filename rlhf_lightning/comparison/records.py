@@ -1,0 +1,246 @@
+"""What a comparison consists of: runs, groups of runs that differ in nothing but the seed, figures with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf_lightning.errors import RunDirectoryError
+from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
+from rlhf_lightning.evaluation.samples import SampleRow, read_samples
+from rlhf_lightning.tracking.history_file import read_history
+
+if TYPE_CHECKING:
+    from rlhf_lightning.evaluation.overoptimization import RewardPath
+
+FINISHED = "finished"
+Method = Literal["paired", "unpaired", "no interval"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that runs are compared by.
+
+    Attributes:
+        name: as `--metrics` and `--sort` take it: `objective`, `iid.gold_reward`, `reward_model.accuracy`.
+        label: as a column's heading.
+        higher_is_better: None where neither is.
+        style: how it is written, as in `evaluation.summary`: `signed`, `percent` or `plain`; else `figure`, three
+            significant digits.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool | None
+    style: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its 95% interval.
+
+    Attributes:
+        low, high: None where a single seed gives no interval.
+        count: seeds.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A group's figure less the baseline's.
+
+    Attributes:
+        low, high: the 95% interval; None where there is none.
+        count: pairs of seeds if paired, else the seeds of the smaller side.
+        method: `paired`: Student's t over differences seed by seed; `unpaired`: Welch's t; `no interval`: too few
+            seeds.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+    method: Method
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its directory tells it. Everything but the directory may be missing: runs fail, and are compared on.
+
+    Attributes:
+        name: its directory, as short as tells it from the others.
+        overrides: as the user typed them.
+        state: of status.json: pending, running, finished, failed or interrupted; `unknown` without a readable one.
+        stage: the one that was running last.
+        seed: None in a config without one.
+        config: the resolved config, flat: `{"kl.coef": 0.1}`.
+        settings: the keys that differ among the runs compared, and their values as one would type them.
+        metrics: content of metrics.json; empty while there is none.
+        figures: the numbers in it by metric name; those that are not finite are left out.
+        error: why it failed, as text.
+        provenance: content of provenance.json; empty where there is none.
+        started: when, in ISO format.
+        seconds: from its start to the last word of its status.
+        read_problems: what of its directory could not be read.
+    """
+
+    name: str
+    directory: Path
+    overrides: tuple[str, ...]
+    state: str
+    stage: str | None
+    seed: int | None
+    config: Mapping[str, Any]
+    settings: Mapping[str, str]
+    metrics: Mapping[str, Any]
+    figures: Mapping[str, float]
+    error: str | None
+    provenance: Mapping[str, Any]
+    started: str | None
+    seconds: float | None
+    read_problems: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its figures count. A run that stopped midway has those of an earlier stage under the same names."""
+        return self.state == FINISHED and bool(self.figures)
+
+    @property
+    def objective(self) -> float | None:
+        """What a sweeper would maximise."""
+        return self.figures.get("objective")
+
+    @property
+    def stages(self) -> Mapping[str, Mapping[str, Any]]:
+        """Figures by stage, as in metrics.json."""
+        found = self.metrics.get("stages")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def evaluation(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """Figures by policy, then split, as in metrics.json."""
+        found = self.metrics.get("evaluate")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def reused(self) -> Mapping[str, Mapping[str, Any]]:
+        """The stages that came from the stage cache, and where from."""
+        return {
+            stage: figures["cache"]
+            for stage, figures in self.stages.items()
+            if isinstance(figures, Mapping) and isinstance(figures.get("cache"), Mapping)
+        }
+
+    @property
+    def history(self) -> Sequence[HistoryRow]:
+        """Every figure logged; empty where history.csv is missing or malformed, of which `late_problems` tells."""
+        return self._history[0]
+
+    def curve(self, stage: str, name: str) -> list[Point]:
+        """One logged metric of one stage, in order of steps."""
+        return points(self.history, stage, name)
+
+    @cached_property
+    def frontier(self) -> RewardPath | None:
+        """sqrt(KL), proxy and gold reward by PPO iteration; None where PPO logged none."""
+        # Here and not above: it brings numpy, and the table on the terminal must not wait for it.
+        from rlhf_lightning.evaluation.overoptimization import reward_path
+
+        return reward_path(self.history)
+
+    @property
+    def samples(self) -> Sequence[SampleRow]:
+        """The same prompts, answered before and after; empty where there are none."""
+        return self._samples[0]
+
+    @property
+    def late_problems(self) -> tuple[str, ...]:
+        """What of history.csv and samples.jsonl cannot be read. Reads both."""
+        return tuple(problem for problem in (self._history[1], self._samples[1]) if problem is not None)
+
+    @cached_property
+    def _history(self) -> tuple[Sequence[HistoryRow], str | None]:
+        try:
+            return read_history(self.directory), None
+        except RunDirectoryError as error:
+            return (), error.what
+
+    @cached_property
+    def _samples(self) -> tuple[Sequence[SampleRow], str | None]:
+        try:
+            return read_samples(self.directory), None
+        except RunDirectoryError as error:
+            return (), error.what
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are told the same, but for the seed.
+
+    Attributes:
+        settings: what they are told apart from the other groups, by key, as one would type it.
+        runs: all of them, also those that did not finish.
+        estimates: by metric name; a metric that none of its finished runs has is not in it.
+        deltas: against the baseline, by metric name; empty for the baseline itself.
+    """
+
+    settings: Mapping[str, str]
+    runs: tuple[Run, ...]
+    estimates: Mapping[str, Estimate]
+    deltas: Mapping[str, Delta]
+
+    @property
+    def label(self) -> str:
+        """`kl.coef=0.1 peft=lora`; `all runs` where nothing differs."""
+        return " ".join(f"{key}={value}" for key, value in self.settings.items()) or "all runs"
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs whose figures count."""
+        return tuple(run for run in self.runs if run.finished)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run, or a directory given, that the figures do not count, and why."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other.
+
+    Attributes:
+        runs: all runs, in the order given; a sweep's jobs in their order.
+        groups: best first by `sort`.
+        keys: the columns of settings: keys that differ, or those of `--by`.
+        metrics: the columns of figures.
+        sort: the metric that groups are sorted by.
+        baseline: the group that deltas are taken against; None with fewer than two groups that have figures.
+        notes: how the figures were made, as sentences to stand under the table.
+        left_out: what the figures do not count.
+    """
+
+    runs: tuple[Run, ...]
+    groups: tuple[Group, ...]
+    keys: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    sort: Metric
+    baseline: Group | None
+    notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
