@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,14 @@ from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.experiment.config.validation import settings_from, show
 from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, holds_a_run
+from rlhf_lightning.settings.readers import FREE, WATCHING, is_among, leaves
 from rlhf_lightning.settings.run import RunSettings
 
 AUTO = "auto"
 KEY = "resume"
 
-FREE = frozenset(
-    {
-        *("paths", "logger", "callbacks", "name", "notes", "tags", KEY),
-        *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
-        *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing"),
-    }
-)
-"""Sections and keys that a run may go on with other values of: they do not decide its result."""
+MAY_CHANGE = FREE | WATCHING
+"""Sections and keys that a run may go on with other values of."""
 
 MISSING = "(none)"
 
@@ -109,8 +104,8 @@ def continue_as(run: RunDirectory, asked: RunSettings, overrides: Sequence[str])
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Keys that decide the result and differ: dotted key, value before, value now."""
-    before, now = dict(_leaves(saved)), dict(_leaves(asked))
-    keys = [key for key in {**before, **now} if not _is_free(key)]
+    before, now = dict(leaves(saved)), dict(leaves(asked))
+    keys = [key for key in {**before, **now} if not is_among(key, MAY_CHANGE)]
     pairs = [(key, before.get(key, MISSING), now.get(key, MISSING)) for key in keys]
     return [(key, _shown(old), _shown(new)) for key, old, new in pairs if old != new]
 
@@ -152,18 +147,6 @@ def _refuse_other_places(overrides: Sequence[Override], run: RunDirectory) -> No
         if section_of(override) == "paths.run_dir" and Path(str(override.value())).resolve() != run.path:
             fix = "drop it: a run stays where it is"
             raise ConfigError([Problem("paths.run_dir", "is another than that of resume", override.input_line, fix)])
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _is_free(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
 
 
 def _shown(value: Any) -> str:

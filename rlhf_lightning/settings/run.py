@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from rlhf_lightning.settings.cache import CacheSettings
 from rlhf_lightning.settings.data import DataSettings
 from rlhf_lightning.settings.model import ModelSettings
 from rlhf_lightning.settings.peft import PeftSettings, ReferenceSettings
@@ -119,6 +120,7 @@ class RunSettings(Section):
     trainer: TrainerSettings
     logger: LoggerSettings
     callbacks: CallbackSettings
+    cache: CacheSettings
     paths: PathSettings
 
 

@@ -28,20 +28,9 @@ from rlhf_lightning.experiment.config.validation import (
     resolve,
     settings_from,
 )
+from rlhf_lightning.settings.readers import readers_of
 from rlhf_lightning.settings.rules import cross_field_problems
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
-
-READERS: dict[str, frozenset[str]] = {
-    **{stage: frozenset({stage}) for stage in STAGE_NAMES},
-    **{section: frozenset({"ppo"}) for section in ("kl", "reference", "advantage", "reward")},
-    "peft": frozenset({"sft", "reward_model", "ppo"}),
-    "model.share_backbone": frozenset({"ppo"}),
-    "rollout": frozenset({"comparisons", "ppo", "evaluate"}),
-    "rollout.batch_size": frozenset({"ppo"}),
-    "rollout.chunk_size": frozenset({"comparisons", "ppo"}),
-    "rollout.temperature": frozenset({"comparisons", "ppo"}),
-}
-"""The stages that read a section, or one of its keys. What is not listed concerns every run."""
+from rlhf_lightning.settings.run import RunSettings
 
 JOBS_NAMED = 3
 """Jobs of a sweep named beside a problem that not all of them share."""
@@ -201,7 +190,7 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
     problems = []
     for override in (*job.choices, *job.values):
         key = section_of(override)
-        readers = READERS.get(key) or READERS.get(key.split(".")[0])
+        readers = readers_of(key)
         if readers is not None and not readers & running:
             absent = " or ".join(sorted(readers))
             what = f"has no effect: pipeline {pipeline['name']!r} has no {absent} stage"

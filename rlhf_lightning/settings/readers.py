@@ -1,0 +1,74 @@
+"""Which stage reads which key of a config, and which keys decide nothing.
+
+One table for all who ask: the preflight, which refuses an override that no stage of the pipeline reads; the stage
+cache, whose keys hold what a stage reads; and a run that goes on, which may be told anew what decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhf_lightning.settings.run import STAGE_NAMES, StageName
+
+EVERY: frozenset[StageName] = frozenset(STAGE_NAMES)
+TRAINING: frozenset[StageName] = frozenset({"sft", "reward_model", "ppo"})
+
+READERS: dict[str, frozenset[StageName]] = {
+    **{stage: frozenset({stage}) for stage in STAGE_NAMES},
+    **{section: frozenset({"ppo"}) for section in ("kl", "reference", "advantage", "reward")},
+    "reward_model.pairing": frozenset({"comparisons", "reward_model"}),
+    **{
+        f"evaluate.{key}": frozenset({"reward_model", "evaluate"})
+        for key in ("batch_size", "bootstrap_samples", "seed")
+    },
+    "peft": TRAINING,
+    "peft.reuse_trunk": frozenset({"ppo"}),
+    **{f"peft.{key}": EVERY for key in ("quantization", "double_quantization")},
+    "optimizer": TRAINING,
+    "model.share_backbone": frozenset({"ppo"}),
+    "rollout": frozenset({"comparisons", "ppo", "evaluate"}),
+    "rollout.batch_size": frozenset({"ppo"}),
+    "rollout.chunk_size": frozenset({"comparisons", "ppo"}),
+    "rollout.temperature": frozenset({"comparisons", "ppo"}),
+    "callbacks.extra": TRAINING,
+    **{f"callbacks.{key}": frozenset({"ppo"}) for key in ("diary_every", "diary_samples", "self_checks")},
+}
+"""The stages that read a section, or one of its keys: of two entries that fit a key, the longer one holds.
+
+What is not listed concerns every run, or (the data and the base model) depends on what else is chosen.
+"""
+
+FREE = frozenset(
+    {
+        *("paths", "logger", "cache", "name", "notes", "tags", "resume"),
+        *(f"callbacks.{key}" for key in ("progress_bar", "self_checks", "save_every", "save_every_steps", "keep_last")),
+        *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
+        *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing"),
+    }
+)
+"""Sections and keys that decide neither what a stage learns nor what it leaves."""
+
+WATCHING = frozenset({"callbacks.extra", "callbacks.diary_every", "callbacks.diary_samples"})
+"""What is watched and written along the way: a run may go on with other values, but what it leaves is another."""
+
+
+def readers_of(key: str) -> frozenset[StageName] | None:
+    """The stages that read a key or section; None where the table does not say."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
+
+
+def is_among(key: str, sections: frozenset[str]) -> bool:
+    """Whether a key is one of these, or lies in one of them."""
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a plain config under its dotted key; an empty section counts as a value."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
