@@ -24,12 +24,17 @@ OVERRIDES = "overrides.txt"
 STATUS = "status.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
+REPRODUCE = "reproduce.sh"
+CHANGES = "changes.patch"
+REPRODUCTION = "reproduction.json"
 ERROR_LOG = "error.log"
 RUN_LOG = "run.log"
 LATEST = "latest"
 LOCK = ".lock"
+SWEEP = "sweep.json"
 
-RunState = Literal["running", "finished", "failed", "interrupted"]
+RunState = Literal["pending", "running", "finished", "failed", "interrupted"]
+"""`pending`: it has its directory and config, and no process has begun with it yet."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class Status:
 
     state: RunState = "running"
     stage: str | None = None
-    started: str = field(default_factory=lambda: _now())
-    updated: str = field(default_factory=lambda: _now())
+    started: str = field(default_factory=lambda: now())
+    updated: str = field(default_factory=lambda: now())
     pid: int = field(default_factory=os.getpid)
     error: RunError | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -62,6 +67,7 @@ class StatusChange(TypedDict, total=False):
 
     state: RunState
     stage: str | None
+    started: str
     pid: int
     error: RunError | None
     artifacts: dict[str, str]
@@ -70,15 +76,17 @@ class StatusChange(TypedDict, total=False):
 class RunDirectory:
     """One run's directory.
 
-    Layout: config.yaml, overrides.txt, status.json, metrics.json, history.csv, samples.jsonl, provenance.json, run.log,
-    one folder per stage with its artifact, `checkpoints/<stage>/`.
+    Layout: config.yaml, overrides.txt, status.json, metrics.json, history.csv, samples.jsonl, provenance.json,
+    reproduce.sh, run.log, one folder per stage with its artifact, `checkpoints/<stage>/`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, settings: Mapping[str, Any], overrides: Sequence[str]) -> Self:
+    def create(
+        cls, path: Path, settings: Mapping[str, Any], overrides: Sequence[str], state: RunState = "running"
+    ) -> Self:
         """Claims a directory for a new run and records what it was told.
 
         The claim is the exclusive creation of status.json, so that of two runs that want the same directory at the
@@ -88,6 +96,7 @@ class RunDirectory:
             path: the directory; made if need be.
             settings: the resolved config, plain.
             overrides: as the user typed them.
+            state: `pending` where the run will be started later, and by another process.
 
         Raises:
             RunDirectoryError: if it holds a run already, or cannot be written.
@@ -104,7 +113,7 @@ class RunDirectory:
             directory = cls(path)
             try:
                 with claim:
-                    claim.write(_as_json(asdict(Status())))
+                    claim.write(_as_json(asdict(Status(state=state))))
                 directory.write_settings(settings, overrides)
             except (OSError, RunDirectoryError):
                 # A claim without a run would keep the directory from every later one.
@@ -184,6 +193,11 @@ class RunDirectory:
         finally:
             lock.release()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a process runs here now: its lock says so, which goes with it, however it ends."""
+        return is_locked(self.path / LOCK)
+
     def write_settings(self, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
         """Writes down what the run was told: the resolved config, plain, and the overrides as they were typed."""
         self.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
@@ -191,7 +205,7 @@ class RunDirectory:
 
     def update_status(self, **changes: Unpack[StatusChange]) -> None:
         """Changes fields of status.json; the others stay as they are."""
-        self.write_json(STATUS, asdict(replace(self.status, **changes, updated=_now())))
+        self.write_json(STATUS, asdict(replace(self.status, **changes, updated=now())))
 
     def add_artifact(self, stage: str, path: Path) -> None:
         """Notes in status.json where a stage left its artifact, relative to the run where it lies inside."""
@@ -224,7 +238,20 @@ class RunDirectory:
 
 def holds_a_run(path: Path) -> bool:
     """Whether a run, or a sweep, was started in a directory."""
-    return any((path / name).exists() for name in (CONFIG, STATUS, "multirun.yaml"))
+    return any((path / name).exists() for name in (CONFIG, STATUS, SWEEP, "multirun.yaml"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def already_taken(path: Path) -> RunDirectoryError:
@@ -332,5 +359,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as status.json writes it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,6 +19,7 @@ from rlhf_lightning.settings.stages import (
     RewardModelSettings,
     SftSettings,
 )
+from rlhf_lightning.settings.sweeping import LauncherSettings, SweepSettings
 
 StageName = Literal["sft", "comparisons", "reward_model", "ppo", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
@@ -55,6 +56,7 @@ class WandbLogging(Section):
     project: Name
     entity: Name | None
     mode: Literal["auto", "online", "offline"]
+    artifacts: Literal["reference", "upload", "none"]
 
 
 class FilesOnly(Section):
@@ -121,6 +123,8 @@ class RunSettings(Section):
     logger: LoggerSettings
     callbacks: CallbackSettings
     cache: CacheSettings
+    sweep: SweepSettings
+    launcher: LauncherSettings
     paths: PathSettings
 
 
