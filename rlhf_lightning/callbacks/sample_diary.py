@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,12 +22,16 @@ class SampleDiary:
         path: appended to.
         every: iterations between entries.
         samples: rollouts per entry.
+        report: gets each entry as well: (iteration, rollouts).
     """
 
-    def __init__(self, path: Path, *, every: int, samples: int) -> None:
+    def __init__(
+        self, path: Path, *, every: int, samples: int, report: Callable[[int, Sequence[ScoredCompletion]], None]
+    ) -> None:
         self.path = path
         self.every = every
         self.samples = samples
+        self.report = report
 
     def __call__(self, iteration: int, collected: Collected) -> dict[str, float]:
         if iteration % self.every == 0 and rank() == 0:
@@ -43,9 +48,12 @@ class SampleDiary:
         return {}
 
     def _write(self, iteration: int, collected: Collected) -> None:
+        scores = collected.rollout.scores.tolist()
+        scored = [
+            ScoredCompletion(completion.prompt, completion.reply, score, completion.finished)
+            for completion, score in zip(collected.completions[: self.samples], scores, strict=False)
+        ]
         with self.path.open("a", encoding="utf-8") as file:
-            for row, completion in enumerate(collected.completions[: self.samples]):
-                scored = ScoredCompletion(
-                    completion.prompt, completion.reply, float(collected.rollout.scores[row]), completion.finished
-                )
-                file.write(json.dumps({"iteration": iteration, **asdict(scored)}, ensure_ascii=False) + "\n")
+            for entry in scored:
+                file.write(json.dumps({"iteration": iteration, **asdict(entry)}, ensure_ascii=False) + "\n")
+        self.report(iteration, scored)

@@ -57,6 +57,7 @@ class WandbLogging(Section):
     entity: Name | None
     mode: Literal["auto", "online", "offline"]
     artifacts: Literal["reference", "upload", "none"]
+    artifacts: Literal["reference", "upload", "none"]
 
 
 class FilesOnly(Section):

@@ -13,11 +13,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.samples import SampleRow
+from rlhf_lightning.records import ScoredCompletion
 from rlhf_lightning.settings.run import RunSettings, TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking.history import HistoryLogger
-from rlhf_lightning.tracking.naming import group_name, run_name
+from rlhf_lightning.tracking.lineage import Artifact
+from rlhf_lightning.tracking.naming import group_name, is_job, run_name
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.tracking.tensorboard import TensorBoardSink
+from rlhf_lightning.tracking.wandb_agent import agent_trial
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
 from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
 
@@ -27,9 +30,17 @@ class Sink(Protocol):
 
     def log_summary(self, figures: Mapping[str, float | str]) -> None: ...
 
+    def log_objective(self, objective: float) -> None: ...
+
     def log_samples(self, rows: Sequence[SampleRow]) -> None: ...
 
+    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None: ...
+
     def log_plots(self, paths: Sequence[Path]) -> None: ...
+
+    def take_artifact(self, artifact: Artifact) -> None: ...
+
+    def leave_artifact(self, artifact: Artifact) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +61,30 @@ class StageTracker:
         for sink in self.sinks:
             sink.log_summary(flatten(figures))
 
+    def log_objective(self, objective: float) -> None:
+        """Report what a sweep maximises, when the last stage of a pipeline knows it."""
+        for sink in self.sinks:
+            sink.log_objective(objective)
+
     def log_samples(self, rows: Sequence[SampleRow]) -> None:
         """Report replies before and after, as a table."""
         for sink in self.sinks:
             sink.log_samples(rows)
+
+    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+        """Report some of a PPO iteration's rollouts; they join those of earlier iterations."""
+        for sink in self.sinks:
+            sink.log_diary(iteration, rows)
+
+    def take_artifact(self, artifact: Artifact) -> None:
+        """Report what the stage takes in."""
+        for sink in self.sinks:
+            sink.take_artifact(artifact)
+
+    def leave_artifact(self, artifact: Artifact) -> None:
+        """Report what the stage left."""
+        for sink in self.sinks:
+            sink.leave_artifact(artifact)
 
     def log_plots(self, paths: Sequence[Path]) -> None:
         """Report pictures (PNG files), each by its file name."""
@@ -83,10 +114,12 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
     elif isinstance(settings.logger, WandbLogging):
         card = run_card(settings, settings.logger, run_dir, stage, overrides)
         with WandbRun(card, run_dir, settings.logger.mode) as tracked:
-            yield StageTracker([history, WandbLogger(tracked)], [WandbSink(tracked)])
+            artifacts = settings.logger.artifacts
+            sink = WandbSink(tracked, None if artifacts == "none" else artifacts)
+            yield StageTracker([history, WandbLogger(tracked)], [sink])
     elif isinstance(settings.logger, TensorBoardLogging):
-        with TensorBoardSink(run_dir, stage) as sink:
-            yield StageTracker([history, sink.logger], [sink])
+        with TensorBoardSink(run_dir, stage) as events:
+            yield StageTracker([history, events.logger], [events])
     else:
         yield StageTracker([history])
 
@@ -94,7 +127,10 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
 def run_card(
     settings: RunSettings, wandb: WandbLogging, run_dir: Path, stage: str, overrides: Sequence[str]
 ) -> RunCard:
-    """How a stage's W&B run is filed: grouped with the run's other stages or the sweep's other jobs."""
+    """How a stage's W&B run is filed: grouped with the run's other stages or the sweep's other jobs.
+
+    Of a pipeline that `wandb agent` started, the run of the last stage is the agent's trial.
+    """
     name = settings.name or run_name(overrides, default=run_dir.resolve().name)
     return RunCard(
         project=wandb.project,
@@ -105,7 +141,16 @@ def run_card(
         tags=settings.tags,
         notes=settings.notes,
         config=settings.model_dump(mode="json"),
+        trial=agent_trial() if is_trial(settings, run_dir, stage) else None,
     )
+
+
+def is_trial(settings: RunSettings, run_dir: Path, stage: str) -> bool:
+    """Whether a stage's run is the trial of the W&B agent that started this process.
+
+    It is the pipeline's last. Jobs of a sweep of ours are none: they would share one trial.
+    """
+    return agent_trial() is not None and stage == settings.pipeline.stages[-1] and not is_job(run_dir)
 
 
 def flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:

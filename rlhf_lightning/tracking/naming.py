@@ -31,9 +31,14 @@ def group_name(run_dir: Path) -> str:
     run directory does. Directories named by date and time are named by both: `2026-03-01_14-05-09-123456`.
     """
     path = run_dir.resolve()
-    shared = path.parent if path.name.isdigit() else path
+    shared = path.parent if is_job(path) else path
     named_by_date = shared.parent.name.replace("-", "").isdigit()
     return f"{shared.parent.name}_{shared.name}" if named_by_date else shared.name
+
+
+def is_job(run_dir: Path) -> bool:
+    """Whether a run is a job of a sweep, by the folder it lies in."""
+    return run_dir.resolve().name.isdigit()
 
 
 def _tells(override: str) -> bool:

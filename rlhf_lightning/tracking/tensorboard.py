@@ -10,6 +10,8 @@ from matplotlib.image import imread
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from rlhf_lightning.evaluation.samples import SampleRow
+from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.tracking.lineage import Artifact
 
 
 class TensorBoardSink:
@@ -33,11 +35,25 @@ class TensorBoardSink:
             else:
                 self.logger.experiment.add_scalar(name, value)
 
+    def log_objective(self, objective: float) -> None:
+        self.logger.experiment.add_scalar("objective", objective)
+
     def log_samples(self, rows: Sequence[SampleRow]) -> None:
         for position, row in enumerate(rows):
             text = f"**prompt** {row.prompt}\n\n**before** {row.before}\n\n**after** {row.after}"
             self.logger.experiment.add_text(f"samples/{row.split}", text, global_step=position)
 
+    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+        for position, row in enumerate(rows):
+            text = f"**prompt** {row.prompt.plain()}\n\n**reply** {row.reply}\n\n**score** {row.reward:+.2f}"
+            self.logger.experiment.add_text(f"diary/{position}", text, global_step=iteration)
+
     def log_plots(self, paths: Sequence[Path]) -> None:
         for path in paths:
             self.logger.experiment.add_image(f"plots/{path.stem}", imread(path), dataformats="HWC")
+
+    def take_artifact(self, artifact: Artifact) -> None:
+        """Nothing to do: event files know no artifacts."""
+
+    def leave_artifact(self, artifact: Artifact) -> None:
+        """Nothing to do, likewise."""

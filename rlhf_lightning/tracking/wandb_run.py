@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,13 +19,19 @@ from typing import Any, Literal
 import wandb
 
 from rlhf_lightning.tracking.forgiveness import Forgiven
-from rlhf_lightning.tracking.history_file import EPISODES
+from rlhf_lightning.tracking.history_file import EPISODES, read_history
+from rlhf_lightning.tracking.lineage import Artifact
+from rlhf_lightning.tracking.offline_file import next_step
 from rlhf_lightning.tracking.redaction import redact
+from rlhf_lightning.tracking.wandb_agent import AgentTrial
+from rlhf_lightning.tracking.wandb_artifacts import Content, wandb_artifact
+from rlhf_lightning.tracking.wandb_metrics import GLOBAL_STEP, declare_metrics, summaries
 from rlhf_lightning.tracking.wandb_session import (
     environment_restored,
     has_credentials,
     offline_by_environment,
     server_url,
+    staging_in,
 )
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,6 @@ INIT_SECONDS = 20.0
 """How long the server may take to answer before the run goes offline."""
 FINISH_SECONDS = 120.0
 """How long the upload may take at the end; what is left then can still be sent with `wandb sync`."""
-GLOBAL_STEP = "trainer/global_step"
 
 _unreachable_servers: set[str] = set()
 """Servers that did not answer this process: its later stages do not wait for them again."""
@@ -44,7 +49,13 @@ _unreachable_servers: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class RunCard:
-    """What a W&B run is called and filed under."""
+    """What a W&B run is called and filed under.
+
+    Attributes:
+        config: nested, as the run's own. W&B shows and filters `{"kl": {"coef": 0.1}}` as `kl.coef`; a key that itself
+            contains a dot can be shown but not filtered through its API (wandb/wandb issues 2819 and 3087).
+        trial: of a W&B sweep, if this run is one.
+    """
 
     project: str
     entity: str | None
@@ -54,6 +65,7 @@ class RunCard:
     tags: Sequence[str]
     notes: str | None
     config: Mapping[str, Any]
+    trial: AgentTrial | None = None
 
 
 class WandbRun:
@@ -63,8 +75,12 @@ class WandbRun:
     names is continued. On exit the run is finished with exit code 0, or 1 after an exception. A client that fails is
     given up with one warning, and the stage goes on without it.
 
+    A row of history has as its step in W&B the number of figures that the stage logged before it. A stage that goes on
+    from a checkpoint logs the rows after it again, under the same steps: those that W&B has are not sent twice.
+
     Attributes:
         run: the open run; None before entry, after exit, and once the client has failed.
+        figures: how many the stage has logged.
     """
 
     def __init__(self, card: RunCard, run_dir: Path, mode: Literal["auto", "online", "offline"]) -> None:
@@ -72,15 +88,18 @@ class WandbRun:
         self.run_dir = run_dir
         self.mode = mode
         self.run: wandb.Run | None = None
+        self.figures = 0
+        self._first_new_step = 0
+        self._beside: Callable[[], Mapping[str, Any]] | None = None
 
     def __enter__(self) -> WandbRun:
         start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
         with environment_restored(), start:
             self.run = self._open()
+            self._first_new_step = self._steps_sent(self.run)
             self._write_identity(self.run)
-            axis = EPISODES if self.card.job_type == "ppo" else GLOBAL_STEP
-            self.run.define_metric(axis)
-            self.run.define_metric("*", step_metric=axis, step_sync=True)
+            declare_metrics(self.run, self.card.job_type)
+        self.figures = sum(row.stage == self.card.job_type for row in read_history(self.run_dir))
         self._give_up_after(start)
         return self
 
@@ -92,19 +111,64 @@ class WandbRun:
             with Forgiven("W&B could not finish its run (%s); `wandb sync` may still upload it."):
                 run.finish(exit_code=0 if kind is None else 1)
 
+    def log_row(self, figures: Mapping[str, float], optimizer_step: int | None) -> None:
+        """Log the stage's next row of history, unless W&B has it from before the stage was interrupted."""
+        due = self._beside if EPISODES in figures else None
+        if self.figures >= self._first_new_step:
+            row: dict[str, Any] = dict(figures)
+            if optimizer_step is not None:
+                row[GLOBAL_STEP] = optimizer_step
+            self._log({**row, **(due() if due else {})}, step=self.figures)
+        self._beside = None if due else self._beside
+        self.figures += len(figures)
+
+    def log_beside(self, media: Callable[[], Mapping[str, Any]]) -> None:
+        """Log tables or images in the next row of history that tells its episodes.
+
+        Args:
+            media: makes them; not asked where W&B has the row.
+        """
+        self._beside = media
+
     def log(self, figures: Mapping[str, Any]) -> None:
-        """Log one row of history: numbers, tables or images."""
-        if self.run is not None:
-            with Forgiven("W&B failed (%s); from here on this stage is logged to files only.") as attempt:
-                self.run.log(dict(figures))
-            self._give_up_after(attempt)
+        """Log numbers, tables or images at the end of a stage, as a row of their own."""
+        self._log(figures)
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
-        """Set summary figures."""
+        """Set summary figures; beside them stand the smallest, largest and last of what was logged."""
         if self.run is not None:
+            logged = summaries(read_history(self.run_dir), self.card.job_type)
             with Forgiven("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
-                self.run.summary.update(dict(figures))
+                self.run.summary.update({**logged, **figures})
             self._give_up_after(attempt)
+
+    def leave(self, artifact: Artifact, content: Content) -> None:
+        """Note what this stage left."""
+        self._note(artifact, content, taken=False)
+
+    def take(self, artifact: Artifact) -> None:
+        """Note what this stage takes in. Nothing is uploaded for it."""
+        self._note(artifact, "reference", taken=True)
+
+    def _log(self, row: Mapping[str, Any], step: int | None = None) -> None:
+        if self.run is not None:
+            with (
+                Forgiven("W&B failed (%s); from here on this stage is logged to files only.") as attempt,
+                staging_in(self._directory),
+            ):
+                # The run may be further than we know where a user's callback logs to it by itself.
+                self.run.log(dict(row), step=None if step is None else max(step, self.run.step), commit=True)
+            self._give_up_after(attempt)
+
+    def _note(self, artifact: Artifact, content: Content, taken: bool) -> None:
+        if self.run is not None:
+            with (
+                Forgiven("W&B did not take an artifact (%s); the lineage of this run is not whole."),
+                staging_in(self._directory),
+            ):
+                # What `use_artifact` does with a new artifact, but that refuses to work offline, and waits for the
+                # upload. An artifact of the same name and content that W&B knows is found again, and used.
+                self.run._log_artifact(wandb_artifact(artifact, content), is_user_created=True, use_after_commit=taken)
 
     def _give_up_after(self, attempt: Forgiven) -> None:
         if attempt.failed:
@@ -132,34 +196,44 @@ class WandbRun:
         return "offline"
 
     def _init(self, mode: Mode) -> wandb.Run:
-        card = self.card
+        card, trial, previous = self.card, self.card.trial, self._previous_id()
         return wandb.init(
             mode=mode,
-            project=card.project,
-            entity=card.entity,
+            project=(trial and trial.project) or card.project,
+            entity=(trial and trial.entity) or card.entity,
             group=card.group,
             job_type=card.job_type,
             name=card.name,
             tags=list(card.tags),
             notes=card.notes,
-            config=redact(card.config),
+            config=redact({**card.config, **(trial.parameters if trial else {})}),
             dir=str(self.run_dir),
             # An id of its own and `create_new`: never the run of an earlier stage, nor one that WANDB_RUN_ID names.
-            id=self._previous_id() or secrets.token_hex(4),
+            id=previous or (trial.run_id if trial else secrets.token_hex(4)),
             reinit="create_new",
-            resume="allow" if mode == "online" else None,
+            # The run of a trial is there before its first start, made by the sweep.
+            resume="allow" if mode == "online" and (previous or not trial) else None,
             settings=wandb.Settings(
                 silent=True,
                 console="off",
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
                 disable_code=True,
+                sweep_id=trial.sweep if trial else None,
             ),
         )
 
+    def _steps_sent(self, run: wandb.Run) -> int:
+        """Where the history of a run that goes on begins anew: W&B says so, offline its files do."""
+        return next_step(self._directory, run.id) if run.offline else run.starting_step
+
+    @property
+    def _directory(self) -> Path:
+        return self.run_dir / "wandb"
+
     @property
     def _identity_path(self) -> Path:
-        return self.run_dir / "wandb" / f"{self.card.job_type}.json"
+        return self._directory / f"{self.card.job_type}.json"
 
     def _previous_id(self) -> str | None:
         if not self._identity_path.exists():

@@ -11,12 +11,14 @@ from urllib.parse import urlsplit
 
 import wandb
 
+from rlhf_lightning.tracking.wandb_agent import agent_hidden
+
 CLOUD_HOST = "api.wandb.ai"
 
 
 def server_url() -> str:
     """The server the client would speak to. The client is told to say nothing on the terminal from here on."""
-    with environment_restored():
+    with environment_restored(), agent_hidden():
         return wandb.setup(settings=wandb.Settings(silent=True, console="off")).settings.base_url
 
 
@@ -49,6 +51,14 @@ def environment_restored() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def staging_in(directory: Path) -> Iterator[None]:
+    """Have the client keep copies of artifacts with the run, unless the user chose a place, and not in their home."""
+    with environment_restored():
+        os.environ.setdefault("WANDB_DATA_DIR", str(directory))
+        yield
 
 
 def _netrc_files() -> list[Path]:

@@ -13,7 +13,14 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.tracking.wandb_run import GLOBAL_STEP, WandbRun
+from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.tracking.lineage import Artifact
+from rlhf_lightning.tracking.wandb_artifacts import Content
+from rlhf_lightning.tracking.wandb_run import WandbRun
+
+OBJECTIVE = "objective"
+"""What a sweep maximises, under the name that its config gives it."""
+DIARY_COLUMNS = ["iteration", "prompt", "reply", "score", "finished"]
 
 
 class WandbLogger(Logger):
@@ -42,7 +49,7 @@ class WandbLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log one row of history, with the optimizer step beside it."""
-        self._tracked.log(metrics if step is None else {**metrics, GLOBAL_STEP: step})
+        self._tracked.log_row(metrics, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -50,18 +57,47 @@ class WandbLogger(Logger):
 
 
 class WandbSink:
-    """Hands a stage's results to an open W&B run."""
+    """Hands a stage's results to an open W&B run.
 
-    def __init__(self, tracked: WandbRun) -> None:
+    Args:
+        content: what of artifacts W&B gets; None for no artifacts.
+    """
+
+    def __init__(self, tracked: WandbRun, content: Content | None) -> None:
         self._tracked = tracked
+        self._content = content
+        self._diary: wandb.Table | None = None
 
     def log_summary(self, figures: Mapping[str, float | str]) -> None:
         self._tracked.summarise(figures)
+
+    def log_objective(self, objective: float) -> None:
+        self._tracked.log({OBJECTIVE: objective})
+        self._tracked.summarise({OBJECTIVE: objective})
 
     def log_samples(self, rows: Sequence[SampleRow]) -> None:
         columns: list[str | int] = [field.name for field in fields(SampleRow)]
         table = wandb.Table(columns=columns, data=[list(asdict(row).values()) for row in rows])
         self._tracked.log({"samples": table})
 
+    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+        """Add rows to a table that grows: W&B gets what is new, and shows it with all that came before."""
+        self._tracked.log_beside(lambda: {"diary": self._grown_diary(iteration, rows)})
+
     def log_plots(self, paths: Sequence[Path]) -> None:
         self._tracked.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    def take_artifact(self, artifact: Artifact) -> None:
+        if self._content is not None:
+            self._tracked.take(artifact)
+
+    def leave_artifact(self, artifact: Artifact) -> None:
+        if self._content is not None:
+            self._tracked.leave(artifact, self._content)
+
+    def _grown_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> wandb.Table:
+        if self._diary is None:
+            self._diary = wandb.Table(columns=list(DIARY_COLUMNS), log_mode="INCREMENTAL")
+        for row in rows:
+            self._diary.add_data(iteration, row.prompt.plain(), row.reply, row.reward, row.finished)
+        return self._diary

@@ -1,17 +1,14 @@
-"""Reads the file of an offline W&B run: protocol buffers in LevelDB's log format."""
+"""What an offline W&B run recorded, read back from its file."""
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-FILE_HEADER, RECORD_HEADER, BLOCK = 7, 7, 32 * 1024
-FULL, LAST = 1, 4
+from rlhf_lightning.tracking.offline_file import records
 
 
 class OfflineRun:
@@ -21,8 +18,12 @@ class OfflineRun:
         run: how it was filed (`run_id`, `run_group`, `job_type`, `display_name`, `tags`, `notes`).
         config: by key.
         history: logged rows, by key; W&B's own columns (`_step`, ...) left out.
-        summary: figures that were set as summary, by key.
+        steps: the step of each row.
+        summary: figures that were set as summary, by key; of a nested one by its path, `samples/nrows`.
         axes: the x-axis of each declared metric.
+        summaries: the values that the summary keeps of each declared metric.
+        taken: artifacts that it took in, by name.
+        left: artifacts that it left, by name, without those that tables make.
         exit_code: None while it is not finished.
     """
 
@@ -33,9 +34,13 @@ class OfflineRun:
         self.config: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self.steps: list[int] = []
         self.axes: dict[str, str] = {}
+        self.summaries: dict[str, set[str]] = {}
+        self.taken: dict[str, Any] = {}
+        self.left: dict[str, Any] = {}
         self.exit_code: int | None = None
-        for record in _records(path.read_bytes()):
+        for record in records(path):
             self._take(record)
 
     def _take(self, record: Record) -> None:
@@ -45,30 +50,20 @@ class OfflineRun:
             self.config |= _values(record.run.config.update)
         elif kind == "history":
             row = _values(record.history.item)
+            self.steps.append(row["_step"])
             self.history.append({key: value for key, value in row.items() if not key.startswith("_")})
         elif kind == "summary":
             self.summary |= _values(record.summary.update)
         elif kind == "metric":
-            self.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+            name = record.metric.name or record.metric.glob_name
+            self.axes[name] = record.metric.step_metric
+            self.summaries[name] = {kind for kind in ("min", "max", "last") if getattr(record.metric.summary, kind)}
+        elif kind == "artifact" and not record.artifact.type.startswith(("run_table", "wandb-")):
+            side = self.taken if record.artifact.use_after_commit else self.left
+            side[record.artifact.name] = record.artifact
         elif kind == "exit":
             self.exit_code = record.exit.exit_code
 
 
 def _values(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def _records(data: bytes) -> Iterator[Record]:
-    position, pieces = FILE_HEADER, b""
-    while position + RECORD_HEADER <= len(data):
-        left = BLOCK - position % BLOCK
-        if left < RECORD_HEADER:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        position += RECORD_HEADER
-        pieces += data[position : position + length]
-        position += length
-        if kind in (FULL, LAST):
-            yield Record.FromString(pieces)
-            pieces = b""

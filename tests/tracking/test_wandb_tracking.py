@@ -17,7 +17,7 @@ from offline_run import OfflineRun
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.settings.run import FilesOnly, RunSettings, TensorBoardLogging, WandbLogging
+from rlhf_lightning.settings.run import FilesOnly, PipelineSettings, RunSettings, TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking import wandb_run
 from rlhf_lightning.tracking.history_file import series
 from rlhf_lightning.tracking.loggers import flatten, open_tracker
@@ -30,11 +30,12 @@ def _settings(**changes: Any) -> RunSettings:
     """The sections that tracking reads, and one more to stand for the config."""
     values = {
         "seed": 7,
+        "pipeline": PipelineSettings(name="test", stages=["sft", "ppo"]),
         "name": None,
         "notes": "a note",
         "tags": ["first"],
         "optimizer": {"lr": 0.1, "api_key": "sk-1"},
-        "logger": WandbLogging(kind="wandb", project="test", entity=None, mode="auto"),
+        "logger": WandbLogging(kind="wandb", project="test", entity=None, mode="auto", artifacts="reference"),
     }
     return RunSettings.model_construct(**(values | changes))
 
@@ -139,7 +140,7 @@ def test_a_client_that_fails_costs_one_warning_and_no_run(
 
         def define_metric(self, *_: Any, **__: Any) -> None: ...
 
-        def log(self, _: dict[str, float]) -> None:
+        def log(self, _: dict[str, float], **__: Any) -> None:
             raise ConnectionResetError("Connection lost")
 
     monkeypatch.setattr(wandb, "init", lambda **_: Failing())
@@ -180,7 +181,7 @@ def test_other_ranks_open_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_a_logger_needs_is_known_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    online = WandbLogging(kind="wandb", project="test", entity=None, mode="online")
+    online = WandbLogging(kind="wandb", project="test", entity=None, mode="online", artifacts="none")
     (problem,) = logger_problems(online)
     assert problem.key == "logger.mode"
     with (

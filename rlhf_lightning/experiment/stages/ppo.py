@@ -139,6 +139,9 @@ def _forecast(context: StageContext, policy: ModelSource, longest: int) -> None:
 def _observers(context: StageContext) -> list[Observer]:
     callbacks = context.settings.callbacks
     diary: Observer = SampleDiary(
-        Path(context.directory) / "diary.jsonl", every=callbacks.diary_every, samples=callbacks.diary_samples
+        Path(context.directory) / "diary.jsonl",
+        every=callbacks.diary_every,
+        samples=callbacks.diary_samples,
+        report=context.tracker.log_diary,
     )
     return [diary, gold_monitor] if isinstance(context.settings.data, CourtesyData) else [diary]

@@ -1,0 +1,35 @@
+"""Artifacts of W&B: by reference, unless weights are to be uploaded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import wandb
+
+from rlhf_lightning.tracking.lineage import Artifact
+from rlhf_lightning.tracking.redaction import redact
+
+Content = Literal["reference", "upload"]
+
+
+def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
+    """An artifact as W&B's client takes it.
+
+    Its version is told by the content of its files, not by where they lie: jobs that share a stage get one version,
+    whether it was uploaded or not. Of a model on a hub only the address is kept.
+
+    Args:
+        content: `reference` notes names, sizes and checksums of files; `upload` sends them.
+    """
+    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata=redact(dict(artifact.metadata)))
+    if isinstance(artifact.place, str):
+        made.add_reference(redact(artifact.place), name="model", checksum=False)
+        return made
+    # One file at a time: of a whole directory the client tells the terminal that it computes checksums.
+    for path in sorted(path for path in artifact.place.rglob("*") if path.is_file()):
+        name = path.relative_to(artifact.place).as_posix()
+        if content == "upload":
+            made.add_file(str(path), name=name)
+        else:
+            made.add_reference(path.resolve().as_uri(), name=name)
+    return made
