@@ -83,6 +83,12 @@ class RunDirectoryError(RlhfError):
     """A run directory that exists already or cannot be written."""
 
 
+class ReproductionError(RlhfError):
+    """A run that cannot be done again as it was."""
+
+    exit_code = 2
+
+
 class CheckpointError(RlhfError):
     """A checkpoint that must not be loaded."""
 
@@ -97,3 +103,9 @@ class DivergedError(RlhfError):
 
 class InvariantError(RlhfError):
     """A training broke a rule that holds for every correct one."""
+
+
+class ComparisonError(RlhfError):
+    """A comparison of runs that cannot be made as it was asked for."""
+
+    exit_code = 2

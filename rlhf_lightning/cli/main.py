@@ -39,8 +39,20 @@ def _doctor() -> Command:
     return main
 
 
+def _compare() -> Command:
+    from rlhf_lightning.cli.compare import main
+
+    return main
+
+
 def _export() -> Command:
     from rlhf_lightning.cli.export import main
+
+    return main
+
+
+def _rerun() -> Command:
+    from rlhf_lightning.cli.rerun import main
 
     return main
 
@@ -61,7 +73,9 @@ SUBCOMMANDS = {
     "train": Subcommand(_train, "run a pipeline (-m: a sweep of pipelines)"),
     "score": Subcommand(_score, "what a reward model or classifier says of texts"),
     "doctor": Subcommand(_doctor, "is a run healthy? likely causes, and what to change"),
+    "compare": Subcommand(_compare, "runs and sweeps beside each other: seeds averaged, best first"),
     "export": Subcommand(_export, "a model of a run as a Hugging Face directory with a model card"),
+    "rerun": Subcommand(_rerun, "a finished run again, and whether it comes to the same figures"),
     "completion": Subcommand(_completion, "tab completion for bash, zsh or fish"),
     "run-job": Subcommand(_run_job, "a job of a sweep, or one of a run's processes", hidden=True),
 }
@@ -115,6 +129,7 @@ begin with:
   rlhf train debug=tiny                 the same in seconds, to see that everything runs
   rlhf train -m kl.coef=0.02,0.2 seed=1,2
   rlhf doctor outputs/latest            is the newest run healthy?
+  rlhf compare outputs/latest           the newest sweep: which settings are best, and by how much?
   rlhf export outputs/latest            the newest run's model, to give away
   eval "$(rlhf completion bash)"        tab completion for groups, options and keys
 """

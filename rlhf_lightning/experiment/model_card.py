@@ -12,7 +12,7 @@ import yaml
 from rlhf_lightning import __version__
 from rlhf_lightning.evaluation.summary import ROWS, Row, short_name, written
 from rlhf_lightning.experiment.exported_model import ExportedModel, opening
-from rlhf_lightning.experiment.provenance import redact as redact_text
+from rlhf_lightning.experiment.provenance.secrets import redact as redact_text
 from rlhf_lightning.tracking.redaction import redact, redact_override
 
 MADE_BY = {

@@ -20,7 +20,8 @@ from rich.logging import RichHandler
 
 from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.interruption import Interruption, interruptible, requeue_in_slurm
-from rlhf_lightning.experiment.provenance import changes_of_origin, gather_provenance
+from rlhf_lightning.experiment.provenance.origin import changes_since, completed, gather_provenance
+from rlhf_lightning.experiment.reproduction.script import write_script
 from rlhf_lightning.experiment.run_directory import (
     ERROR_LOG,
     PROVENANCE,
@@ -78,8 +79,9 @@ def _announce(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[
     first = run_dir.provenance
     if first is None:
         run_dir.write_json(PROVENANCE, now)
+        write_script(run_dir, now)
         return
-    changed = changes_of_origin(first, now)
+    changed = changes_since(first, now)
     if changed:
         log.warning("What differs from when the run was started: %s. Its figures may differ too.", "; ".join(changed))
     run_dir.write_json(PROVENANCE, {**first, "resumed": [*first.get("resumed", ()), now]})
@@ -98,6 +100,8 @@ def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
 
     join_processes(settings.trainer)
     run_pipeline(settings, run_dir)
+    if not joins_a_run():
+        run_dir.write_json(PROVENANCE, completed(run_dir.provenance or {}, settings))
     leave()
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
-from rlhf_lightning.experiment.provenance import config_hash, gather_provenance, git_state, redact
+from rlhf_lightning.experiment.provenance.code import git_state
+from rlhf_lightning.experiment.provenance.origin import config_hash, gather_provenance
+from rlhf_lightning.experiment.provenance.secrets import redact
 from rlhf_lightning.settings.run import RunSettings
 
 

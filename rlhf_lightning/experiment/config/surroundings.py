@@ -75,12 +75,13 @@ def _files_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
 
 def _artifact_problems(settings: RunSettings) -> Iterator[Problem]:
     """Names that may be a hub id are left to the hub; what can only be a path must exist."""
-    for key, value in _artifacts_named(settings):
+    for key, value in artifacts_named(settings):
         if value not in (*STAGE_NAMES, "base") and _is_path(value) and not Path(value).exists():
             yield _absent(key, value)
 
 
-def _artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
+def artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
+    """Config keys that name a model, a dataset or an artifact, and what they name."""
     if isinstance(settings.model, HubModel):
         yield "model.name_or_path", settings.model.name_or_path
     if isinstance(settings.data, HubData):

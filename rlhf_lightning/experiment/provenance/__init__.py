@@ -1,0 +1,1 @@
+"""Where a run came from: code, packages, machine, data, models, command."""

@@ -1,0 +1,80 @@
+"""What a run reads beside its config: records and models, from files or from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_lightning.experiment.config.surroundings import artifacts_named
+from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_hash
+from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
+from rlhf_lightning.settings.model import HubModel
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+
+OF_THE_RUN = (*STAGE_NAMES, "base")
+"""Names that stand for what a run makes itself, or for its model group."""
+
+
+def data_files(settings: RunSettings) -> list[Path]:
+    """The files that a run reads its records from."""
+    return [file for name in _data_paths(settings) for file in _files_in(Path(name))]
+
+
+def data_hashes(settings: RunSettings) -> dict[str, str]:
+    """SHA-256 of each of those files that is there, by its path."""
+    return {str(path): file_hash(path) for path in data_files(settings) if path.is_file()}
+
+
+def model_hashes(settings: RunSettings) -> dict[str, str]:
+    """SHA-256 of each local directory that a run takes a model, or another stage's artifact, from."""
+    directories = sorted({name for name in _names(settings) if Path(name).is_dir()})
+    return {name: directory_hash(Path(name)) for name in directories}
+
+
+def hub_commits(settings: RunSettings) -> dict[str, str | None]:
+    """The commit of each model and dataset of the hub, as this machine's cache has it; None while it has none."""
+    asked = {name: "main" for name in _names(settings) if not Path(name).exists()}
+    commits = {name: _cached_commit("models", name, revision) for name, revision in asked.items()}
+    model, data = settings.model, settings.data
+    if isinstance(model, HubModel) and model.name_or_path in commits:
+        commits[model.name_or_path] = _cached_commit("models", model.name_or_path, model.revision or "main")
+    if isinstance(data, HubData) and not Path(data.name).exists():
+        commits[f"datasets/{data.name}"] = _cached_commit("datasets", data.name, "main")
+    return commits
+
+
+def _data_paths(settings: RunSettings) -> Iterator[str]:
+    data = settings.data
+    if isinstance(data, HHRlhfData):
+        yield data.path
+    if isinstance(data, FileData):
+        yield from filter(None, (data.demonstrations, data.preferences, data.rankings, data.prompts))
+    if isinstance(data, HubData) and Path(data.name).exists():
+        yield data.name
+    if isinstance(settings.model, HubModel) and settings.model.chat_template is not None:
+        yield settings.model.chat_template
+
+
+def _names(settings: RunSettings) -> Iterator[str]:
+    """Names of models and artifacts from outside the run."""
+    for key, name in artifacts_named(settings):
+        if key != "data.name" and name not in OF_THE_RUN:
+            yield name
+
+
+def _files_in(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _cached_commit(kind: str, name: str, revision: str) -> str | None:
+    """The commit that a branch or tag stood for when it was last asked for; of a dataset, the one fetched last."""
+    from huggingface_hub import constants  # here, since most runs have no use for it
+
+    cache = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
+    reference = cache / "refs" / revision
+    if reference.is_file():
+        return reference.read_text(encoding="utf-8").strip()
+    if (cache / "snapshots" / revision).is_dir():
+        return revision
+    fetched = sorted((cache / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    return fetched[-1].name if fetched and kind == "datasets" else None

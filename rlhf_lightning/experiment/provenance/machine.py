@@ -1,0 +1,115 @@
+"""What a run executes on: packages, processors, and the settings of the environment that decide its arithmetic."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DECIDING_PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "transformers",
+    "peft",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "wandb",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "accelerate",
+    "bitsandbytes",
+    "triton",
+)
+
+DECIDING_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_NUM_THREADS",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_DYNAMIC",
+    "OMP_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""Variables of the environment that change the bits of a result. No other one is recorded."""
+
+
+def installed() -> dict[str, str]:
+    """Every installed package's version, by its normalised name."""
+    found = {_normal(each.name): each.version for each in metadata.distributions() if each.metadata["Name"]}
+    return dict(sorted(found.items()))
+
+
+def deciding(packages: Mapping[str, str]) -> dict[str, str]:
+    """Of the installed packages those whose version may change a result."""
+    return {name: packages[name] for name in DECIDING_PACKAGES if name in packages}
+
+
+def environment() -> dict[str, str]:
+    """The variables of the environment that change the bits of a result."""
+    return {name: os.environ[name] for name in DECIDING_VARIABLES if name in os.environ}
+
+
+def machine() -> dict[str, Any]:
+    """Python, platform, processors, memory in bytes, GPUs."""
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": pages * page,
+        "gpus": _gpus(),
+    }
+
+
+def arithmetic() -> dict[str, Any]:
+    """How torch computes in this process: asked when a run has ended, since it brings torch."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+    }
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _cpu() -> str:
+    """The processor's name: Linux says it in a file, other systems where Python looks."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8", errors="replace").splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+@functools.cache
+def _gpus() -> list[str]:
+    """The names of the GPUs, asked of the driver's own tool, since torch may not be loaded yet."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []

@@ -1,0 +1,105 @@
+"""`provenance.json`: all of it gathered, and what differs between two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning import __version__
+from rlhf_lightning.experiment.provenance.code import PACKAGE, code_hash, git_state
+from rlhf_lightning.experiment.provenance.inputs import data_hashes, hub_commits, model_hashes
+from rlhf_lightning.experiment.provenance.machine import arithmetic, deciding, environment, installed, machine
+from rlhf_lightning.experiment.provenance.secrets import redact
+from rlhf_lightning.settings.run import RunSettings
+
+Origin = Mapping[str, Any]
+
+
+def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[str, Any]:
+    """Everything that says where a run came from, as plain containers. Paths are as seen from the working directory."""
+    packages = installed()
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [redact(word) for word in sys.argv],
+        "interpreter": sys.executable,
+        "directory": str(Path.cwd()),
+        "overrides": [redact(override) for override in overrides],
+        "config_sha256": config_hash(settings),
+        "rlhf_lightning": __version__,
+        "code_sha256": code_hash(PACKAGE),
+        "git": git_state(PACKAGE),
+        "packages": deciding(packages),
+        "installed": packages,
+        "machine": machine(),
+        "environment": environment(),
+        "data": data_hashes(settings),
+        "models": model_hashes(settings),
+        "hub": hub_commits(settings),
+    }
+
+
+def config_hash(settings: RunSettings) -> str:
+    """SHA-256 of the settings, apart from where they are written: the same run elsewhere has the same hash."""
+    content = settings.model_dump(mode="json", exclude={"paths", "cache"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def completed(origin: Origin, settings: RunSettings) -> dict[str, Any]:
+    """A run's provenance with what is known only when it has ended: how torch computed, what the hub was asked for."""
+    asked = hub_commits(settings)
+    return {**origin, "arithmetic": arithmetic(), "hub": {**asked, **_known(origin["hub"])}}
+
+
+def changes_since(first: Origin, now: Origin) -> list[str]:
+    """All that may change a result and is another than when a run was started, in words."""
+    return [*changes_of_origin(first, now), *changes_of_machine(first, now), *changes_of_environment(first, now)]
+
+
+def changes_of_origin(first: Origin, now: Origin) -> list[str]:
+    """What decides a result and is another than when a run was started, in words: code, packages, data, models.
+
+    Args:
+        first: of the run; an older version of the program may have recorded less.
+        now: of this process.
+    """
+    changes = _different(first["packages"], now["packages"])
+    if first["machine"]["python"] != now["machine"]["python"]:
+        changes.append(f"Python {first['machine']['python']} -> {now['machine']['python']}")
+    if first.get("code_sha256") != now["code_sha256"]:
+        changes.append("the code of rlhf_lightning")
+    for kind in ("data", "models"):
+        before, after = first.get(kind, {}), now[kind]
+        named = sorted(before.keys() | after.keys())
+        changes += [f"the content of {path}" for path in named if before.get(path) != after.get(path)]
+    # What the hub's cache holds is known only after the first use.
+    recorded, cached = _known(first.get("hub", {})), _known(now["hub"])
+    both = recorded.keys() & cached.keys()
+    return changes + _different({name: recorded[name] for name in both}, {name: cached[name] for name in both})
+
+
+def changes_of_machine(first: Origin, now: Origin) -> list[str]:
+    """What may change the last bits of a result and is another than when a run was started, in words."""
+    before, after = ({name: origin["machine"].get(name) for name in ("cpu", "gpus")} for origin in (first, now))
+    return _different(before, after)
+
+
+def changes_of_environment(first: Origin, now: Origin) -> list[str]:
+    """Variables of the environment that may change the last bits, and are others than when a run was started."""
+    return _different(first.get("environment", {}), now["environment"])
+
+
+def _different(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {first.get(name) or 'none'} -> {now.get(name) or 'none'}"
+        for name in {**first, **now}
+        if first.get(name) != now.get(name)
+    ]
+
+
+def _known(commits: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: commit for name, commit in commits.items() if commit is not None}

@@ -1,0 +1,187 @@
+"""A finished run, prepared to be run again: its config in a new directory, and what stands in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.errors import ConfigError, Problem, ReproductionError
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.job_overrides import section_of
+from rlhf_lightning.experiment.config.preflight import check_run
+from rlhf_lightning.experiment.config.surroundings import check_run_directory, surrounding_problems
+from rlhf_lightning.experiment.config.validation import settings_from
+from rlhf_lightning.experiment.launch import LAUNCHER, Children, outcome_of
+from rlhf_lightning.experiment.provenance.machine import DECIDING_VARIABLES
+from rlhf_lightning.experiment.provenance.origin import (
+    changes_of_machine,
+    changes_of_origin,
+    changes_since,
+    gather_provenance,
+)
+from rlhf_lightning.experiment.run import Outcome
+from rlhf_lightning.experiment.run_directory import CONFIG, PROVENANCE, REPRODUCE, RunDirectory
+from rlhf_lightning.settings.run import RunSettings
+
+ITS_OWN = ("logger=none", "cache=off")
+"""A run that is done again computes everything itself, and tells no server of it unless it is asked to."""
+
+FREE = ("logger", "callbacks", "name", "notes", "tags")
+"""What a run may be done again with other values of: it does not touch a bit of the result."""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A run to do again.
+
+    Attributes:
+        original: the finished run.
+        origin: its provenance.
+        settings: its own, but for where it writes and whom it tells.
+        overrides: as they were typed for the run, and now.
+        place: the directory to run in, from which relative paths were meant.
+    """
+
+    original: RunDirectory
+    origin: Mapping[str, Any]
+    settings: RunSettings
+    overrides: tuple[str, ...]
+    place: Path
+
+    @property
+    def target(self) -> Path:
+        """The new run's directory."""
+        return Path(self.settings.paths.run_dir)
+
+    def obstacles(self) -> list[str]:
+        """What decides the figures and is another now than it was, in words."""
+        return changes_of_origin(self.origin, self._now())
+
+    def doubts(self) -> list[str]:
+        """What may change the last bits of the figures, in words."""
+        later = [change for now in self.origin.get("resumed", ()) for change in changes_since(self.origin, now)]
+        resumed = [f"when the run was resumed: {change}" for change in dict.fromkeys(later)]
+        return [*changes_of_machine(self.origin, self._now()), *resumed]
+
+    def _now(self) -> dict[str, Any]:
+        with contextlib.chdir(self.place):
+            return gather_provenance(self.settings, self.overrides)
+
+    def environment(self) -> dict[str, str]:
+        """The environment of this process, where that decides no bits, and of the run where it does."""
+        others = {name: value for name, value in os.environ.items() if name not in DECIDING_VARIABLES}
+        return {**others, **self.origin["environment"], LAUNCHER: str(os.getpid())}
+
+    def carry_out(self) -> tuple[RunDirectory, Outcome]:
+        """Runs it, in a process of its own.
+
+        Raises:
+            RunDirectoryError: the new directory cannot be had.
+        """
+        run = RunDirectory.create(self.target, self.settings.model_dump(mode="json"), self.overrides)
+        command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(run.path)]
+        children = Children([subprocess.Popen(command, env=self.environment(), cwd=self.place)])
+        with children.told_of_signals():
+            children.wait()
+        return run, outcome_of(run, children)
+
+
+def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[str]) -> Rerun:
+    """A finished run, to be done again in another directory (by default one beside it).
+
+    Raises:
+        RunDirectoryError: there is no run, or the new directory is taken.
+        ReproductionError: it has not finished, or its config does not fit this version of the program.
+        ConfigError: an override changes the result, or what the config names is not there.
+    """
+    original = RunDirectory.open(run.resolve())
+    origin = original.provenance
+    if original.status.state != "finished" or origin is None or "code_sha256" not in origin:
+        raise ReproductionError(
+            "Only a run that has finished, and has noted where it came from, can be compared with.",
+            where=str(original.path / PROVENANCE),
+            fix=f"let it finish: rlhf train resume={original.path}",
+        )
+    target = to.absolute() if to is not None else _beside(original.path)
+    check_run_directory(target)
+    config = {**_with_overrides(tree, original.config, overrides), "resume": None}
+    config["paths"] = {**config["paths"], "run_dir": str(target)}
+    config["trainer"] = {**config["trainer"], "threads": _threads(config, origin)}
+    recorded = Path(origin["directory"])
+    rerun = Rerun(
+        original,
+        origin,
+        _checked(config, original),
+        (*original.overrides, *overrides),
+        recorded if recorded.is_dir() else Path.cwd(),
+    )
+    with contextlib.chdir(rerun.place):
+        if problems := surrounding_problems(rerun.settings):
+            raise ConfigError(problems)
+    return rerun
+
+
+def _with_overrides(tree: ConfigTree, saved: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A run's config with the sections and keys that are given anew, as they are composed with these overrides."""
+    wrong = [
+        Problem(key, "decides the result", text, fix=f"drop it; what may change: {', '.join(FREE)}")
+        for key, text in _keys(tree, overrides)
+        if key.partition(".")[0] not in FREE
+    ]
+    if wrong:
+        raise ConfigError(wrong)
+    given = [*ITS_OWN, *overrides]
+    settings = check_run(tree, given).settings
+    assert settings is not None
+    composed = settings.model_dump(mode="json")
+    config = dict(saved)
+    for key, _ in _keys(tree, given):
+        _copy(composed, config, key.split("."))
+    return config
+
+
+def _keys(tree: ConfigTree, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    return [(section_of(override), override.input_line or "") for override in tree.parse(overrides)]
+
+
+def _copy(source: Mapping[str, Any], target: dict[str, Any], path: Sequence[str]) -> None:
+    """Copies what lies at a path of keys; what lies beside it stays, in a mapping that is copied first."""
+    name, *rest = path
+    if not rest:
+        target[name] = source[name]
+        return
+    target[name] = dict(target[name])
+    _copy(source[name], target[name], rest)
+
+
+def _threads(config: Mapping[str, Any], origin: Mapping[str, Any]) -> int | None:
+    """The number that the config says, else the one that torch took from the machine: sums depend on it."""
+    threads: int | None = config["trainer"]["threads"]
+    return threads if threads is not None else origin["arithmetic"]["threads"]
+
+
+def _beside(run: Path) -> Path:
+    """A directory beside a run's that is not there yet."""
+    name, number = f"{run.name}-rerun", 1
+    while (run.parent / name).exists():
+        number += 1
+        name = f"{run.name}-rerun-{number}"
+    return run.parent / name
+
+
+def _checked(config: Mapping[str, Any], original: RunDirectory) -> RunSettings:
+    try:
+        return settings_from(config)
+    except ConfigError as error:
+        keys = ", ".join(problem.key for problem in error.problems)
+        raise ReproductionError(
+            f"The run's config does not fit this version of the program: {keys}.",
+            where=str(original.path / CONFIG),
+            fix=f"take the code that it ran with: bash {original.path / REPRODUCE}",
+        ) from error
