@@ -28,7 +28,7 @@ class Metric:
         name: as `--metrics` and `--sort` take it: `objective`, `iid.gold_reward`, `reward_model.accuracy`.
         label: as a column's heading.
         higher_is_better: None where neither is.
-        style: how it is written, as in `evaluation.summary`: `signed`, `percent` or `plain`; else `figure`, three
+        style: how it is written: `signed` and `plain` with two decimals, `percent`, `whole`, or `figure` with three
             significant digits.
     """
 

@@ -1,0 +1,165 @@
+"""The settings that differ among runs, and their values as one would type them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+Flat = Mapping[str, Any]
+"""A config by dotted keys."""
+
+SEED = "seed"
+FREE = frozenset(
+    {
+        *("paths", "logger", "callbacks", "cache", "name", "notes", "tags", "resume", "allow_targets"),
+        *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
+        *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing", "trainer.threads"),
+    }
+)
+"""Sections and keys that do not tell experiments apart: where a run is written, how it is shown, how it is cut up."""
+ABSENT = "-"
+"""Stands for a key that the option chosen does not have: `peft.rank` under `peft=none`."""
+MISSING = "(missing)"
+"""Stands for a key that a run lacks where others of the same option have it: it is of another version."""
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config by dotted keys; lists and empty sections are values."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def differing_keys(configs: Sequence[Flat]) -> list[str]:
+    """The keys whose values differ, in the order of the configs; never a free one, nor the seed.
+
+    Where a group's option differs (`peft=none`, `peft=lora`), the keys that come with an option are no differences of
+    their own: they count if they differ between runs of the same option.
+    """
+    union = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in union if key != SEED and not _is_free(key) and _differs(key, configs)]
+
+
+def named(key: str) -> str:
+    """A key as a column and the command line call it: `peft` for `peft.kind`."""
+    return key.rpartition(".")[0] if _is_choice(key) else key
+
+
+def key_named(name: str, configs: Iterable[Flat]) -> str | None:
+    """The key that a name stands for; None where no config has it."""
+    known = {key for config in configs for key in config}
+    return next((key for key in (name, f"{name}.kind", f"{name}.name") if key in known), None)
+
+
+def values_as_typed(
+    keys: Sequence[str], configs: Sequence[Flat], overrides: Sequence[Sequence[str]]
+) -> list[dict[str, str]]:
+    """Each run's values of some keys by name, written as they were typed by whoever typed them first."""
+    typed: dict[str, dict[str, str]] = {key: {} for key in keys}
+    for config, told in zip(configs, overrides, strict=True):
+        texts = dict(_split(override) for override in told)
+        for key in keys:
+            text = texts.get(named(key), texts.get(key))
+            if key in config and text is not None and means(text, config[key]):
+                typed[key].setdefault(as_typed(config[key]), text)
+    return [{named(key): _written(key, config, configs, typed[key]) for key in keys} for config in configs]
+
+
+def as_typed(value: Any) -> str:
+    """A value as one would type it: `null`, `true`, `[a,b]`, `1e-5`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return f"[{','.join(as_typed(part) for part in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{as_typed(part)}' for key, part in value.items())}}}"
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*", lambda found: "e" + found.group(1).strip("+"), repr(value))
+    return json.dumps(value, default=str)
+
+
+def means(text: str, value: Any) -> bool:
+    """Whether a text, typed as an override's value, gives this value."""
+    if as_typed(value) == text.strip("'\""):
+        return True
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    try:
+        return bool(yaml.safe_load(text) == value)
+    except yaml.YAMLError:
+        return False
+
+
+def means_the_same(text: str, other: str) -> bool:
+    """Whether two texts give the same value: `1e-1` and `0.1`, `null` and `Null`."""
+    if text == other:
+        return True
+    try:
+        return float(text) == float(other)
+    except ValueError:
+        return bool(text.lower() == other.lower())
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a list typed with commas; a comma within brackets belongs to its part."""
+    parts = [""]
+    depth = 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return tuple(part.strip() for part in parts)
+
+
+def _differs(key: str, configs: Sequence[Flat]) -> bool:
+    seen: dict[str, set[str]] = {}
+    for config in configs:
+        seen.setdefault(_options_above(key, config), set()).add(_identity(key, config))
+    return any(len(values) > 1 for values in seen.values())
+
+
+def _options_above(key: str, config: Flat) -> str:
+    """The options that decide whether a config has a key at all."""
+    parts = key.split(".")
+    sections = (".".join(parts[:length]) for length in range(1, len(parts)))
+    heads = [head for section in sections for head in (f"{section}.kind", f"{section}.name") if head != key]
+    return repr([config.get(head) for head in heads if _is_choice(head)])
+
+
+def _is_choice(key: str) -> bool:
+    """Whether a key names the option of its group."""
+    return key.endswith(".kind") or key == "pipeline.name"
+
+
+def _is_free(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
+
+
+def _identity(key: str, config: Flat) -> str:
+    return as_typed(config[key]) if key in config else MISSING
+
+
+def _written(key: str, config: Flat, configs: Sequence[Flat], typed: Mapping[str, str]) -> str:
+    if key in config:
+        text = as_typed(config[key])
+        return typed.get(text, text)
+    alike = [other for other in configs if _options_above(key, other) == _options_above(key, config)]
+    return MISSING if any(key in other for other in alike) else ABSENT
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key.strip(), value.strip()
