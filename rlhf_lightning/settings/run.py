@@ -57,7 +57,6 @@ class WandbLogging(Section):
     entity: Name | None
     mode: Literal["auto", "online", "offline"]
     artifacts: Literal["reference", "upload", "none"]
-    artifacts: Literal["reference", "upload", "none"]
 
 
 class FilesOnly(Section):
