@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from rlhf_lightning.data.sources import DataSource
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.experiment.run_directory import RunDirectory
@@ -70,7 +72,10 @@ def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSo
         if not directory.exists():
             tokenizer = train_tokenizer(data.texts(), model.vocab_size)
             aside = run.stage_dir(f".{BASE}.part")
-            random_model(model, tokenizer).save_pretrained(aside)
+            # The same weights whichever stage asks for them first, and whatever that stage has drawn before.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                random_model(model, tokenizer).save_pretrained(aside)
             tokenizer.save_pretrained(aside)
             aside.rename(directory)  # a run that was killed here finds no half a model when it goes on
         return ModelSource(str(directory), dtype=model.dtype)

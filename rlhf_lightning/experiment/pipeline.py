@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from rich.console import Console
 from rlhf_lightning.distributed import barrier, from_first, rank
 from rlhf_lightning.evaluation.samples import render_samples
 from rlhf_lightning.evaluation.summary import render_summary, short_name
+from rlhf_lightning.experiment.artifacts import BASE
+from rlhf_lightning.experiment.cache.entry import Entry
+from rlhf_lightning.experiment.cache.stage_cache import Made, StageCache
 from rlhf_lightning.experiment.memory import memory_explained
 from rlhf_lightning.experiment.plotting import draw_plots
 from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
@@ -21,6 +26,7 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult, device_of
 from rlhf_lightning.experiment.stage_memory import StageMemory, memory_table
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
+from rlhf_lightning.models.adapter_files import is_adapter
 from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings
 from rlhf_lightning.tracking.loggers import open_tracker
 
@@ -29,11 +35,32 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
 
+class Turn(Enum):
+    """What the first process tells the others of a stage that they do not run, or not yet."""
+
+    WAITS = "for another run, which builds it"
+    TAKES = "it from the cache"
+
+
+@dataclass(frozen=True)
+class Begins:
+    """What the first process tells the others of a stage that all of them run.
+
+    Attributes:
+        checkpoint: to go on from; None to begin.
+    """
+
+    checkpoint: Path | None
+
+
+Decision = Turn | Begins
+
+
 def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
     """Run all stages; metrics.json is brought up to date after each.
 
-    In the directory of an interrupted run, stages that finished are left as they are, and the one that was cut short
-    goes on from its newest checkpoint.
+    What the stage cache has is taken from there. In the directory of an interrupted run, stages that finished are left
+    as they are, and the one that was cut short goes on from its newest checkpoint.
 
     Of several processes the first one does all of it; the others take part where a model is trained.
 
@@ -46,22 +73,25 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
         return _take_part(inputs)
     metrics: Metrics = run.metrics or {"objective": None, "stages": {}, "evaluate": {}}
     finished = from_first(run.status.artifacts)
+    for stage in finished:
+        inputs.keys.remember(stage, metrics["stages"][stage]["key"])
+    cache = StageCache(settings.cache, run, inputs.keys)
     console = Console()
     for stage in settings.pipeline.stages:
         if stage in finished:
             drop_checkpoints(run, stage)
             continue
         run.update_status(state="running", stage=stage)
-        (checkpoint,) = from_first((rewind(run, stage),))
-        result = _run_stage(stage, inputs, metrics, checkpoint)
-        metrics["objective"] = result.objective
+        with cache.turn(stage, _say_that_the_first_waits) as entry:
+            made = _take(entry, inputs, cache, metrics) if entry is not None else _make(stage, inputs, cache, metrics)
+        metrics["objective"] = made.objective
         run.write_metrics(metrics)
         run.add_artifact(stage, run.stage_dir(stage))
         drop_checkpoints(run, stage)
         barrier()
-        if result.samples:
+        if made.samples:
             policies = [short_name(policy) for policy in settings.evaluate.policies]
-            console.print(render_samples(result.samples, policies[0], policies[-1]))
+            console.print(render_samples(made.samples, policies[0], policies[-1]))
     console.print(memory_table(metrics["stages"]))
     console.print(render_summary(metrics, run.path))
     return metrics
@@ -73,16 +103,17 @@ def _take_part(inputs: RunInputs) -> Metrics:
     for stage in inputs.settings.pipeline.stages:
         if stage in finished:
             continue
-        checkpoint: Path | None
-        (checkpoint,) = from_first(None)
-        if stage in TRAINING_STAGES:
+        decision: Decision = from_first(None)
+        while decision is Turn.WAITS:
+            decision = from_first(None)
+        if not isinstance(decision, Turn) and stage in TRAINING_STAGES:
             with (
                 open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker,
                 memory_explained(stage),
             ):
                 memory = StageMemory(stage, device_of(inputs.settings))
                 directory = inputs.run.stage_dir(stage)
-                STAGE_FUNCTIONS[stage](StageContext(stage, inputs, directory, tracker, checkpoint, memory))
+                STAGE_FUNCTIONS[stage](StageContext(stage, inputs, directory, tracker, decision.checkpoint, memory))
         barrier()
     return {}
 
@@ -95,6 +126,36 @@ def _set_threads(trainer: TrainerSettings) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.devices))
 
 
+def _say_that_the_first_waits() -> None:
+    from_first(Turn.WAITS)
+
+
+def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
+    """What the cache has of a stage, in the place of running it."""
+    started = time.perf_counter()
+    stage = entry.record.stage
+    from_first(Turn.TAKES)
+    made = cache.take(entry)
+    if is_adapter(inputs.run.stage_dir(stage)):
+        inputs.model(BASE)  # on which it lies: the run's own, where the run makes one
+    seconds = round(time.perf_counter() - started, 2)
+    metrics["stages"][stage] = {**made.metrics, "seconds": seconds, "key": entry.record.key}
+    metrics["evaluate"] |= made.evaluation
+    draw_plots(stage, metrics, inputs.run.path)
+    return made
+
+
+def _make(stage: StageName, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
+    """A stage that is run, from its checkpoint on if it has one, and put into the cache."""
+    begins = from_first(Begins(rewind(inputs.run, stage)))
+    cache.begins(stage, goes_on=begins.checkpoint is not None)
+    result = _run_stage(stage, inputs, metrics, begins.checkpoint)
+    figures = metrics["stages"][stage]
+    made = Made(figures["seconds"], figures, result.objective, result.evaluation, result.samples)
+    cache.keep(stage, made)
+    return made
+
+
 def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint: Path | None) -> StageResult:
     """One stage; its figures are added to `metrics`."""
     logger.info("Stage %s.", stage)
@@ -105,7 +166,12 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
         with memory_explained(stage):
             result = STAGE_FUNCTIONS[stage](context)
         seconds = time.perf_counter() - started
-        metrics["stages"][stage] = {**result.metrics, "seconds": round(seconds, 2), "memory": memory.figures()}
+        metrics["stages"][stage] = {
+            **result.metrics,
+            "seconds": round(seconds, 2),
+            "memory": memory.figures(),
+            "key": context.key,
+        }
         metrics["evaluate"] |= result.evaluation
         tracker.log_summary(metrics["stages"][stage] | result.evaluation)
         tracker.log_plots(draw_plots(stage, metrics, inputs.run.path))

@@ -50,6 +50,19 @@ def rewind(run: RunDirectory, stage: str) -> Path | None:
     return None
 
 
+def start_over(run: RunDirectory, stage: str) -> None:
+    """Removes everything that a stage has left: its checkpoints, its artifact or half of one, and its figures.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+    """
+    with writing_to(run.path):
+        drop_checkpoints(run, stage)
+        for path in run.stage_dir(stage).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        forget_stage(run.path, stage)
+
+
 def drop_checkpoints(run: RunDirectory, stage: str) -> None:
     """Removes the checkpoints of a finished stage: its artifact is what counts now."""
     for path in checkpoints_in(run.checkpoint_dir(stage)):

@@ -19,13 +19,14 @@ from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.data.sources import DataSource, open_source
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.experiment.artifacts import resolve_model
+from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage_memory import StageMemory
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_tokenizer
 from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.run import RunSettings, StageName
 from rlhf_lightning.tracking.loggers import StageTracker
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,11 @@ class RunInputs:
         for reason in report.reasons:
             logger.warning("Skipped %s", reason)
         return source
+
+    @cached_property
+    def keys(self) -> StageKeys:
+        """Of each stage, a hash of everything that decides what it leaves."""
+        return StageKeys(self.settings, device_of(self.settings).type, lambda: self.data)
 
     def model(self, name: str) -> ModelSource:
         """Where the model of that name lies."""
@@ -97,7 +103,7 @@ class StageContext:
         memory: what it is expected to hold, and what it holds.
     """
 
-    name: str
+    name: StageName
     inputs: RunInputs
     directory: Path
     tracker: StageTracker
@@ -107,6 +113,11 @@ class StageContext:
     @property
     def settings(self) -> RunSettings:
         return self.inputs.settings
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides what the stage leaves, as hex digits."""
+        return self.inputs.keys.of(self.name)
 
     @property
     def seed(self) -> int:

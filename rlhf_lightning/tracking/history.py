@@ -67,3 +67,22 @@ def forget_stage(run_dir: Path, stage: str) -> None:
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(kept, encoding="utf-8")
     aside.replace(path)
+
+
+def lines_of_stage(run_dir: Path, stage: str) -> str:
+    """All figures of a stage, as the history file has them."""
+    path = run_dir / HISTORY_FILE
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith(f"{stage},"))
+
+
+def add_lines(run_dir: Path, lines: str) -> None:
+    """Appends figures that another run has logged, as `lines_of_stage` gave them."""
+    if not lines:
+        return
+    with (run_dir / HISTORY_FILE).open("a", newline="", encoding="utf-8") as file:
+        if file.tell() == 0:
+            csv.writer(file, lineterminator="\n").writerow(HistoryRow._fields)
+        file.write(lines)

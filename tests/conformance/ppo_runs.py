@@ -24,6 +24,7 @@ SETTINGS = (
     "model=hub",
     "data=files",
     "logger=none",
+    "cache=off",
     "data.held_out_fraction=0.1",
     "data.max_prompt_length=8",
     "data.max_reply_length=8",

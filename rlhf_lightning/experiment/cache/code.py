@@ -1,0 +1,148 @@
+"""The code that decides what a stage leaves, as one hash.
+
+It is found by following imports from the stage's own module through the package, those within functions included.
+Comments, docstrings and formatting do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2]
+NAME = PACKAGE.name
+
+STAGES = f"{NAME}.experiment.stages"
+
+DECIDES_NOTHING = {
+    # What people see, and where it is written: a stage leaves the same whatever these do.
+    "cli": "the command line",
+    "tracking": "figures on their way to files and services; the rows of history.csv are the stage's own",
+    "diagnosis": "looks at finished runs",
+    "comparison": "looks at finished runs",
+    "evaluation.plots": "pictures, which are drawn anew in each run",
+    "evaluation.summary": "the table at the end",
+    "experiment.plotting": "pictures, which are drawn anew in each run",
+    "experiment.progress": "progress bars",
+    "experiment.provenance": "where a run came from",
+    "experiment.run_directory": "where a run is written",
+    "errors": "the words of a failure; what fails is not kept",
+    # What a run was told: the values are in the key.
+    "experiment.config": "composes and checks the config",
+    "settings.cache": "where things are kept",
+    "settings.readers": "which values are in a key",
+    "settings.rules": "refuses a config",
+    # What it costs: the forecast loads no weights.
+    "experiment.forecast": "the forecast of memory",
+    "experiment.memory": "the explanation of too little memory",
+    "experiment.rehearsal": "the forecast of memory",
+    "experiment.stage_memory": "the forecast and the measurement of memory",
+    "experiment.stand_ins": "the forecast of memory",
+    "models.footprint": "the forecast of memory",
+    "models.live_bytes": "the forecast of memory",
+    "models.peak_memory": "the measurement of memory",
+    # How a run is cut off and goes on: with the same result, which is tested.
+    "callbacks.checkpoint_reading": "goes on from a checkpoint",
+    "callbacks.checkpoints": "writes checkpoints",
+    "callbacks.divergence": "stops a run that has diverged",
+    "callbacks.interruption": "signals",
+    "callbacks.journals": "goes on from a checkpoint",
+    "experiment.rewind": "goes on from a checkpoint",
+    "experiment.cache": "keeps what was left",
+}
+"""Modules and packages that a stage's code is not followed into, with the reason."""
+
+
+def code_hash(stage: str, package: Path = PACKAGE) -> str:
+    """SHA-256 of the code that a stage's result depends on."""
+    return hash_of_module(f"{STAGES}.{stage}", package)
+
+
+@functools.cache
+def hash_of_module(module: str, package: Path = PACKAGE) -> str:
+    """SHA-256 of a module and of all that it imports from the package, directly or not."""
+    digest = hashlib.sha256()
+    for name in sorted(modules_below(module, package)):
+        digest.update(f"{name}\0{_read(_file_of(name, package)).code}\0".encode())
+    return digest.hexdigest()
+
+
+def modules_below(module: str, package: Path = PACKAGE) -> set[str]:
+    """The modules of the package that decide what a module does, itself included."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or _decides_nothing(name):
+            continue
+        found.add(name)
+        waiting.extend(_imported(_read(_file_of(name, package)).imports, package))
+    return found
+
+
+class _Source:
+    """A module as far as it matters: its code without comments and docstrings, and the names that it imports.
+
+    Attributes:
+        imports: `module` or `module.name`, as the import statements have them.
+    """
+
+    def __init__(self, text: str) -> None:
+        tree = ast.parse(text)
+        self.imports = tuple(_named_imports(tree))
+        self.code = ast.unparse(_without_docstrings(tree))
+
+
+def _read(path: Path) -> _Source:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _parsed(path: Path, _changed: int) -> _Source:
+    return _Source(path.read_text(encoding="utf-8"))
+
+
+def _named_imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+
+
+def _imported(names: tuple[tuple[str, str | None], ...], package: Path) -> Iterator[str]:
+    """The modules of the package that import statements name: of `from a import b`, `a.b` if that is one, else `a`."""
+    for module, name in names:
+        if module.split(".")[0] != NAME:
+            continue
+        inner = f"{module}.{name}"
+        yield inner if name is not None and _exists(inner, package) else module
+
+
+def _exists(module: str, package: Path) -> bool:
+    return _file_of(module, package).exists()
+
+
+def _file_of(module: str, package: Path) -> Path:
+    place = package.joinpath(*module.split(".")[1:])
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree without text that stands as a statement of its own: docstrings, of attributes too."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _decides_nothing(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{NAME}.{left_out}.") for left_out in DECIDES_NOTHING)

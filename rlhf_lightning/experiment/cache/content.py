@@ -1,0 +1,139 @@
+"""What the things that a run reads are, apart from where they lie: the same content elsewhere has the same identity."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+
+from rlhf_lightning.data.sources import DataSource, RecordedSource
+from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_hash
+from rlhf_lightning.models.hub import hub_is_reachable
+from rlhf_lightning.settings.data import CourtesyData, FileData, HHRlhfData
+from rlhf_lightning.settings.model import HubModel, ScratchModel
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.worlds.courtesy import asset_path
+
+BASE = "base"
+ADAPTER = "adapter_config.json"
+FILES = ("demonstrations", "preferences", "rankings", "prompts")
+
+Records = Callable[[], DataSource]
+"""Reads a run's data; called where nothing cheaper tells two contents apart."""
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of plain containers, as canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def path_identity(path: Path) -> str:
+    """A file or directory by its content. What was hashed once is not read again while it looks the same."""
+    path = path.resolve()
+    seen = tuple(
+        (str(file), status.st_size, status.st_mtime_ns)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file() and (status := file.stat())
+    )
+    return _hashed(path, seen)
+
+
+@functools.cache
+def _hashed(path: Path, _seen: tuple[tuple[str, int, int], ...]) -> str:
+    return f"content {directory_hash(path) if path.is_dir() else file_hash(path)}"
+
+
+def data_identity(settings: RunSettings, records: Records) -> dict[str, str]:
+    """The records that a run reads: the files' content, or, of a dataset of the hub, the records themselves.
+
+    The courtesy world's are made by its code and its settings, both of which a key has anyway.
+    """
+    data = settings.data
+    if isinstance(data, CourtesyData):
+        return {}
+    if isinstance(data, HHRlhfData):
+        return {"path": path_identity(Path(data.path))}
+    if isinstance(data, FileData):
+        named = {name: getattr(data, name) for name in FILES}
+        return {name: path_identity(Path(path)) for name, path in named.items() if path is not None}
+    if Path(data.name).exists():
+        return {"name": path_identity(Path(data.name)), "config": str(data.config), "split": data.split}
+    return {"records": _records_hash(records())}
+
+
+def _records_hash(source: DataSource) -> str:
+    assert isinstance(source, RecordedSource)
+    digest = hashlib.sha256()
+    for record in (*source.given_demonstrations, *source.given_comparisons, *source.given_prompts):
+        digest.update(f"{type(record).__name__} {digest_of(asdict(record))}".encode())
+    return digest.hexdigest()
+
+
+def base_identity(settings: RunSettings, data: Mapping[str, str]) -> dict[str, Any]:
+    """The model that everything starts from.
+
+    Args:
+        data: the identity of the run's data, which trains the tokenizer of a model from scratch.
+    """
+    model = settings.model
+    if isinstance(model, HubModel):
+        template = model.chat_template
+        return {
+            "model": model_identity(model.name_or_path, model.revision),
+            "trust_remote_code": model.trust_remote_code,
+            "chat_template": path_identity(Path(template)) if template is not None else None,
+        }
+    if isinstance(model, ScratchModel):
+        shape = model.model_dump(include={"vocab_size", "hidden_size", "layers", "heads", "max_positions", "dtype"})
+        return {**shape, "seed": settings.seed, "text": {**_text_settings(settings), **data}}
+    return {"courtesy": path_identity(asset_path())}
+
+
+def _text_settings(settings: RunSettings) -> dict[str, Any]:
+    """What decides which of the data's text a tokenizer is trained on."""
+    plain = settings.data.model_dump(mode="json")
+    if isinstance(settings.data, CourtesyData):
+        return {name: plain[name] for name in ("kind", "demonstrations", "demonstrator")}
+    return {
+        name: plain[name]
+        for name in plain
+        if name in ("kind", "on_bad_record", "held_out_fraction", "max_records", "record")
+    }
+
+
+def model_identity(name: str, revision: str | None = None) -> str:
+    """A model from outside the run: the content of its directory, or its commit in the hub."""
+    if Path(name).exists():
+        return path_identity(Path(name))
+    return f"hub {name} {_commit(name, revision)}"
+
+
+@functools.cache
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a hub id stands for now; where nobody knows, its revision (opening it will say what is wrong)."""
+    if hub_is_reachable():
+        try:
+            found = HfApi().model_info(name, revision=revision).sha
+        except (HfHubHTTPError, httpx.HTTPError):
+            found = None
+        if found is not None:
+            return found
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else str(revision)
+
+
+def adapter_base(directory: Path) -> tuple[str, str | None] | None:
+    """Directory or hub id, and revision, of the base that an adapter's directory names; None where it is no adapter."""
+    if not (directory / ADAPTER).is_file():
+        return None
+    named = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))
+    return str(named.get("base_model_name_or_path") or ""), named.get("revision")

@@ -1,0 +1,235 @@
+"""The key of a stage: a hash of everything that decides what it leaves, and of nothing else."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.experiment.cache.code import NAME, code_hash, hash_of_module
+from rlhf_lightning.experiment.cache.content import (
+    BASE,
+    Records,
+    adapter_base,
+    base_identity,
+    data_identity,
+    digest_of,
+    model_identity,
+    path_identity,
+)
+from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
+from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.settings.peft import QLora
+from rlhf_lightning.settings.readers import FREE, TRAINING, is_among, leaves, readers_of
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, StageName, stage_inputs
+
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "numpy",
+    "datasets",
+    "safetensors",
+)
+"""The packages that compute, or read and write what is computed with."""
+
+MIXTURE = "begun under one key, gone on under another"
+
+LENGTHS = frozenset({"data.max_prompt_length", "data.on_long_record"})
+READ_FROM_DATA: dict[StageName, frozenset[str]] = {
+    "sft": LENGTHS | {"data.kind", "data.demonstrations", "data.demonstrator", "data.max_reply_length"},
+    "comparisons": LENGTHS | {"data.kind", "data.annotator"},
+    "reward_model": LENGTHS | {"data.max_reply_length"},
+    "ppo": LENGTHS | {"data.kind"},
+    "evaluate": LENGTHS | {"data.kind"},
+}
+"""What a stage reads from the data section in the courtesy world."""
+
+SPLITTING = frozenset({"data.on_bad_record", "data.held_out_fraction", "data.max_records", "data.record"})
+"""What decides, of recorded data, which records a stage sees."""
+
+NAMES = frozenset(
+    {
+        *("sft.policy_from", "comparisons.policy_from", "reward_model.backbone_from", "reward_model.comparisons_from"),
+        *("ppo.policy_from", "ppo.reward_from", "evaluate.reference_from", "evaluate.reward_from"),
+        *("reward.models", "reward.name_or_path"),
+    }
+)
+"""Keys that only name an input, whose identity is in the key. (Evaluated policies are named in the figures.)"""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a stage's key is made of, plain.
+
+    Attributes:
+        settings: dotted key -> value, of what the stage reads and what decides its result.
+        inputs: config key -> identity of what it names, several of them for a list.
+        data: identity of the records it reads; empty where it reads none, or made ones.
+        hardware: what it computes on, and how.
+        code: of this program; of code that the config names from elsewhere, under its module's name.
+        packages: versions.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, list[str]]
+    data: dict[str, str]
+    hardware: dict[str, Any]
+    code: dict[str, str]
+    packages: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it."""
+        return digest_of(asdict(self))
+
+
+class StageKeys:
+    """The keys of the stages of one run.
+
+    Args:
+        settings: of the run.
+        device: the kind of device that it computes on.
+        records: reads its data, where the data's files do not tell what is in it.
+    """
+
+    def __init__(self, settings: RunSettings, device: str, records: Records) -> None:
+        self.settings = settings
+        self.device = device
+        self._records = records
+        self._known: dict[str, str] = {}
+        self._mixtures: set[str] = set()
+
+    def of(self, stage: StageName) -> str:
+        """A stage's key, as hex digits."""
+        if stage not in self._known:
+            self._known[stage] = self.ingredients(stage).key
+        return self._known[stage]
+
+    def remember(self, stage: str, key: str) -> None:
+        """The key under which a stage of this run was really made, by the code and packages of that time."""
+        self._known[stage] = key
+
+    def remember_mixture(self, stage: StageName, begun: str | None) -> None:
+        """A stage that was begun under another key, and went on under today's: its key is neither."""
+        self._known[stage] = digest_of([MIXTURE, begun, self.of(stage)])
+        self._mixtures.add(stage)
+
+    def is_mixture(self, stage: StageName) -> bool:
+        """Whether a stage was begun under one key and went on under another."""
+        return stage in self._mixtures
+
+    def ingredients(self, stage: StageName) -> Ingredients:
+        """What a stage's key is made of."""
+        settings = self.settings
+        recorded = not isinstance(settings.data, CourtesyData)
+        only_reads = stage == "comparisons" and recorded
+        return Ingredients(
+            stage=stage,
+            settings=dict(settings_read(settings, stage)),
+            inputs={} if only_reads else self._inputs(stage),
+            data=self._data if recorded and stage != "reward_model" else {},
+            hardware={} if only_reads else self._hardware(stage),
+            code={NAME: code_hash(stage), **_code_from_elsewhere(settings, stage)},
+            packages=_versions(),
+        )
+
+    def _inputs(self, stage: StageName) -> dict[str, list[str]]:
+        inputs: dict[str, list[str]] = {}
+        for key, name in self._named(stage):
+            inputs.setdefault(key, []).append(self._identity(name))
+        return inputs
+
+    def _named(self, stage: StageName) -> Iterator[tuple[str, str]]:
+        yield from stage_inputs(self.settings, stage)
+        reward = self.settings.reward
+        if stage == "ppo" and reward.kind == "classifier":
+            yield "reward.name_or_path", reward.name_or_path
+
+    def _identity(self, name: str) -> str:
+        if name == BASE:
+            return f"base {digest_of(self._base)}"
+        if name in STAGE_NAMES:
+            return f"stage {name} {self.of(name)}"
+        base = adapter_base(Path(name))
+        if base is None:
+            return model_identity(name)
+        return f"{path_identity(Path(name))} on {self._base_of_adapter(*base)}"
+
+    def _base_of_adapter(self, name: str, revision: str | None) -> str:
+        """The base that an adapter from elsewhere will be put on: its own, or, where that has gone, the run's."""
+        if Path(name).is_absolute() and not Path(name).exists():
+            return f"base {digest_of(self._base)}"
+        return model_identity(name, revision)
+
+    @functools.cached_property
+    def _data(self) -> dict[str, str]:
+        return data_identity(self.settings, self._records)
+
+    @functools.cached_property
+    def _base(self) -> dict[str, Any]:
+        return base_identity(self.settings, self._data)
+
+    def _hardware(self, stage: StageName) -> dict[str, Any]:
+        if stage not in TRAINING:
+            return {"device": self.device}
+        trainer = self.settings.trainer
+        return {
+            "device": self.device,
+            "processes": trainer.processes,
+            **trainer.model_dump(include={"strategy", "precision", "deterministic"}),
+        }
+
+
+def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of what a stage reads and what decides what it leaves."""
+    for key, value in leaves(settings.model_dump(mode="json")):
+        if not is_among(key, FREE | NAMES) and _is_read(settings, stage, key):
+            yield key, value
+
+
+def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
+    recorded = not isinstance(settings.data, CourtesyData)
+    if stage == "comparisons" and recorded:  # they are there already, and only split
+        return key == "reward_model.pairing" or is_among(key, SPLITTING | {"data.kind"})
+    if key == "seed":
+        return stage != "evaluate"  # it has a seed of its own, the same in every run
+    if key == "model.dtype":
+        return True
+    if key in ("peft.quantization", "peft.double_quantization"):
+        return isinstance(settings.peft, QLora)
+    if key.startswith("data."):
+        splits = stage != "reward_model" and is_among(key, SPLITTING)
+        content = recorded and key == "data.demonstrations"  # a path, whose content is in the key
+        return (is_among(key, READ_FROM_DATA[stage]) and not content) or splits
+    readers = readers_of(key)
+    return readers is not None and stage in readers
+
+
+def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, str]:
+    """Hashes of the modules that `_target_`s name, but for those of packages whose version is in the key."""
+    if stage not in TRAINING:
+        return {}
+    named = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
+    modules = {str(node["_target_"]).rpartition(".")[0] for _, node in target_nodes(named, "")}
+    ours = {module: hash_of_module(module) for module in modules if module.split(".")[0] == NAME}
+    theirs = {module: _module_identity(module) for module in modules if not is_allowed(module, TRUSTED)}
+    return {**ours, **theirs}
+
+
+def _module_identity(module: str) -> str:
+    """A user's module by its file, which is not run here."""
+    found = find_spec(module)
+    return path_identity(Path(found.origin)) if found is not None and found.origin is not None else module
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}

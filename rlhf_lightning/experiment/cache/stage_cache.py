@@ -1,0 +1,158 @@
+"""A run's use of the stage cache: what is taken from it, who builds what is missing, and what is put there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.evaluation.samples import SAMPLES_FILE, SampleRow, write_samples
+from rlhf_lightning.experiment.cache.content import ADAPTER, BASE
+from rlhf_lightning.experiment.cache.entry import Entry, Record, origin
+from rlhf_lightning.experiment.cache.keys import StageKeys
+from rlhf_lightning.experiment.cache.store import Store
+from rlhf_lightning.experiment.rewind import start_over
+from rlhf_lightning.experiment.run_directory import RunDirectory, writing_to
+from rlhf_lightning.settings.cache import CacheSettings
+from rlhf_lightning.settings.run import StageName
+from rlhf_lightning.tracking.history import add_lines, lines_of_stage
+
+logger = logging.getLogger(__name__)
+
+KEYS = "keys.json"
+"""In a run directory: the key under which each stage was begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a stage left beside its files.
+
+    Attributes:
+        seconds: what it took.
+        metrics: its entry in metrics.json.
+        evaluation: what it adds to `evaluate` there.
+    """
+
+    seconds: float
+    metrics: Mapping[str, Any]
+    objective: float | None
+    evaluation: Mapping[str, Any]
+    samples: list[SampleRow]
+
+
+class StageCache:
+    """The cache as one run may use it.
+
+    Args:
+        settings: what it may do with it.
+        run: the run.
+        keys: of its stages.
+    """
+
+    def __init__(self, settings: CacheSettings, run: RunDirectory, keys: StageKeys) -> None:
+        self.store = Store(Path(settings.directory))
+        self.mode = settings.mode
+        self.run = run
+        self.keys = keys
+
+    @contextmanager
+    def turn(self, stage: StageName, while_waiting: Callable[[], None]) -> Iterator[Entry | None]:
+        """The entry of a stage; None where the stage has to be run, which nobody else does within the `with` block.
+
+        Args:
+            while_waiting: called every now and then while another process builds it.
+        """
+        key = self.keys.of(stage)
+        with ExitStack() as stack:
+            if self._writes:
+                try:
+                    stack.enter_context(self.store.held(stage, key, self.run.path, while_waiting))
+                except OSError as error:
+                    logger.warning("The cache cannot be written (%s): this run leaves nothing there.", error)
+                    self.mode = "read_only" if self.mode == "on" else "off"
+            reads = self.mode in ("on", "read_only")
+            yield self.store.sound(stage, key, repair=self._writes) if reads else None
+
+    def begins(self, stage: StageName, goes_on: bool) -> None:
+        """Notes the key under which a stage is begun.
+
+        A stage that goes on, but was begun under another key (by other code, or watched by other callbacks), is
+        neither of the two: it gets a key of its own, and is not kept for others.
+
+        Args:
+            goes_on: it goes on from a checkpoint.
+        """
+        path = self.run.path / KEYS
+        begun: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        key = self.keys.of(stage)
+        if goes_on and begun.get(stage) != key:
+            self.keys.remember_mixture(stage, begun.get(stage))
+            key = self.keys.of(stage)
+        self.run.write_json(KEYS, {**begun, stage: key})
+
+    def keep(self, stage: StageName, made: Made) -> None:
+        """Puts what a stage has left into the cache. A disk that would not take it is no reason to fail."""
+        if not self._writes or self.keys.is_mixture(stage):
+            return
+        record = Record(
+            stage=stage,
+            key=self.keys.of(stage),
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            made_by=str(self.run.path.resolve()),
+            seconds=round(made.seconds, 2),
+            ingredients=asdict(self.keys.ingredients(stage)),
+            metrics=dict(made.metrics),
+            objective=made.objective,
+            evaluation=dict(made.evaluation),
+            samples=[asdict(row) for row in made.samples],
+            history=lines_of_stage(self.run.path, stage),
+            files={},
+        )
+        try:
+            self.store.publish(record, self.run.stage_dir(stage))
+        except OSError as error:
+            logger.warning("Stage %s could not be put into the cache: %s.", stage, error)
+
+    def take(self, entry: Entry) -> Made:
+        """Makes the run directory what it would be if the stage had been run there."""
+        record, run = entry.record, self.run
+        directory = run.stage_dir(record.stage)
+        start_over(run, record.stage)
+        with writing_to(run.path):
+            entry.put_into(directory)
+            _put_on_base_of(run, directory / ADAPTER, record)
+            add_lines(run.path, record.history)
+        samples = [SampleRow(**row) for row in record.samples]
+        if samples:
+            write_samples(samples, run.path / SAMPLES_FILE)
+        if self._writes:
+            entry.mark_used()
+        logger.info(
+            "Stage %s: taken from the cache (made %s by %s, took %.0f s).",
+            record.stage,
+            record.made,
+            record.made_by,
+            record.seconds,
+        )
+        metrics = {**record.metrics, "cache": origin(record)}
+        return Made(record.seconds, metrics, record.objective, record.evaluation, samples)
+
+    @property
+    def _writes(self) -> bool:
+        return self.mode in ("on", "refresh")
+
+
+def _put_on_base_of(run: RunDirectory, config: Path, record: Record) -> None:
+    """Names this run's base in an adapter's config, where it names the base that the run that made it had made."""
+    if not config.exists():
+        return
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.get("base_model_name_or_path") == str(Path(record.made_by) / BASE):
+        content["base_model_name_or_path"] = str(run.path.resolve() / BASE)
+        config.unlink()  # it may be another name of the cache's own file
+        config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
