@@ -1,0 +1,137 @@
+"""The logged histories of all runs as curves and as paths on the plane of KL and reward."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lightning.comparison.records import Run
+from rlhf_lightning.comparison.report.thinning import Thinned, rounded, stride, thin
+from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
+
+FIRST = (
+    "objective/gold",
+    "objective/score",
+    "objective/kl",
+    "objective/entropy",
+    "value/explained_variance",
+    "rollout/length",
+    "policy/approx_kl",
+    "policy/clip_fraction",
+)
+"""The metrics that head the list, where they are there; the page opens with the first of them."""
+STAGES = ("ppo", "reward_model", "sft")
+COUNTERS = ("epoch", "rollout/episodes", "policy/optimizer_steps")
+"""Logged, but the x-axis itself."""
+MOST_VALUES = 100_000
+FEWEST_POINTS, MOST_POINTS = 20, 200
+PATH_POINTS = 15
+
+Name = tuple[str, str]
+"""A stage, and a metric of it."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The learning curves of all runs.
+
+    Attributes:
+        names: `{"stage": ..., "name": ...}` of each curve, those that people look at first in front.
+        grids: the x-values that curves share: `{"step": [...], "episodes": [...] or None}`.
+        by_run: for each run `{index in names: [index in grids, values]}`.
+        note: how they were thinned.
+    """
+
+    names: list[dict[str, str]]
+    grids: list[dict[str, Any]]
+    by_run: list[dict[int, tuple[int, tuple[float | None, ...]]]]
+    note: str
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where training went on the plane of KL and reward.
+
+    Attributes:
+        by_run: `{"step": [...], "distance": [...], "proxy": [...], "gold": [...] or None}`; None without such a stage.
+        note: how they were thinned.
+    """
+
+    by_run: list[dict[str, Any] | None]
+    note: str
+
+
+def curves_of(runs: Sequence[Run]) -> Curves:
+    """The curves of all runs, thinned alike, so that a page of many runs stays small."""
+    logged = [_logged(run.history) for run in runs]
+    names = sorted({name for curves in logged for name in curves}, key=_order)
+    amount = sum(map(len, logged))
+    most = max(FEWEST_POINTS, min(MOST_POINTS, MOST_VALUES // max(1, amount)))
+    sizes = {name: stride([len(curves[name]) for curves in logged if name in curves], most) for name in names}
+    grids: dict[tuple[Any, ...], int] = {}
+    by_run = []
+    for curves in logged:
+        thinned = {index: thin(curves[name], sizes[name]) for index, name in enumerate(names) if name in curves}
+        by_run.append({index: (_grid(curve, grids), curve.value) for index, curve in thinned.items()})
+    rule = f"A curve of more than {most} points is thinned to at most so many, each the mean of as many neighbours."
+    return Curves(
+        names=[{"stage": stage, "name": name} for stage, name in names],
+        grids=[{"step": step, "episodes": episodes} for step, episodes in grids],
+        by_run=by_run,
+        note=rule if any(size > 1 for size in sizes.values()) else "Every point logged is drawn.",
+    )
+
+
+def paths_of(runs: Sequence[Run], stage: str = "ppo") -> Paths:
+    """Distance, proxy and gold reward by iteration, each point the mean of a few neighbours."""
+    found = [_path(run.history, stage) for run in runs]
+    size = stride([len(path["kl"]) for path in found if path], PATH_POINTS)
+    note = (
+        f"A line follows training, each point the mean of {size} iterations; "
+        if size > 1
+        else "A line follows training, iteration by iteration; "
+    )
+    note += "markers are the policies as they were evaluated in the end, the small ones near 0 where training started."
+    return Paths([_thinned_path(path, size) if path else None for path in found], note)
+
+
+def _logged(history: Sequence[HistoryRow]) -> dict[Name, list[Point]]:
+    rows: dict[Name, list[HistoryRow]] = defaultdict(list)
+    for row in history:
+        if row.name not in COUNTERS:
+            rows[row.stage, row.name].append(row)
+    # A single point is a figure and no curve.
+    return {name: curve for name, found in rows.items() if len(curve := points(found, *name)) > 1}
+
+
+def _order(name: Name) -> tuple[int, str, int, str]:
+    stage, metric = name
+    known = STAGES.index(stage) if stage in STAGES else len(STAGES)
+    return known, stage, FIRST.index(metric) if metric in FIRST else len(FIRST), metric
+
+
+def _grid(curve: Thinned, grids: dict[tuple[Any, ...], int]) -> int:
+    return grids.setdefault((curve.step, curve.episodes), len(grids))
+
+
+def _path(history: Sequence[HistoryRow], stage: str) -> Mapping[str, list[Point]] | None:
+    """The curves of KL, score and, where there is one, gold, at the steps that they share."""
+    curves = {name: points(history, stage, f"objective/{name}") for name in ("kl", "score", "gold")}
+    present = {name: curve for name, curve in curves.items() if curve}
+    if not {"kl", "score"} <= set(present):
+        return None
+    shared = set.intersection(*({point.step for point in curve} for curve in present.values()))
+    return {name: [point for point in curve if point.step in shared] for name, curve in present.items()}
+
+
+def _thinned_path(path: Mapping[str, list[Point]], size: int) -> dict[str, Any]:
+    kl = thin(path["kl"], size)
+    return {
+        "step": kl.step,
+        # An estimate of the KL may fall below zero; the KL cannot.
+        "distance": [None if value is None else rounded(max(value, 0.0) ** 0.5) for value in kl.value],
+        "proxy": thin(path["score"], size).value,
+        "gold": thin(path["gold"], size).value if "gold" in path else None,
+    }

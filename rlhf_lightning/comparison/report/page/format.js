@@ -1,0 +1,36 @@
+// Numbers as people read them.
+
+/** `style` is a metric's: signed, percent, plain or figure. */
+function number(value, style = "figure") {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (style === "percent") return minus(`${(100 * value).toFixed(1)}%`);
+  if (size !== 0 && (size >= 1e6 || size < 5e-4)) return minus(value.toExponential(1));
+  if (style === "signed") return signed(value, value.toFixed(2));
+  return minus(value.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3));
+}
+
+function signed(value, text) {
+  return value > 0 && !text.startsWith("+") ? `+${text}` : minus(text);
+}
+
+/** A tick of an axis: as short as it can be. */
+function tick(value) {
+  const size = Math.abs(value);
+  return minus(size !== 0 && (size >= 1e6 || size < 1e-3) ? value.toExponential() : String(Number(value.toPrecision(6))));
+}
+
+function minus(text) {
+  return text.replace(/^-/, "−");
+}
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 60) return `${seconds.toFixed(0)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+function count(amount, noun) {
+  return `${amount} ${noun}${amount === 1 ? "" : "s"}`;
+}

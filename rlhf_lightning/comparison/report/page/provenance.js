@@ -1,0 +1,25 @@
+// Where the figures come from: what all jobs share once, then each job's own.
+
+function provenanceSection(report, section) {
+  if (!report.runs.length) {
+    add(section, absence("There is no run to tell of."));
+    return;
+  }
+  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.facts)))];
+  const values = (name) => new Set(report.runs.map((run) => run.facts[name] ?? "not recorded"));
+  const common = names.filter((name) => values(name).size === 1);
+  const own = names.filter((name) => values(name).size > 1);
+  const all = report.runs.length === 1 ? "This job" : `All ${report.runs.length} jobs`;
+  if (common.length) add(section, html("h3", {}, all), facts(common.map((name) => [name, [...values(name)][0]])));
+  add(section, html("h3", {}, "Each job"), ...report.runs.map((run) => html("details", { class: "job" },
+    html("summary", {}, html("span", {}, run.name), html("span", { class: `state ${run.state}` }, run.state), html("span", { class: "note" }, run.overrides.join(" "))),
+    facts([
+      ["directory", run.directory], ["started", run.started ?? "–"], ["took", duration(run.seconds)],
+      ...(run.reused.length ? [["stages from the cache", run.reused.join(", ")]] : []),
+      ...(run.error ? [["error", run.error]] : []), ...(run.problems.length ? [["could not be read", run.problems.join("; ")]] : []),
+      ...own.map((name) => [name, run.facts[name] ?? "not recorded"])]))));
+}
+
+function facts(pairs) {
+  return html("dl", {}, pairs.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
+}
