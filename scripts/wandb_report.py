@@ -112,7 +112,7 @@ def build_report(sweep: Sweep, entity: str) -> Report:
     Args:
         entity: who owns it; empty for a report that is not to be sent.
     """
-    from wandb_workspaces.reports import v2 as reports
+    from wandb_workspaces.reports.v2 import interface as reports
 
     told = ", ".join(f"`{key}`" for key in sweep.keys) or "nothing but the seed"
     return reports.Report(
@@ -132,7 +132,7 @@ def build_report(sweep: Sweep, entity: str) -> Report:
 
 def outcome(sweep: Sweep, entity: str) -> PanelGrid:
     """The last stage's runs: a table of the keys that differ, best first, gold against KL, parallel coordinates."""
-    from wandb_workspaces.reports import v2 as reports
+    from wandb_workspaces.reports.v2 import interface as reports
 
     figures, panels = sweep.figures, []
     reward = figures.get("gold_reward") or figures.get("proxy_reward")
@@ -162,7 +162,7 @@ def outcome(sweep: Sweep, entity: str) -> PanelGrid:
 
 def curves(sweep: Sweep, entity: str) -> PanelGrid:
     """PPO's runs over episodes; where only one key differs, seeds are drawn as a mean and its spread."""
-    from wandb_workspaces.reports import v2 as reports
+    from wandb_workspaces.reports.v2 import interface as reports
 
     grouped: dict[str, Any] = {}
     if len(sweep.keys) == 1 and sweep.seeds > 1:
@@ -184,7 +184,7 @@ def curves(sweep: Sweep, entity: str) -> PanelGrid:
 def runset(sweep: Sweep, entity: str, stage: str, by_objective: bool = False) -> Runset:
     """The runs of one stage of the sweep, and which columns their table has."""
     from wandb_workspaces import expr
-    from wandb_workspaces.reports import v2 as reports
+    from wandb_workspaces.reports.v2 import interface as reports
 
     settings = [f"config:{column(key)}" for key in (*sweep.keys, SEED)]
     figures = [f"summary:{name}" for name in (*sweep.figures.values(), "objective")] if by_objective else []

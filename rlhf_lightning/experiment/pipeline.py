@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlhf_lightning.evaluation.summary import render_summary, short_name
 from rlhf_lightning.experiment.artifacts import BASE
 from rlhf_lightning.experiment.cache.entry import Entry
 from rlhf_lightning.experiment.cache.stage_cache import Made, StageCache
+from rlhf_lightning.experiment.lineage import left_by, taken_in
 from rlhf_lightning.experiment.memory import memory_explained
 from rlhf_lightning.experiment.plotting import draw_plots
 from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
@@ -28,7 +30,7 @@ from rlhf_lightning.experiment.stage_memory import StageMemory, memory_table
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
 from rlhf_lightning.models.adapter_files import is_adapter
 from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings
-from rlhf_lightning.tracking.loggers import open_tracker
+from rlhf_lightning.tracking.loggers import StageTracker, is_trial, open_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +143,10 @@ def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) 
     seconds = round(time.perf_counter() - started, 2)
     metrics["stages"][stage] = {**made.metrics, "seconds": seconds, "key": entry.record.key}
     metrics["evaluate"] |= made.evaluation
-    draw_plots(stage, metrics, inputs.run.path)
+    plots = draw_plots(stage, metrics, inputs.run.path)
+    if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of a run that it named
+        with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
+            _report(stage, inputs, metrics, made.evaluation, made.objective, plots, tracker)
     return made
 
 
@@ -163,6 +168,8 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
         memory = StageMemory(stage, device_of(inputs.settings))
         context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint, memory)
+        for artifact in taken_in(inputs.settings, inputs.run, stage, inputs.keys.of):
+            tracker.take_artifact(artifact)
         with memory_explained(stage):
             result = STAGE_FUNCTIONS[stage](context)
         seconds = time.perf_counter() - started
@@ -173,7 +180,25 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
             "key": context.key,
         }
         metrics["evaluate"] |= result.evaluation
-        tracker.log_summary(metrics["stages"][stage] | result.evaluation)
-        tracker.log_plots(draw_plots(stage, metrics, inputs.run.path))
+        plots = draw_plots(stage, metrics, inputs.run.path)
+        _report(stage, inputs, metrics, result.evaluation, result.objective, plots, tracker)
     logger.info("Stage %s took %.1f s.", stage, seconds)
     return result
+
+
+def _report(
+    stage: StageName,
+    inputs: RunInputs,
+    metrics: Metrics,
+    evaluation: Mapping[str, Any],
+    objective: float | None,
+    plots: Sequence[Path],
+    tracker: StageTracker,
+) -> None:
+    """Tell a tracker how a stage ended."""
+    figures = metrics["stages"][stage]
+    tracker.log_summary({**figures, **evaluation})
+    tracker.log_plots(plots)
+    tracker.leave_artifact(left_by(inputs.settings, inputs.run, stage, inputs.keys.of, figures))
+    if objective is not None and stage == inputs.settings.pipeline.stages[-1]:
+        tracker.log_objective(objective)
