@@ -89,6 +89,12 @@ class ReproductionError(RlhfError):
     exit_code = 2
 
 
+class CacheError(RlhfError):
+    """A stage cache, or an entry of it, that is not there."""
+
+    exit_code = 2
+
+
 class CheckpointError(RlhfError):
     """A checkpoint that must not be loaded."""
 

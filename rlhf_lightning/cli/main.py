@@ -57,6 +57,12 @@ def _rerun() -> Command:
     return main
 
 
+def _cache() -> Command:
+    from rlhf_lightning.cli.cache import main
+
+    return main
+
+
 def _completion() -> Command:
     from rlhf_lightning.cli.completion import main
 
@@ -76,6 +82,7 @@ SUBCOMMANDS = {
     "compare": Subcommand(_compare, "runs and sweeps beside each other: seeds averaged, best first"),
     "export": Subcommand(_export, "a model of a run as a Hugging Face directory with a model card"),
     "rerun": Subcommand(_rerun, "a finished run again, and whether it comes to the same figures"),
+    "cache": Subcommand(_cache, "finished stages that later runs reuse: list, show, prune"),
     "completion": Subcommand(_completion, "tab completion for bash, zsh or fish"),
     "run-job": Subcommand(_run_job, "a job of a sweep, or one of a run's processes", hidden=True),
 }

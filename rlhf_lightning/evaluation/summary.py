@@ -61,6 +61,8 @@ def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
         parts.append(_reward_model(stages["reward_model"]))
     if any("seconds" in figures for figures in stages.values()):
         parts.append(_seconds(stages))
+    if any("cache" in figures for figures in stages.values()):
+        parts.append(_from_the_cache(stages))
     parts.append(_places(run_dir))
     return Group(*parts)
 
@@ -156,6 +158,11 @@ def _seconds(stages: Mapping[str, Metrics]) -> Text:
     times = {stage: float(figures["seconds"]) for stage, figures in stages.items() if "seconds" in figures}
     each = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in times.items())
     return Text.assemble(("Time ", "bold"), f"{_duration(sum(times.values()))} ({each})")
+
+
+def _from_the_cache(stages: Mapping[str, Metrics]) -> Text:
+    taken = {stage: float(figures["cache"]["seconds"]) for stage, figures in stages.items() if "cache" in figures}
+    return Text.assemble(("From the cache ", "bold"), f"{', '.join(taken)}: {_duration(sum(taken.values()))} saved")
 
 
 def _duration(seconds: float) -> str:

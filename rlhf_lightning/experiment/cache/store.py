@@ -42,9 +42,10 @@ class Store:
             with contextlib.suppress(*UNREADABLE):
                 yield Entry.read(path)
 
-    def remains(self) -> list[Path]:
-        """What builders that were killed, and broken entries, have left."""
-        return sorted(self.directory.glob("[!.]*/.*.part")) + sorted(self.directory.glob("[!.]*/.*.broken"))
+    def abandoned(self) -> list[Path]:
+        """What builders that were killed have left, and entries that could not be used."""
+        found = [path for why in ("part", "broken") for path in sorted(self.directory.glob(f"[!.]*/.*.{why}"))]
+        return [path for path in found if not self._is_held(path.parent.name, path.name.split(".")[1])]
 
     def sound(self, stage: str, key: str, *, repair: bool) -> Entry | None:
         """The entry of a key, looked over; None where there is none, or none that could be used.
@@ -129,6 +130,15 @@ class Store:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+    def _is_held(self, stage: str, key: str) -> bool:
+        lock = self._lock(stage, key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
     def _acquire(self, lock: FileLock, stage: str, key: str, while_waiting: Callable[[], None]) -> None:
         reminded = -REMIND_SECONDS
