@@ -18,6 +18,8 @@ from rlhf_lightning.comparison.report.thinning import rounded
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.evaluation.summary import short_name
 
+KEYS_NAMED = 4
+"""Keys in the title."""
 LONGEST_TEXT = 6000
 """Characters of a prompt or reply that the page shows."""
 
@@ -59,9 +61,11 @@ def content(comparison: Comparison, made: str) -> dict[str, Any]:
 
 
 def _title(comparison: Comparison) -> str:
-    what = ", ".join(comparison.keys)
     runs = _count(len(comparison.runs), "run")
-    return f"{runs}: {what}" if what else runs
+    if not comparison.keys:
+        return runs
+    named, others = comparison.keys[:KEYS_NAMED], len(comparison.keys) - KEYS_NAMED
+    return f"{runs} by {', '.join(named)}{f' and {others} more' if others > 0 else ''}"
 
 
 def _lead(comparison: Comparison) -> str:

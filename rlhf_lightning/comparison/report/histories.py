@@ -117,10 +117,17 @@ def _grid(curve: Thinned, grids: dict[tuple[Any, ...], int]) -> int:
 
 
 def _path(history: Sequence[HistoryRow], stage: str) -> Mapping[str, list[Point]] | None:
-    """The curves of KL, score and, where there is one, gold, at the steps that they share."""
-    curves = {name: points(history, stage, f"objective/{name}") for name in ("kl", "score", "gold")}
+    """The curves of KL, proxy and, where there is one, gold, at the steps that they share.
+
+    The proxy is the reward model's own score, as the evaluation has it; older runs logged the standardised one alone.
+    """
+    logged = {"kl": ("kl",), "proxy": ("raw_score", "score"), "gold": ("gold",)}
+    curves = {
+        name: next(filter(None, (points(history, stage, f"objective/{each}") for each in sources)), [])
+        for name, sources in logged.items()
+    }
     present = {name: curve for name, curve in curves.items() if curve}
-    if not {"kl", "score"} <= set(present):
+    if not {"kl", "proxy"} <= set(present):
         return None
     shared = set.intersection(*({point.step for point in curve} for curve in present.values()))
     return {name: [point for point in curve if point.step in shared] for name, curve in present.items()}
@@ -132,6 +139,6 @@ def _thinned_path(path: Mapping[str, list[Point]], size: int) -> dict[str, Any]:
         "step": kl.step,
         # An estimate of the KL may fall below zero; the KL cannot.
         "distance": [None if value is None else rounded(max(value, 0.0) ** 0.5) for value in kl.value],
-        "proxy": thin(path["score"], size).value,
+        "proxy": thin(path["proxy"], size).value,
         "gold": thin(path["gold"], size).value if "gold" in path else None,
     }

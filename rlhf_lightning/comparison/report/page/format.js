@@ -15,7 +15,8 @@ function signed(value, text) {
 }
 
 /** A tick of an axis: as short as it can be. */
-function tick(value) {
+function tick(value, style = "figure") {
+  if (style === "percent") return `${tick(100 * value)}%`;
   const size = Math.abs(value);
   return minus(size !== 0 && (size >= 1e6 || size < 1e-3) ? value.toExponential() : String(Number(value.toPrecision(6))));
 }
@@ -29,6 +30,17 @@ function duration(seconds) {
   if (seconds < 60) return `${seconds.toFixed(0)} s`;
   const minutes = Math.round(seconds / 60);
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** A label `gold reward, iid` as ["gold reward", "iid"]. */
+function parted(label) {
+  const at = label.indexOf(", ");
+  return at < 0 ? [label, ""] : [label.slice(0, at), label.slice(at + 2)];
+}
+
+/** A text that fits `most` letters. */
+function shortened(text, most) {
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
 function count(amount, noun) {

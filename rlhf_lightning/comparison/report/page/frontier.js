@@ -67,7 +67,7 @@ function meanPath(paths, reward) {
 function drawPath(root, { group, index, reward, path, ends }, across, up) {
   const layer = svg("g", { class: seriesClass(index), "data-group": index });
   layer.append(svg("path", { class: `line ${reward}`, d: trace(path.map((point) => [across(point.distance), up(point.value)])) }));
-  for (const end of ends) layer.append(marker(index, across(end.distance), up(end[reward]), end.distance === 0 ? 0.8 : 1.4));
+  for (const end of ends) layer.append(marker(index, across(end.distance), up(end[reward]), { size: end.distance === 0 ? 0.8 : 1.4, hollow: reward === "proxy" }));
   root.append(layer);
   const along = path.map((point) => ({ x: across(point.distance), y: up(point.value), lines: [
     group.name, `${REWARDS[reward]} ${number(point.value)}`, `√KL ${number(point.distance)}`, `optimizer step ${Math.round(point.step)}`] }));

@@ -34,7 +34,7 @@ function parallelAxes(report, runs) {
     .filter(({ values }) => new Set(values.filter((value) => value !== null)).size > 1)
     .map(({ metric, values }) => {
       const [low, high] = extent(values, 0.03);
-      return { label: metric.label, values, place: scale(low, high, 1, 0), ticks: (place) => place.ticks(4).map((value) => [value, tick(value)]), write: (value) => number(value, metric.style) };
+      return { label: metric.label, values, place: scale(low, high, 1, 0), ticks: (place) => place.ticks(4).map((value) => [value, tick(value, metric.style)]), write: (value) => number(value, metric.style) };
     });
   return [...settings, ...figures];
 }
@@ -84,12 +84,13 @@ function parallelChart(report, runs, axes, brushes, width, tell) {
 }
 
 function parallelAxis(axis, index, x, down, brushes, apply) {
-  const title = axis.label.length > PARALLEL.letters ? `${axis.label.slice(0, PARALLEL.letters - 1)}…` : axis.label;
+  const [what, where] = parted(axis.label);
   const window = svg("rect", { class: "brush", x: x - 8, width: 16, y: 0, height: 0 });
   const group = svg("g", { class: "brushed", tabindex: 0, role: "slider", "aria-orientation": "vertical", "aria-label": `Keep runs by ${axis.label}`, "aria-valuemin": 0, "aria-valuemax": 100 },
     svg("line", { class: "axis", x1: x, x2: x, y1: down(0), y2: down(1) }),
-    svg("text", { class: "label", x, y: 20, "text-anchor": "middle" }, svg("title", {}, axis.label), title),
-    axis.ticks(axis.place).map(([value, text]) => svg("text", { class: "tick halo", x: x + 6, y: down(axis.place(value)) + 4 }, text.length > PARALLEL.letters ? `${text.slice(0, PARALLEL.letters - 1)}…` : text)),
+    svg("text", { class: "label", x, y: 14, "text-anchor": "middle" }, svg("title", {}, axis.label), shortened(what, PARALLEL.letters)),
+    svg("text", { class: "tick", x, y: 29, "text-anchor": "middle" }, shortened(where, PARALLEL.letters)),
+    axis.ticks(axis.place).map(([value, text]) => svg("text", { class: "tick halo", x: x + 6, y: down(axis.place(value)) + 4 }, shortened(text, PARALLEL.letters))),
     window, svg("rect", { class: "grip", x: x - 14, width: 28, y: down(0) - 8, height: down(1) - down(0) + 16 }));
   const show = () => {
     const brush = brushes.get(index);

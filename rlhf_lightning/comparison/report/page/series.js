@@ -20,11 +20,11 @@ function seriesClass(index) {
   return `series-${index % COLOURS}`;
 }
 
-/** After the colours are used up they come again, with hollow markers. */
-function marker(index, x, y, size = 1) {
+/** After the colours are used up they come again, each with another marker. */
+function marker(index, x, y, { size = 1, hollow = false } = {}) {
   return svg("path", {
-    d: MARKERS[index % MARKERS.length],
-    class: `marker ${Math.floor(index / COLOURS) % 2 ? "hollow" : ""}`,
+    d: MARKERS[(index + Math.floor(index / COLOURS)) % MARKERS.length],
+    class: hollow ? "marker hollow" : "marker",
     transform: `translate(${x.toFixed(1)},${y.toFixed(1)}) scale(${size})`,
   });
 }

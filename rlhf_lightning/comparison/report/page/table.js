@@ -43,7 +43,7 @@ function groupTable(report, section) {
     html("div", { class: "controls" }, html("label", { class: "choice" }, html("span", {}, "Filter"), filter), cells, seen),
     html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Groups and their figures" },
       html("table", { id: "group-table" }, html("caption", { class: "unseen" }, "Groups and their figures"), head, body)),
-    ...report.notes.map((note) => html("p", { class: "note" }, note)),
+    html("p", { class: "note" }, report.notes.join(" ")),
     ...leftOut(report.left_out));
   draw();
 }
@@ -65,7 +65,8 @@ function bestOf(groups, metric, index) {
   const means = groups.map((group) => group.estimates[index]?.mean ?? null).filter((mean) => mean !== null);
   if (metric.better === null || means.length < 2) return null;
   const found = metric.better === "higher" ? Math.max(...means) : Math.min(...means);
-  return means.every((mean) => mean === found) ? null : found;
+  // What most of the groups reach marks none of them.
+  return means.filter((mean) => mean === found).length * 2 > means.length ? null : found;
 }
 
 function heading(column, state, draw) {
@@ -79,7 +80,13 @@ function heading(column, state, draw) {
     document.querySelector("#group-table th[aria-sort] button").focus();
   };
   return html("th", { scope: "col", class: column.numeric ? "numeric" : null, "aria-sort": chosen ? (state.falling ? "descending" : "ascending") : null },
-    html("button", { type: "button", onclick: sort, title: column.name ?? null }, `${column.label}${arrow}`));
+    html("button", { type: "button", onclick: sort, title: column.name ?? null }, ...twoLines(column.label, arrow)));
+}
+
+/** `gold reward, iid`: what it is above, where it was measured below. */
+function twoLines(label, arrow) {
+  const [what, where] = parted(label);
+  return [`${what}${arrow}`, where ? html("small", {}, where) : null].filter(Boolean);
 }
 
 function groupRows(report, group, index, best, state, width) {
