@@ -23,6 +23,9 @@ FOLDER = "compare"
 """Where the files go within the directory compared."""
 HERE = Path("comparison")
 """Where they go when there are several."""
+SETTINGS = "settings"
+LONGEST_SETTINGS = 160
+"""Characters of a group's settings that the terminal shows."""
 EPILOG = """\
 examples:
   rlhf compare outputs/latest
@@ -106,10 +109,12 @@ def _place(given: Sequence[Path]) -> Path:
 
 def _beside(console: Console, comparison: Comparison, rows: Sequence[Row]) -> Iterator[Table]:
     """The rows as tables: as many metrics beside each other as fit, the others below with the settings repeated."""
-    headings = list(dict.fromkeys(name for row in rows for name in row))
     figures = [metric.label for metric in comparison.metrics]
-    fixed = [name for name in headings if name not in figures]
-    widths = {name: max(_width(name), *(len(row[name]) for row in rows)) + 2 for name in headings}
+    widths = _widths(rows)
+    if sum(widths[key] for key in comparison.keys) > console.width // 2:
+        rows = [_settings_in_one(row, comparison.keys) for row in rows]
+        widths = _widths(rows) | {SETTINGS: console.width // 3}
+    fixed = [name for name in widths if name not in figures]
     room = console.width - sum(widths[name] for name in fixed)
     columns: list[str] = []
     for name in figures:
@@ -118,6 +123,19 @@ def _beside(console: Console, comparison: Comparison, rows: Sequence[Row]) -> It
             columns = []
         columns.append(name)
     yield _table(fixed, columns, rows)
+
+
+def _settings_in_one(row: Row, keys: Sequence[str]) -> Row:
+    """A row with its settings in one cell, the first of them where they are many; the files have all."""
+    label = " ".join(f"{key}={row[key]}" for key in keys)
+    shown = label if len(label) <= LONGEST_SETTINGS else f"{label[:LONGEST_SETTINGS]} ..."
+    return {SETTINGS: shown, **{name: cell for name, cell in row.items() if name not in keys}}
+
+
+def _widths(rows: Sequence[Row]) -> dict[str, int]:
+    """Characters of each column with the space beside it."""
+    headings = dict.fromkeys(name for row in rows for name in row)
+    return {name: max(_width(name), *(len(row[name]) for row in rows)) + 3 for name in headings}
 
 
 def _table(fixed: Sequence[str], columns: Sequence[str], rows: Sequence[Row]) -> Table:

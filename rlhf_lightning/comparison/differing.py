@@ -64,13 +64,21 @@ def values_as_typed(
 ) -> list[dict[str, str]]:
     """Each run's values of some keys by name, written as they were typed by whoever typed them first."""
     typed: dict[str, dict[str, str]] = {key: {} for key in keys}
+    having: dict[str, set[str]] = {key: set() for key in keys}
     for config, told in zip(configs, overrides, strict=True):
         texts = dict(_split(override) for override in told)
-        for key in keys:
+        for key in config.keys() & typed.keys():
+            having[key].add(_options_above(key, config))
             text = texts.get(named(key), texts.get(key))
-            if key in config and text is not None and means(text, config[key]):
+            if text is not None and means(text, config[key]):
                 typed[key].setdefault(as_typed(config[key]), text)
-    return [{named(key): _written(key, config, configs, typed[key]) for key in keys} for config in configs]
+
+    def written(key: str, config: Flat) -> str:
+        if key in config:
+            return typed[key].get(as_typed(config[key]), as_typed(config[key]))
+        return MISSING if _options_above(key, config) in having[key] else ABSENT
+
+    return [{named(key): written(key, config) for key in keys} for config in configs]
 
 
 def as_typed(value: Any) -> str:
@@ -150,14 +158,6 @@ def _is_free(key: str) -> bool:
 
 def _identity(key: str, config: Flat) -> str:
     return as_typed(config[key]) if key in config else MISSING
-
-
-def _written(key: str, config: Flat, configs: Sequence[Flat], typed: Mapping[str, str]) -> str:
-    if key in config:
-        text = as_typed(config[key])
-        return typed.get(text, text)
-    alike = [other for other in configs if _options_above(key, other) == _options_above(key, config)]
-    return MISSING if any(key in other for other in alike) else ABSENT
 
 
 def _split(override: str) -> tuple[str, str]:
