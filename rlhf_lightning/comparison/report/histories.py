@@ -86,7 +86,7 @@ def curves_of(runs: Sequence[Run]) -> Curves:
 
 def paths_of(runs: Sequence[Run], stage: str = "ppo") -> Paths:
     """Distance, proxy and gold reward by iteration, each point the mean of a few neighbours."""
-    found = [_path(run.history, stage) for run in runs]
+    found = [_path(run, stage) for run in runs]
     size = stride([len(path["kl"]) for path in found if path], PATH_POINTS)
     note = (
         f"A line follows training, each point the mean of {size} iterations; "
@@ -116,21 +116,27 @@ def _grid(curve: Thinned, grids: dict[tuple[Any, ...], int]) -> int:
     return grids.setdefault((curve.step, curve.episodes), len(grids))
 
 
-def _path(history: Sequence[HistoryRow], stage: str) -> Mapping[str, list[Point]] | None:
+def _path(run: Run, stage: str) -> Mapping[str, list[Point]] | None:
     """The curves of KL, proxy and, where there is one, gold, at the steps that they share.
 
-    The proxy is the reward model's own score, as the evaluation has it; older runs logged the standardised one alone.
+    The proxy is in the reward model's own scale, which is the evaluation's: what training logs is standardised, by an
+    offset and a spread that the stage's figures name.
     """
     logged = {"kl": ("kl",), "proxy": ("raw_score", "score"), "gold": ("gold",)}
     curves = {
-        name: next(filter(None, (points(history, stage, f"objective/{each}") for each in sources)), [])
+        name: next(filter(None, (run.curve(stage, f"objective/{each}") for each in sources)), [])
         for name, sources in logged.items()
     }
     present = {name: curve for name, curve in curves.items() if curve}
     if not {"kl", "proxy"} <= set(present):
         return None
     shared = set.intersection(*({point.step for point in curve} for curve in present.values()))
-    return {name: [point for point in curve if point.step in shared] for name, curve in present.items()}
+    path = {name: [point for point in curve if point.step in shared] for name, curve in present.items()}
+    figures = run.stages.get(stage, {})
+    offset, spread = rounded(figures.get("reward_offset")), rounded(figures.get("reward_spread"))
+    if offset is not None and spread is not None:
+        path["proxy"] = [point._replace(value=point.value * spread + offset) for point in path["proxy"]]
+    return path
 
 
 def _thinned_path(path: Mapping[str, list[Point]], size: int) -> dict[str, Any]:
