@@ -155,10 +155,14 @@ class _Ending:
 
 
 def _is_interruption(error: BaseException) -> bool:
-    """Lightning answers Ctrl-C with `exit(1)`: a `SystemExit` raised while a `KeyboardInterrupt` was handled."""
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
-    )
+    """Whether an error is a `KeyboardInterrupt`, or what a library made of one.
+
+    Lightning answers it with `exit(1)`; torch, when it was writing a file, with a `RuntimeError` about half a file.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 def _misses_another(error: BaseException | None) -> bool:

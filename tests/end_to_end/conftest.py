@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
 
 VOCABULARY = 50
@@ -22,10 +22,13 @@ VOCABULARY = 50
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which `rlhf train` was typed once, with a step size at which the policy moves."""
+    """A working directory in which `rlhf train` was typed once, with a step size at which the policy moves.
+
+    In a process of its own: the first test that asks for it may have patched this one.
+    """
     directory = tmp_path_factory.mktemp("world")
-    with contextlib.chdir(directory):
-        assert main(["train", *SMALL, "ppo.learning_rate=1e-3"]) == 0
+    command = [sys.executable, "-m", "rlhf_lightning", "train", *SMALL, "ppo.learning_rate=1e-3"]
+    subprocess.run(command, cwd=directory, check=True)
     return directory
 
 
