@@ -9,25 +9,27 @@ from pathlib import Path
 from rlhf_lightning.comparison.differing import SEED
 from rlhf_lightning.comparison.metrics import names
 from rlhf_lightning.comparison.records import Comparison, Group
+from rlhf_lightning.comparison.report import write_report
 from rlhf_lightning.comparison.tables import differences, means, summary
 from rlhf_lightning.errors import ComparisonError
 
-GROUPS_CSV, RUNS_CSV, MARKDOWN = "compare.csv", "runs.csv", "compare.md"
+GROUPS_CSV, RUNS_CSV, MARKDOWN, REPORT = "compare.csv", "runs.csv", "compare.md", "report.html"
 Row = Mapping[str, object]
 
 
 def write_files(comparison: Comparison, directory: Path) -> list[Path]:
-    """Writes compare.csv, runs.csv and compare.md into a directory, which is made if need be.
+    """Writes compare.csv, runs.csv, compare.md and report.html into a directory, which is made if need be.
 
     Raises:
         ComparisonError: it cannot be written.
     """
-    paths = [directory / name for name in (GROUPS_CSV, RUNS_CSV, MARKDOWN)]
+    paths = [directory / name for name in (GROUPS_CSV, RUNS_CSV, MARKDOWN, REPORT)]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _write_csv(paths[0], [group_row(group, comparison) for group in comparison.groups])
         _write_csv(paths[1], run_rows(comparison))
         paths[2].write_text(markdown(comparison), encoding="utf-8")
+        write_report(comparison, paths[3])
     except OSError as error:
         what = f"The comparison cannot be written: {error.strerror or error}."
         fix = "choose another place: --out DIR"

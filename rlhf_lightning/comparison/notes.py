@@ -24,7 +24,7 @@ def notes(comparison: Comparison, averaged: Sequence[str]) -> tuple[str, ...]:
 
 def left_out(runs: Sequence[Run], found: Found) -> tuple[LeftOut, ...]:
     """The runs that the figures do not count, what could not be read of the others, and directories without a run."""
-    entries = [LeftOut(run.name, why) for run in runs for why in _why(run)]
+    entries = [LeftOut(run.name, why) for run in runs for why in (*_why(run), *run.late_problems)]
     entries += [LeftOut(str(path), "holds no run") for path in found.without]
     entries += [
         LeftOut(str(path), "was given more than once, and counts once") for path in dict.fromkeys(found.repeated)
