@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,20 @@ class OfflineRun:
 
 def _values(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def recorded(run_dir: Path, stage: str) -> OfflineRun:
+    """What a stage of a run logged, in the part that it began last and has finished."""
+    identity = json.loads((run_dir / "wandb" / f"{stage}.json").read_text())
+    run = finished(Path(identity["directory"]))
+    assert run.run.run_id == identity["id"]
+    return run
+
+
+def finished(directory: Path) -> OfflineRun:
+    """A finished part of a run: the client's service writes the end of its file shortly after `finish` has returned."""
+    deadline = time.monotonic() + 10.0
+    while (run := OfflineRun(directory)).exit_code is None:
+        assert time.monotonic() < deadline, f"{directory} has no end"
+        time.sleep(0.02)
+    return run

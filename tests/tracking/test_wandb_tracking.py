@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import wandb
-from offline_run import OfflineRun
+from offline_run import recorded
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.samples import SampleRow
@@ -40,13 +40,6 @@ def _settings(**changes: Any) -> RunSettings:
     return RunSettings.model_construct(**(values | changes))
 
 
-def _recorded(run_dir: Path, stage: str) -> OfflineRun:
-    identity = json.loads((run_dir / "wandb" / f"{stage}.json").read_text())
-    recorded = OfflineRun(Path(identity["directory"]))
-    assert recorded.run.run_id == identity["id"]
-    return recorded
-
-
 def test_stages_of_one_process_are_runs_of_one_group(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +58,7 @@ def test_stages_of_one_process_are_runs_of_one_group(
         tracker.log_summary({"evaluate": {"ppo": {"iid": {"gold_reward": 0.5, "gold_reward_ci": [0.4, 0.6]}}}})
         tracker.log_samples([SampleRow("iid", "how?", "no", "yes", gold_after=1.3)])
         raise KeyboardInterrupt
-    sft, ppo = _recorded(run_dir, "sft"), _recorded(run_dir, "ppo")
+    sft, ppo = recorded(run_dir, "sft"), recorded(run_dir, "ppo")
 
     assert sft.run.run_id != ppo.run.run_id
     assert sft.run.run_group == ppo.run.run_group == "2026-03-01_10-00-00"
@@ -234,4 +227,4 @@ with wandb_run.WandbRun(card, Path({str(tmp_path)!r}), "auto") as tracked:
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "logging offline instead" in done.stderr
-    assert _recorded(tmp_path, "sft").history[0]["a"] == 1.0
+    assert recorded(tmp_path, "sft").history[0]["a"] == 1.0

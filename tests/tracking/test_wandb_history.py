@@ -1,0 +1,142 @@
+"""W&B's history of a stage: over episodes, with summaries and a diary, and whole when a stage goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from offline_run import OfflineRun, recorded
+
+from rlhf_lightning.evaluation.curves import HistoryRow
+from rlhf_lightning.records import Message, Prompt, ScoredCompletion
+from rlhf_lightning.tracking.history import HistoryLogger
+from rlhf_lightning.tracking.offline_file import next_step
+from rlhf_lightning.tracking.wandb_metrics import summaries
+from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
+from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
+
+CARD = RunCard("test", None, "group", "ppo", "ppo x", [], None, {"kl": {"coef": 0.1}})
+SCORES = [0.5, 2.0, 1.0, -1.0]
+
+
+def answered(iteration: int) -> list[ScoredCompletion]:
+    return [ScoredCompletion(Prompt((Message("user", "how?"),)), f"so {iteration}", 0.5, finished=True)]
+
+
+def train(run_dir: Path, iterations: range, fails: bool = False) -> None:
+    """Logs like a PPO stage: before each update one figure, after it three; replies of every second iteration."""
+    history = HistoryLogger(run_dir, "ppo")
+    with WandbRun(CARD, run_dir, "offline") as tracked:
+        logger, sink = WandbLogger(tracked), WandbSink(tracked, None)
+        for iteration in iterations:
+            if iteration % 2 == 0:
+                sink.log_diary(iteration, answered(iteration))
+            rows: list[dict[str, float]] = [
+                {"learning_rate": 0.1},
+                {"objective/score": SCORES[iteration], "objective/kl": 0.1, "rollout/episodes": 8 * (iteration + 1)},
+            ]
+            for row in rows:
+                for each in (history, logger):
+                    each.log_metrics(row, step=iteration)
+        if fails:
+            raise KeyboardInterrupt
+        sink.log_summary({"score": SCORES[iterations[-1]]})
+
+
+def episodes(run: OfflineRun) -> list[int]:
+    return [row["rollout/episodes"] for row in run.history if "objective/score" in row]
+
+
+def diary(run: OfflineRun) -> list[list[Any]]:
+    """The rows of all increments of the diary that a part of a run logged."""
+    paths = [row["diary/path"] for row in run.history if "diary/path" in row]
+    return [row for path in paths for row in json.loads((run.directory / "files" / path).read_text())["data"]]
+
+
+def test_figures_stand_over_episodes_and_the_summary_keeps_extremes(tmp_path: Path) -> None:
+    train(tmp_path, range(4))
+    run = recorded(tmp_path, "ppo")
+    assert run.axes["*"] == run.axes["objective/score"] == "rollout/episodes"
+    assert run.summaries["objective/score"] == {"max", "last"}
+    assert run.summaries["policy/loss"] == {"min", "last"}
+    assert run.summaries["rollout/length"] == {"min", "max", "last"}
+    assert run.summary["objective/score"] == {"max": 2.0, "last": -1.0}
+    assert run.summary["score"] == -1.0
+    assert episodes(run) == [8, 16, 24, 32]
+
+
+def test_a_diary_grows(tmp_path: Path) -> None:
+    train(tmp_path, range(4))
+    run = recorded(tmp_path, "ppo")
+    assert diary(run) == [[0, "how?", "so 0", 0.5, True], [2, "how?", "so 2", 0.5, True]]
+    with_diary = [row["rollout/episodes"] for row in run.history if "diary/path" in row]
+    assert with_diary == [8, 24], "beside the figures of its own iteration"
+    assert run.summary["diary/nrows"] == 2
+    assert run.summary["diary/log_mode"] == "INCREMENTAL"
+
+
+def test_rows_past_the_checkpoint_are_not_logged_twice(tmp_path: Path) -> None:
+    """A run is killed in its third iteration and goes on from the checkpoint of the first."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, range(3), fails=True)
+    first = recorded(tmp_path, "ppo")
+    history = tmp_path / "history.csv"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(lines[:5]))  # the header, and four figures of the first iteration
+    train(tmp_path, range(1, 4))
+    second = recorded(tmp_path, "ppo")
+
+    assert first.directory != second.directory
+    assert first.run.run_id == second.run.run_id
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    assert (episodes(first), episodes(second)) == ([8, 16, 24], [32])
+    steps = first.steps + second.steps
+    assert steps == sorted(set(steps)), "one history, in which nothing goes back"
+    assert [row[0] for row in diary(first) + diary(second)] == [0, 2]
+    assert second.summary["objective/score"] == {"max": 2.0, "last": -1.0}, "of both parts"
+
+
+def test_a_row_that_was_lost_with_the_process_is_logged_again(tmp_path: Path) -> None:
+    """The file of the first part ends within a record: what stood there is not taken for sent."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, range(3), fails=True)
+    first = recorded(tmp_path, "ppo")
+    (path,) = first.directory.glob("*.wandb")
+    whole = path.read_bytes()
+    cut = next(end for end in range(len(whole), 0, -16) if _last_step(path, whole[:end]) == 5)
+    assert cut < len(whole)
+    (tmp_path / "history.csv").unlink()
+    train(tmp_path, range(4))
+    second = recorded(tmp_path, "ppo")
+    assert episodes(second) == [24, 32]
+
+
+def _last_step(path: Path, content: bytes) -> int:
+    path.write_bytes(content)
+    return next_step(path.parents[1], path.stem.removeprefix("run-")) - 1
+
+
+def test_a_users_own_rows_do_not_stop_ours(tmp_path: Path) -> None:
+    with WandbRun(CARD, tmp_path, "offline") as tracked:
+        assert tracked.run is not None
+        for number in range(3):
+            for _ in range(5):
+                tracked.run.log({"mine": 1.0})
+            WandbLogger(tracked).log_metrics({"learning_rate": float(number)}, step=number)
+    run = recorded(tmp_path, "ppo")
+    assert [row["learning_rate"] for row in run.history if "learning_rate" in row] == [0.0, 1.0, 2.0]
+
+
+def test_summaries_count_only_what_can_be_compared() -> None:
+    rows = [
+        HistoryRow("ppo", 0, 8, "objective/kl", 3.0),
+        HistoryRow("ppo", 1, 16, "objective/kl", float("inf")),
+        HistoryRow("ppo", 2, 24, "objective/kl", 1.0),
+        HistoryRow("sft", 0, None, "objective/kl", 9.0),
+        HistoryRow("ppo", 2, 24, "time/score", 5.0),
+        HistoryRow("ppo", 2, 24, "objective/gold", float("nan")),
+    ]
+    assert summaries(rows, "ppo") == {"objective/kl": {"max": 3.0, "last": 1.0}}
+    assert summaries(rows, "evaluate") == {}
