@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,15 @@ from rlhf_lightning.settings.run import RunSettings
 
 
 class InterruptedFile(io.BytesIO):
-    """A file during whose writing somebody presses Ctrl-C."""
+    """A file during whose writing, at the third piece, somebody presses Ctrl-C."""
 
-    def write(self, _: object) -> int:
-        raise KeyboardInterrupt
+    pieces = 0
+
+    def write(self, piece: Any) -> int:
+        self.pieces += 1
+        if self.pieces == 3:
+            raise KeyboardInterrupt
+        return super().write(piece)
 
 
 def half_a_checkpoint() -> None:
