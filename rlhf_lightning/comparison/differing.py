@@ -9,17 +9,13 @@ from typing import Any
 
 import yaml
 
+from rlhf_lightning.settings.readers import FREE, is_among
+
 Flat = Mapping[str, Any]
 """A config by dotted keys."""
 
 SEED = "seed"
-FREE = frozenset(
-    {
-        *("paths", "logger", "callbacks", "cache", "name", "notes", "tags", "resume", "allow_targets"),
-        *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
-        *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing", "trainer.threads"),
-    }
-)
+ALIKE = FREE | {"callbacks", "trainer.threads", "allow_targets"}
 """Sections and keys that do not tell experiments apart: where a run is written, how it is shown, how it is cut up."""
 ABSENT = "-"
 """Stands for a key that the option chosen does not have: `peft.rank` under `peft=none`."""
@@ -27,25 +23,14 @@ MISSING = "(missing)"
 """Stands for a key that a run lacks where others of the same option have it: it is of another version."""
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config by dotted keys; lists and empty sections are values."""
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
-
-
 def differing_keys(configs: Sequence[Flat]) -> list[str]:
-    """The keys whose values differ, in the order of the configs; never a free one, nor the seed.
+    """The keys whose values differ, in the order of the configs; never one of `ALIKE`, nor the seed.
 
     Where a group's option differs (`peft=none`, `peft=lora`), the keys that come with an option are no differences of
     their own: they count if they differ between runs of the same option.
     """
     union = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in union if key != SEED and not _is_free(key) and _differs(key, configs)]
+    return [key for key in union if key != SEED and not is_among(key, ALIKE) and _differs(key, configs)]
 
 
 def named(key: str) -> str:
@@ -150,10 +135,6 @@ def _options_above(key: str, config: Flat) -> str:
 def _is_choice(key: str) -> bool:
     """Whether a key names the option of its group."""
     return key.endswith(".kind") or key == "pipeline.name"
-
-
-def _is_free(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
 
 
 def _identity(key: str, config: Flat) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.comparison.differing import SEED, flat
+from rlhf_lightning.comparison.differing import SEED
 from rlhf_lightning.comparison.metrics import SECONDS, figures_of
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.errors import ComparisonError
 from rlhf_lightning.experiment.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS
+from rlhf_lightning.settings.readers import leaves
 
 Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The C library's parser where PyYAML was built with it: ten times as fast, which a hundred runs notice."""
@@ -62,7 +63,7 @@ def read_run(directory: Path, name: str) -> Run:
             problems.append(f"{file} holds no mapping")
         return content if isinstance(content, Mapping) else {}
 
-    config = flat(mapping(CONFIG, lambda text: yaml.load(text, Loader)))
+    config = dict(leaves(mapping(CONFIG, lambda text: yaml.load(text, Loader))))
     status, metrics = mapping(STATUS, json.loads), mapping(METRICS, json.loads)
     provenance = mapping(PROVENANCE, json.loads)
     overrides = _content(directory / OVERRIDES, str.splitlines, problems)
