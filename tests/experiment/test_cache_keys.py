@@ -1,0 +1,390 @@
+"""Two configs give a stage the same key exactly when the stage must leave the same.
+
+What decides what is written down here once more, by hand and key for key, and compared with the keys of random pairs of
+configs. A new key of the schema without a line here fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rlhf_lightning.data.sources import open_source
+from rlhf_lightning.experiment.cache.keys import StageKeys
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.preflight import check_run
+from rlhf_lightning.experiment.config.validation import settings_from
+from rlhf_lightning.settings.readers import leaves
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+
+S, C, R, P, E = "sft", "comparisons", "reward_model", "ppo", "evaluate"
+BELOW = {S: (), C: (S,), R: (S, C), P: (S, C, R), E: (S, C, R, P)}
+"""The stages that lie below a stage in the pipeline rlhf."""
+
+NOTHING: frozenset[str] = frozenset()
+TRAINING = frozenset({S, R, P})
+
+IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
+    "seed": (2, frozenset({S, C, R, P})),
+    "name": ("x", NOTHING),
+    "notes": ("x", NOTHING),
+    "tags": (["x"], NOTHING),
+    "allow_targets": (["x"], NOTHING),
+    "resume": ("auto", NOTHING),
+    "pipeline.name": ("x", NOTHING),
+    "data.max_prompt_length": (16, frozenset({S, C, R, P, E})),
+    "data.max_reply_length": (16, frozenset({S, R})),
+    "data.on_long_record": ("drop", frozenset({S, C, R, P, E})),
+    "data.demonstrations": (40, frozenset({S})),
+    **{f"data.annotator.{name}_bias": (0.5, frozenset({C})) for name in ("length", "politeness", "boilerplate")},
+    "data.annotator.refusal_penalty": (0.5, frozenset({C})),
+    "data.annotator.flip_rate": (0.25, frozenset({C})),
+    **{
+        f"data.demonstrator.{name}_rate": (0.75, frozenset({S}))
+        for name in (
+            *("harm", "over_refusal", "off_topic", "rude", "polite", "untrue", "unknown", "filler", "boilerplate"),
+        )
+    },
+    "model.dtype": ("bfloat16", frozenset({S, C, R, P, E})),
+    "model.gradient_checkpointing": (True, NOTHING),
+    "model.share_backbone": (False, frozenset({P})),
+    "optimizer._target_": ("torch.optim.SGD", TRAINING),
+    "optimizer.betas": ([0.8, 0.9], TRAINING),
+    "optimizer.eps": (1e-8, TRAINING),
+    "optimizer.weight_decay": (0.1, TRAINING),
+    "sft.epochs": (2, frozenset({S})),
+    "sft.batch_size": (64, frozenset({S})),
+    "sft.micro_batch_size": (16, NOTHING),
+    "sft.learning_rate": (1e-5, frozenset({S})),
+    "sft.warmup_fraction": (0.5, frozenset({S})),
+    "sft.max_grad_norm": (2.0, frozenset({S})),
+    "sft.held_out_fraction": (0.25, frozenset({S})),
+    "comparisons.prompts": (30, frozenset({C})),
+    "comparisons.replies": (3, frozenset({C})),
+    "comparisons.held_out_fraction": (0.25, frozenset({C})),
+    "reward_model.epochs": (2, frozenset({R})),
+    "reward_model.batch_size": (16, frozenset({R})),
+    "reward_model.micro_batch_size": (4, NOTHING),
+    "reward_model.learning_rate": (1e-5, frozenset({R})),
+    "reward_model.warmup_fraction": (0.5, frozenset({R})),
+    "reward_model.max_grad_norm": (2.0, frozenset({R})),
+    "reward_model.head": ("classifier", frozenset({R})),
+    "reward_model.pairing": ("adjacent", frozenset({C, R})),
+    "reward_model.margin_coef": (0.5, frozenset({R})),
+    "reward_model.centring_coef": (0.5, frozenset({R})),
+    "ppo.critic": ("separate", frozenset({P})),
+    "ppo.iterations": (3, frozenset({P})),
+    "ppo.epochs": (3, frozenset({P})),
+    "ppo.minibatches": (4, frozenset({P})),
+    "ppo.micro_batch_size": (2, NOTHING),
+    "ppo.learning_rate": (1e-5, frozenset({P})),
+    "ppo.critic_learning_rate": (1e-5, frozenset({P})),
+    "ppo.lr_schedule": ("constant", frozenset({P})),
+    "ppo.clip_range": (0.1, frozenset({P})),
+    "ppo.value_clip_range": (0.1, frozenset({P})),
+    "ppo.value_coef": (0.5, frozenset({P})),
+    "ppo.entropy_coef": (0.5, frozenset({P})),
+    "ppo.missing_eos_penalty": (None, frozenset({P})),
+    "ppo.max_grad_norm": (2.0, frozenset({P})),
+    "ppo.target_kl": (0.5, frozenset({P})),
+    "ppo.kl_budget": (5.0, frozenset({P})),
+    "ppo.critic_warmup": (1, frozenset({P})),
+    "evaluate.splits": (["iid"], frozenset({E})),
+    "evaluate.prompts": (4, frozenset({E})),
+    "evaluate.batch_size": (4, NOTHING),
+    "evaluate.temperature": (0.5, frozenset({E})),
+    "evaluate.bootstrap_samples": (200, frozenset({R, E})),
+    "evaluate.sample_table": (2, frozenset({E})),
+    "evaluate.seed": (3, frozenset({R, E})),
+    "rollout.batch_size": (32, frozenset({P})),
+    "rollout.chunk_size": (4, NOTHING),
+    "rollout.max_new_tokens": (16, frozenset({C, P, E})),
+    "rollout.temperature": (0.5, frozenset({C, P})),
+    "kl.estimator": ("k3", frozenset({P})),
+    "kl.apply_to": ("loss", frozenset({P})),
+    "kl.coef": (0.5, frozenset({P})),
+    "reference.kind": ("frozen_copy", frozenset({P})),
+    "advantage.gamma": (0.5, frozenset({P})),
+    "advantage.lam": (0.5, frozenset({P})),
+    "advantage.whiten": (False, frozenset({P})),
+    "advantage.whiten_rewards": (True, frozenset({P})),
+    "reward.standardise_on_reference": (32, frozenset({P})),
+    "reward.scale": (2.0, frozenset({P})),
+    "reward.clip": (1.0, frozenset({P})),
+    "reward.length_penalty": (0.5, frozenset({P})),
+    "trainer.strategy": ("ddp", TRAINING),
+    "trainer.devices": (2, TRAINING),
+    "trainer.nodes": (3, TRAINING),
+    "trainer.precision": ("bf16-mixed", TRAINING),
+    "trainer.deterministic": (False, TRAINING),
+    "trainer.threads": (1, NOTHING),
+    "callbacks.progress_bar": (False, NOTHING),
+    "callbacks.diary_every": (1, frozenset({P})),
+    "callbacks.diary_samples": (1, frozenset({P})),
+    "callbacks.self_checks": (False, NOTHING),
+    "callbacks.save_every": (1, NOTHING),
+    "callbacks.save_every_steps": (1, NOTHING),
+    "callbacks.keep_last": (1, NOTHING),
+    "callbacks.extra": ([{"_target_": "pytorch_lightning.callbacks.Timer"}], TRAINING),
+    "cache.mode": ("refresh", NOTHING),
+    "cache.directory": ("elsewhere", NOTHING),
+    "paths.outputs": ("elsewhere", NOTHING),
+    "paths.run_dir": ("elsewhere", NOTHING),
+    "paths.sweep_dir": ("elsewhere", NOTHING),
+}
+"""Key -> another value, and the stages that read it and leave something else for it."""
+
+ELSEWHERE = {
+    *("pipeline.stages", "evaluate.policies", "evaluate.reference_from", "evaluate.reward_from"),
+    *("sft.policy_from", "comparisons.policy_from", "reward_model.backbone_from", "reward_model.comparisons_from"),
+    *("ppo.policy_from", "ppo.reward_from", "reward.running_normalisation", "trainer.accelerator"),
+}
+"""Names of inputs, and what cannot be turned alone: tests of their own see to them."""
+
+OF_NO_STAGE = ("sweep.", "launcher.", "logger.")
+"""Sections that say how runs are started and where their figures go."""
+
+KINDS = {"data.kind", "model.kind", "peft.kind", "kl.kind", "advantage.kind", "reward.kind"}
+"""Which option of a group is chosen: tests of their own see to them."""
+
+RECORDED: dict[str, tuple[Any, frozenset[str]]] = {
+    "seed": (2, frozenset({S, R, P})),
+    "data.max_prompt_length": (16, frozenset({S, R, P, E})),
+    "data.max_reply_length": (16, frozenset({S, R})),
+    "data.on_long_record": ("drop", frozenset({S, R, P, E})),
+    "data.on_bad_record": ("skip", frozenset({S, C, P, E})),
+    "data.held_out_fraction": (0.5, frozenset({S, C, P, E})),
+    "data.max_records": (2, frozenset({S, C, P, E})),
+    "comparisons.prompts": (30, NOTHING),
+    "comparisons.replies": (3, NOTHING),
+    "rollout.max_new_tokens": (16, frozenset({P, E})),
+    "rollout.temperature": (0.5, frozenset({P})),
+    "reward_model.pairing": ("adjacent", frozenset({C, R})),
+    "kl.coef": (0.5, frozenset({P})),
+    "sft.epochs": (2, frozenset({S})),
+}
+"""The same of recorded data, whose comparisons are there already, for keys where that makes a difference."""
+
+BELOW_RECORDED = {S: (), C: (), R: (S, C), P: (S, C, R), E: (S, C, R, P)}
+
+Config = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def tree() -> ConfigTree:
+    return ConfigTree.load()
+
+
+@pytest.fixture(scope="module")
+def plain(tree: ConfigTree) -> Config:
+    """The smallest config of the embedded world."""
+    settings = check_run(tree, ["debug=tiny", "logger=none"]).settings
+    assert settings is not None
+    return settings.model_dump(mode="json")
+
+
+@pytest.fixture(scope="module")
+def told(tree: ConfigTree) -> Callable[..., RunSettings]:
+    """The settings that overrides come to."""
+
+    def compose(*overrides: str) -> RunSettings:
+        settings = check_run(tree, ["debug=tiny", "logger=none", *overrides]).settings
+        assert settings is not None
+        return settings
+
+    return compose
+
+
+def changed(config: Config, values: Mapping[str, Any]) -> RunSettings:
+    config = copy.deepcopy(config)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        assert name in place, key
+        place[name] = value
+    return settings_from(config)
+
+
+def keys(settings: RunSettings, device: str = "cpu") -> dict[str, str]:
+    found = StageKeys(settings, device, lambda: open_source(settings.data, settings.seed))
+    return {stage: found.of(stage) for stage in STAGE_NAMES}
+
+
+def differing(one: RunSettings, other: RunSettings) -> set[str]:
+    """The stages whose keys are not the same."""
+    before, after = keys(one), keys(other)
+    return {stage for stage in STAGE_NAMES if before[stage] != after[stage]}
+
+
+def affected(table: Mapping[str, Any], turned: set[str], below: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """The stages that read one of the keys, or build on a stage that does."""
+    directly = {stage for key in turned for stage in table[key][1]}
+    return {stage for stage in STAGE_NAMES if directly & {stage, *below[stage]}}
+
+
+def test_no_key_is_forgotten(plain: Config) -> None:
+    found = {key for key, _ in leaves(plain) if not key.startswith(OF_NO_STAGE)}
+    assert found == {*IN_THE_WORLD, *ELSEWHERE, *KINDS}
+
+
+@pytest.mark.parametrize("key", IN_THE_WORLD)
+def test_a_key_counts_for_the_stages_that_read_it_and_for_no_other(key: str, plain: Config) -> None:
+    value, _ = IN_THE_WORLD[key]
+    assert differing(settings_from(plain), changed(plain, {key: value})) == affected(IN_THE_WORLD, {key}, BELOW)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_two_configs_give_the_same_key_exactly_when_the_stage_must_leave_the_same(
+    plain: Config, data: st.DataObject
+) -> None:
+    turned = st.sets(st.sampled_from(sorted(IN_THE_WORLD)), max_size=4)
+    # A batch that is no multiple of its micro-batch is refused; so is a warm-up that is all of a run.
+    one, other = data.draw(turned), data.draw(turned)
+    configs = [changed(plain, {key: IN_THE_WORLD[key][0] for key in sorted(keys)}) for keys in (one, other)]
+    assert differing(*configs) == affected(IN_THE_WORLD, one ^ other, BELOW)
+
+
+@pytest.fixture
+def recorded(told: Callable[..., RunSettings], tmp_path: Path) -> Config:
+    rows = [{"prompt": f"q{row}", "chosen": f"good {row}", "rejected": f"bad {row}"} for row in range(8)]
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = told("data=files", f"data.preferences={path}", "model=scratch", "model.vocab_size=300")
+    return settings.model_dump(mode="json")
+
+
+def test_of_recorded_data_nothing_is_sampled_and_ranked(recorded: Config, tmp_path: Path) -> None:
+    # With a base model that is not made of the data: what a tokenizer was trained on is in every key.
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    shared = {name: recorded["model"][name] for name in ("dtype", "gradient_checkpointing", "share_backbone")}
+    hub = {"kind": "hub", "name_or_path": str(tmp_path / "model"), "revision": None, "trust_remote_code": False}
+    config = {**recorded, "model": {**shared, **hub, "chat_template": None}}
+    for key, (value, _) in RECORDED.items():
+        turned = differing(settings_from(config), changed(config, {key: value}))
+        assert turned == affected(RECORDED, {key}, BELOW_RECORDED), key
+
+
+def test_data_counts_by_its_content_and_not_by_its_path(recorded: Config, tmp_path: Path) -> None:
+    path = Path(recorded["data"]["preferences"])
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(path.read_bytes())
+    assert not differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)}))
+    moved.write_text(moved.read_text().replace("good 3", "good 4"))
+    assert differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)})) == set(STAGE_NAMES)
+
+
+def test_a_model_from_scratch_is_made_of_its_shape_the_text_and_the_seed(recorded: Config) -> None:
+    for key, value in (("model.layers", 2), ("model.vocab_size", 310), ("model.hidden_size", 64), ("seed", 2)):
+        assert S in differing(settings_from(recorded), changed(recorded, {key: value})), key
+
+
+def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
+    path = Path(recorded["data"]["preferences"])
+    as_file = {**recorded["data"], "kind": "hub", "name": str(path), "config": None, "split": "train"}
+    kept = ("max_prompt_length", "max_reply_length", "on_long_record", "on_bad_record", "held_out_fraction")
+    names = (*kept, "max_records", "kind", "name", "config", "split")
+    config = {**recorded, "data": {**{name: as_file[name] for name in names}, "record": "preference"}}
+    before = keys(settings_from(config))
+    path.write_text(path.read_text().replace("bad 3", "bad 4"))
+    after = keys(settings_from(config))
+    assert all(before[stage] != after[stage] for stage in STAGE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        (["kl=adaptive"], {P, E}),
+        (["kl=none"], {P, E}),
+        (["peft=lora"], {S, C, R, P, E}),
+        (["reward.standardise_on_reference=null", "reward.running_normalisation=true"], {P, E}),
+        (["evaluate.policies=[ppo]"], {E}),
+        (["evaluate.reward_from=null"], {E}),
+        (["evaluate.reference_from=base"], {E}),
+        (["comparisons.policy_from=base"], {C, R, P, E}),
+        (["reward_model.backbone_from=base"], {R, P, E}),
+        (["ppo.policy_from=base"], {P, E}),
+        (["reward=ensemble", "reward.models=[reward_model,reward_model]"], {P, E}),
+    ],
+    ids=" ".join,
+)
+def test_an_option_or_an_input_counts_from_its_stage_on(
+    told: Callable[..., RunSettings], overrides: list[str], stages: set[str]
+) -> None:
+    assert differing(told(), told(*overrides)) == stages
+
+
+def test_whether_the_trunk_is_reused_concerns_ppo_alone(told: Callable[..., RunSettings]) -> None:
+    assert differing(told("peft=top_layers"), told("peft=top_layers", "peft.reuse_trunk=false")) == {P, E}
+
+
+def test_a_stage_has_the_same_key_in_every_pipeline(told: Callable[..., RunSettings]) -> None:
+    assert keys(told())[S] == keys(told("pipeline=sft"))[S]
+
+
+def test_the_kind_of_device_counts_where_something_is_computed(told: Callable[..., RunSettings]) -> None:
+    on_cpu, on_gpu = keys(told(), "cpu"), keys(told(), "cuda")
+    assert all(on_cpu[stage] != on_gpu[stage] for stage in STAGE_NAMES)
+
+
+def test_an_artifact_from_elsewhere_counts_by_its_content(told: Callable[..., RunSettings], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    paths = [f"ppo.policy_from={tmp_path / name}" for name in ("one", "two")]
+    one, two = (told(path) for path in paths)
+    assert not differing(one, two)
+    (tmp_path / "two" / "config.json").write_text('{"changed": true}')
+    assert differing(one, two) == {P, E}
+
+
+def test_an_adapter_from_elsewhere_counts_with_its_base(told: Callable[..., RunSettings], tmp_path: Path) -> None:
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    for directory in (adapter, base):
+        directory.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (base / "config.json").write_text("{}")
+    settings = told(f"ppo.policy_from={adapter}")
+    before = keys(settings)
+    (base / "config.json").write_text('{"changed": true}')
+    assert keys(settings)[P] != before[P]
+
+
+def test_code_that_the_config_names_counts(
+    told: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_callbacks.py").write_text("class Watching: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = told("callbacks.extra=[{_target_: own_callbacks.Watching}]", "allow_targets=[own_callbacks]")
+    before = keys(settings)
+    (tmp_path / "own_callbacks.py").write_text("class Watching: threshold = 2\n")
+    after = keys(settings)
+    assert {stage for stage in STAGE_NAMES if before[stage] != after[stage]} == {S, C, R, P, E}
+
+
+def test_the_base_model_of_the_world_counts(
+    told: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = told()
+    before = keys(settings)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("rlhf_lightning.experiment.cache.content.asset_path", lambda: tmp_path)
+    assert keys(settings)[S] != before[S]
+
+
+def test_versions_of_what_computes_count(told: Callable[..., RunSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(told())
+    monkeypatch.setattr("rlhf_lightning.experiment.cache.keys._versions", lambda: {"torch": "9.9"})
+    after = keys(told())
+    assert all(before[stage] != after[stage] for stage in STAGE_NAMES)
