@@ -88,6 +88,7 @@ def test_a_run_leaves_what_it_promises(tiny: RunDirectory) -> None:
         "status.json",
         "metrics.json",
         "history.csv",
+        "keys.json",
         "samples.jsonl",
         "provenance.json",
         "run.log",
@@ -239,6 +240,7 @@ def test_a_stage_alone_goes_on_from_latest_as_the_pipeline_did(
     assert ppo.path != tiny.path
     ours, theirs = finished_metrics(ppo)["stages"], finished_metrics(tiny)["stages"]
     assert list(ours) == ["ppo"]
+    assert ours["ppo"].pop("key") != theirs["ppo"].pop("key"), "a path is known by its content, a stage by its key"
     assert without_times(ours["ppo"]) == without_times(theirs["ppo"])
 
 

@@ -34,6 +34,7 @@ from rlhf_lightning.tracking.history_file import read_history
 
 SIZES = (
     *SMALL,
+    "cache=off",
     "sft.epochs=2",
     "sft.batch_size=8",
     "sft.micro_batch_size=4",
