@@ -63,6 +63,12 @@ def _cache() -> Command:
     return main
 
 
+def _sweep() -> Command:
+    from rlhf_lightning.cli.sweep import main
+
+    return main
+
+
 def _completion() -> Command:
     from rlhf_lightning.cli.completion import main
 
@@ -77,6 +83,7 @@ def _run_job() -> Command:
 
 SUBCOMMANDS = {
     "train": Subcommand(_train, "run a pipeline (-m: a sweep of pipelines)"),
+    "sweep": Subcommand(_sweep, "a sweep that was stopped: go on with it; or one that runs: how it stands"),
     "score": Subcommand(_score, "what a reward model or classifier says of texts"),
     "doctor": Subcommand(_doctor, "is a run healthy? likely causes, and what to change"),
     "compare": Subcommand(_compare, "runs and sweeps beside each other: seeds averaged, best first"),
@@ -135,6 +142,7 @@ begin with:
   rlhf train                            the embedded world: SFT, reward model, PPO, evaluation, in minutes on a CPU
   rlhf train debug=tiny                 the same in seconds, to see that everything runs
   rlhf train -m kl.coef=0.02,0.2 seed=1,2
+  rlhf sweep resume outputs/latest      the jobs of the newest sweep that did not finish
   rlhf doctor outputs/latest            is the newest run healthy?
   rlhf compare outputs/latest           the newest sweep: which settings are best, and by how much?
   rlhf export outputs/latest            the newest run's model, to give away

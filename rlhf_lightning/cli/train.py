@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         if this_place().world_size > 1:
             what = "a sweep starts the processes of its jobs itself, and several processes were started here"
             raise ConfigError([Problem("-m", what, fix="start it once, without torchrun or srun")])
-        return run_sweep(tree, overrides)
+        return run_sweep(tree, overrides, Path(arguments.config_dir) if arguments.config_dir else None)
     else:
         return run_single(tree, overrides)
     return 0
@@ -140,7 +140,7 @@ def _start(tree: ConfigTree, overrides: Sequence[str], directory: Path) -> int:
 
 def _run_job(config: DictConfig) -> tuple[Outcome, RunDirectory]:
     """Claims the run directory and runs the pipeline in it."""
-    settings = job_settings(config)
+    settings = job_settings(config, job_directory())
     typed = typed_overrides()
     run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
     point_latest(Path(settings.paths.outputs), run_dir.path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 ECHO_SECONDS = 2.0
 """A second Ctrl-C within this time is taken for the first one, delivered twice (by the terminal and by a sweep)."""
@@ -29,7 +29,8 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Ctrl-C, SIGTERM and SIGUSR1 (SLURM's `--signal=SIGUSR1@90`) raise `KeyboardInterrupt` within a `with` block.
+    """Ctrl-C, SIGTERM, SIGUSR1 (SLURM's `--signal=SIGUSR1@90`) and SIGUSR2 (submitit's, which requeues by itself) raise
+    `KeyboardInterrupt` within a `with` block.
 
     An echo of the first within `ECHO_SECONDS` is ignored.
     """

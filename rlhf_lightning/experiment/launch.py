@@ -36,10 +36,10 @@ PR_SET_PDEATHSIG = 1
 
 def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
     """Runs the pipeline in its directory, in this process or, where that is too few, in children of it."""
-    if settings.trainer.processes > this_place().world_size:
-        return launch(run_dir, settings.trainer.devices)
     if os.environ.get(LAUNCHER) == str(os.getppid()):
         _end_with_parent()
+    if settings.trainer.processes > this_place().world_size:
+        return launch(run_dir, settings.trainer.devices)
     return execute(settings, run_dir, overrides)
 
 
@@ -81,7 +81,7 @@ def launch(run_dir: RunDirectory, processes: int) -> Outcome:
     Signals are passed on to them. The first one keeps the run directory; a child that fails says so there itself, and
     for one that was killed it is said here.
     """
-    run_dir.update_status(state="running", error=None)
+    run_dir.update_status(state="pending", error=None)
     children = Children(_started(run_dir, processes))
     with children.told_of_signals():
         children.wait()
@@ -188,7 +188,7 @@ def outcome_of(run_dir: RunDirectory, children: Children) -> Outcome:
         return Outcome("finished", 0)
     code = children.code(children.failed)
     status = run_dir.status
-    if children.interrupted and status.state == "running":
+    if children.interrupted and status.state in ("pending", "running"):
         run_dir.update_status(state="interrupted")
     if children.interrupted or status.state == "interrupted":
         return Outcome("interrupted", INTERRUPTED_EXIT)

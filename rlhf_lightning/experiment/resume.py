@@ -77,7 +77,7 @@ def continue_named(tree: ConfigTree, directory: Path, overrides: Sequence[str]) 
         if problems := surrounding_problems(saved):
             raise ConfigError(problems)
         return Continuation(run, saved, tuple(run.overrides))
-    merged = _merged(tree, run.overrides, overrides)
+    merged = merged_overrides(tree, run.overrides, overrides)
     _refuse_other_places(tree.parse(overrides), run)
     checked = check_run(tree, merged)
     assert checked.settings is not None
@@ -131,7 +131,7 @@ def _placed(settings: RunSettings, run: RunDirectory) -> RunSettings:
     return settings.model_copy(update={"paths": settings.paths.model_copy(update={"run_dir": str(run.path)})})
 
 
-def _merged(tree: ConfigTree, before: Sequence[str], now: Sequence[str]) -> list[str]:
+def merged_overrides(tree: ConfigTree, before: Sequence[str], now: Sequence[str]) -> list[str]:
     """The overrides of a run with further ones, each in the place of what it replaces."""
     replaced = [section_of(override) for override in tree.parse(now)]
     kept = [

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.cli import multirun
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.sweep import job as sweep_job
 
 ChildEnvironment = Callable[[str], dict[str, str]]
 
@@ -74,9 +74,10 @@ def test_ctrl_c_reaches_the_job_and_stops_the_sweep(here: Path, child_environmen
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and job alike
     assert process.wait(timeout=30) == 130
-    (job,) = jobs(here)
+    job, next_one = jobs(here)
     assert job.status.state == "interrupted"
     assert (job.path / "saved").exists()
+    assert next_one.status.state == "pending"
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Jobs in place of processes: each only notes its directory and finishes with its seed for an objective."""
     directories: list[Path] = []
 
-    def call(command: list[str]) -> int:
+    def call(command: list[str], *_: object) -> int:
         run_dir = RunDirectory.open(Path(command[-1]))
         assert command[1:4] == ["-m", "rlhf_lightning", "run-job"]
         directories.append(run_dir.path)
@@ -92,7 +93,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         run_dir.update_status(state="finished")
         return 0
 
-    monkeypatch.setattr(multirun, "_call", call)
+    monkeypatch.setattr(sweep_job, "call", call)
     return directories
 
 
@@ -123,7 +124,7 @@ def test_a_sweep_directory_is_used_once(here: Path, calls: list[Path], capsys: p
 def test_a_job_that_dies_without_a_word_is_not_left_running(
     here: Path, monkeypatch: pytest.MonkeyPatch, code: int, state: str
 ) -> None:
-    monkeypatch.setattr(multirun, "_call", lambda _: code)
+    monkeypatch.setattr(sweep_job, "call", lambda *_: code)
     assert main(["train", "-m", "seed=1"]) != 0
     (job,) = jobs(here)
     assert job.status.state == state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -111,6 +112,8 @@ class ConfigTree:
             return loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.RUN, validate_sweep_overrides=False)
         except yaml.YAMLError as error:
             raise ConfigError([_yaml_problem(error)]) from error
+        except MissingConfigException as error:
+            raise ConfigError([_missing_problem(error)]) from error
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             raise ConfigError([Problem("config", _reason(error))]) from error
 
@@ -185,6 +188,17 @@ def _yaml_problem(error: yaml.YAMLError) -> Problem:
     where = f"{display(Path(mark.name))}:{mark.line + 1}" if mark else None
     what = getattr(error, "problem", None) or "cannot be read"
     return Problem("config", f"a config file is not valid YAML: {what}", where, "mend the syntax at that line")
+
+
+def _missing_problem(error: MissingConfigException) -> Problem:
+    """A config file that is not there. Hydra's launchers and sweepers bring theirs, and are not always installed."""
+    plugin = re.fullmatch(
+        r"hydra/(launcher|sweeper)/(joblib|submitit_local|submitit_slurm|optuna)", error.missing_cfg_file or ""
+    )
+    if plugin is None:
+        return Problem("config", _reason(error))
+    what = f"Hydra's {plugin[1]} {plugin[2]} is not installed"
+    return Problem(f"hydra/{plugin[1]}", what, fix="pip install 'rlhf-lightning[sweeps]'")
 
 
 def _reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.job_overrides import JobOverrides, as_hydra_reads, section_of, sort_overrides
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
-from rlhf_lightning.experiment.config.sweep_jobs import split_jobs
+from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP, split_jobs
 from rlhf_lightning.experiment.config.validation import (
     NEEDS_A_VALUE,
     NO_SUCH_KEY,
@@ -95,7 +95,7 @@ def check_sweep(tree: ConfigTree, overrides: Sequence[str]) -> list[Checked]:
         ConfigError: with everything that is wrong; a problem that only some jobs have names them.
     """
     jobs = split_jobs(tree, overrides)
-    checked = [check_job(tree, tree.parse(job), to_sweep=True) for job in jobs]
+    checked = [check_job(tree, tree.parse(job), number=number) for number, job in enumerate(jobs)]
     seen: dict[Problem, list[int]] = {}
     for number, result in enumerate(checked):
         for problem in result.problems:
@@ -106,29 +106,35 @@ def check_sweep(tree: ConfigTree, overrides: Sequence[str]) -> list[Checked]:
 
 
 def check_job(
-    tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool = False, to_sweep: bool = False
+    tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool = False, number: int | None = None
 ) -> Checked:
     """Composes and checks one job; all problems are in the result, none is raised but a tree that cannot be composed.
 
     Where a value is wrong, the one it was to replace stands in for it in the checks that follow, so that one mistake
     does not hide the next.
 
+    Args:
+        tree: the config folder.
+        overrides: the job's.
+        to_show: the config is only shown.
+        number: of the job in its sweep; None for a single run.
+
     Raises:
         ConfigError: if the files cannot be put together.
     """
     job = sort_overrides(tree, overrides)
     composed = tree.compose(tuple(as_hydra_reads(tree, job.choices)))
-    assembled = _assemble(composed, job.values)
+    assembled = _assemble(composed, job.values, number or 0)
     plain, directories = assembled.plain, assembled.directories
     settings, wrong = _attempt(plain)
-    problems = _distinct([*job.problems, *_hydra_problems(composed, to_sweep), *assembled.problems, *wrong])
+    problems = _distinct([*job.problems, *_hydra_problems(composed, number is not None), *assembled.problems, *wrong])
     problems = [_sourced(tree, job, problem) for problem in problems]
     if to_show:
         return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
-        settings = repaired(plain, _assemble(tree.compose(()), ()).plain)
+        settings = repaired(plain, _assemble(tree.compose(()), (), 0).plain)
     keys = {problem.key for problem in problems}
-    later = _inert_problems(plain, job, keys)
+    later = [*_inert_problems(plain, job, keys), *(_lonely_problems(job) if number is None else ())]
     if settings is not None:
         joint = [*cross_field_problems(settings), *surrounding_problems(settings)]
         later += [problem for problem in joint if not _concerns(problem, keys)]
@@ -136,7 +142,7 @@ def check_job(
     return Checked(settings, directories, tuple(_distinct([*problems, *later])))
 
 
-def _assemble(composed: DictConfig, values: Sequence[Override]) -> Assembled:
+def _assemble(composed: DictConfig, values: Sequence[Override], number: int) -> Assembled:
     config = copy.deepcopy(composed)
     problems = []
     for override in values:
@@ -145,7 +151,7 @@ def _assemble(composed: DictConfig, values: Sequence[Override]) -> Assembled:
         except (OmegaConfBaseException, KeyError) as error:
             what = "there is nothing to delete" if isinstance(error, KeyError) else f"cannot be set: {error}"
             problems.append(Problem(section_of(override), what.splitlines()[0], override.input_line))
-    _as_if_running(config)
+    _as_if_running(config, number)
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(config)
@@ -166,11 +172,11 @@ def _worked_out(config: DictConfig, key: str) -> str:
         return ""
 
 
-def _as_if_running(config: DictConfig) -> None:
+def _as_if_running(config: DictConfig, number: int) -> None:
     """Fills in what Hydra itself fills in when a job starts, for interpolations that read it."""
     with open_dict(config.hydra):
-        config.hydra.job.num = 0
-        config.hydra.job.id = "0"
+        config.hydra.job.num = number
+        config.hydra.job.id = str(number)
         config.hydra.runtime.output_dir = "."
 
 
@@ -197,6 +203,15 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
             fix = f"drop it, or choose a pipeline that runs {absent}"
             problems.append(Problem(key, what, override.input_line, fix))
     return problems
+
+
+def _lonely_problems(job: JobOverrides) -> list[Problem]:
+    """Overrides of a single run that only a sweep reads."""
+    lonely = [
+        override for override in (*job.choices, *job.values) if section_of(override).split(".")[0] in OF_THE_SWEEP
+    ]
+    what = "has no effect: it is for sweeps, and this is a single run"
+    return [Problem(section_of(one), what, one.input_line, "add -m, or drop it") for one in lonely]
 
 
 def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:

@@ -11,9 +11,12 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.job_overrides import section_of
+from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads, section_of, sort_overrides
 
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+
+OF_THE_SWEEP = ("sweep", "launcher")
+"""Sections that concern a sweep as a whole, as do Hydra's own."""
 
 
 def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
@@ -26,14 +29,14 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
         ConfigError: if an override cannot be read, or sweeps over what cannot be swept.
     """
     typed = tree.parse(overrides)
-    own = [override.input_line or "" for override in typed if override.is_hydra_override()]
-    swept_hydra = [override for override in typed if override.is_hydra_override() and override.is_sweep_override()]
-    if swept_hydra:
-        what = "Hydra's own settings cannot be swept"
-        raise ConfigError([Problem(section_of(one), what, one.input_line, "give one value") for one in swept_hydra])
-    sweeper = tree.compose(tuple(own)).hydra.sweeper
-    task = [*_configured(tree, sweeper), *(override for override in typed if not override.is_hydra_override())]
-    if sweeper.get("_target_") != BASIC_SWEEPER:
+    own = [override.input_line or "" for override in typed if is_of_the_sweep(override)]
+    swept = [override for override in typed if is_of_the_sweep(override) and override.is_sweep_override()]
+    if swept:
+        what = "what concerns the sweep as a whole cannot be swept"
+        raise ConfigError([Problem(section_of(one), what, one.input_line, "give one value") for one in swept])
+    config = shared_config(tree, typed)
+    task = swept_overrides(tree, config, typed)
+    if draws(config):
         return [[*own, *job] for job in _each_value_once(task)]
     intervals = [override for override in task if override.is_interval_sweep()]
     if intervals:
@@ -46,9 +49,36 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
     return jobs
 
 
-def _configured(tree: ConfigTree, sweeper: DictConfig) -> list[Override]:
-    """Sweeps that a file asks for: `hydra.sweeper.params`."""
-    return tree.parse([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()])
+def is_of_the_sweep(override: Override) -> bool:
+    """Whether an override concerns a sweep as a whole, and none of its jobs."""
+    return override.is_hydra_override() or section_of(override).split(".")[0] in OF_THE_SWEEP
+
+
+def shared_config(tree: ConfigTree, overrides: Sequence[Override]) -> DictConfig:
+    """The composed config without what is swept: its launcher and sweeper are those of the sweep.
+
+    Raises:
+        ConfigError: if the files cannot be put together.
+    """
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    return tree.compose(tuple(as_hydra_reads(tree, sort_overrides(tree, fixed).choices)))
+
+
+def draws(config: DictConfig) -> bool:
+    """Whether a sweep's jobs are chosen as it goes, by how the last ones went."""
+    return bool(config.hydra.sweeper.get("_target_") != BASIC_SWEEPER)
+
+
+def swept_overrides(tree: ConfigTree, config: DictConfig, overrides: Sequence[Override]) -> list[Override]:
+    """What the jobs are told: what a file sweeps (`hydra.sweeper.params`), and what the command line says.
+
+    The command line holds where both name a key.
+    """
+    params = config.hydra.sweeper.get("params") or {}
+    from_files = tree.parse([f"{key}={value}" for key, value in params.items()])
+    typed = [override for override in overrides if not is_of_the_sweep(override)]
+    typed_keys = {section_of(override) for override in typed}
+    return [*(override for override in from_files if section_of(override) not in typed_keys), *typed]
 
 
 def _each_value_once(overrides: Sequence[Override]) -> list[list[str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP
 from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.settings.run import RunSettings
 
@@ -17,17 +20,23 @@ def job_directory() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def job_settings(config: DictConfig) -> RunSettings:
-    """The checked settings of the current Hydra job; `paths.run_dir` says where it really writes.
+def job_settings(config: DictConfig, directory: Path) -> RunSettings:
+    """The checked settings of a Hydra job; `paths.run_dir` says where it really writes.
 
     Raises:
         ConfigError: if a sweeper made up a job that the schema does not allow.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain["paths"]["run_dir"] = str(job_directory())
+    plain["paths"]["run_dir"] = str(directory)
     return settings_from(plain)
 
 
 def typed_overrides() -> list[str]:
     """The current Hydra job's overrides as a user types them."""
-    return [override.lstrip("+") for override in HydraConfig.get().overrides.task]
+    return told_to_job(HydraConfig.get().overrides.task)
+
+
+def told_to_job(overrides: Sequence[str]) -> list[str]:
+    """A job's overrides as a user types them, without those that concern its sweep and not the job."""
+    texts = [override.lstrip("+") for override in overrides]
+    return [text for text in texts if re.split(r"[./=]", text)[0] not in (*OF_THE_SWEEP, "hydra")]

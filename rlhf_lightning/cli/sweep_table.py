@@ -1,0 +1,88 @@
+"""How a sweep stands, as a table: a line a job, and the totals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_lightning.cli.console import stdout
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.sweep.record import JobState, Sweep, state_of
+from rlhf_lightning.tracking.history_file import read_history
+
+COLUMNS = ("job", "overrides", "state", "stage", "progress", "objective", "seconds")
+TO_THE_RIGHT = ("progress", "objective", "seconds")
+COLOURS: Mapping[JobState, str] = {
+    "finished": "green",
+    "running": "cyan",
+    "pending": "dim",
+    "failed": "red",
+    "dead": "red",
+    "interrupted": "yellow",
+}
+ROUNDS = {"sft": "epochs", "reward_model": "epochs", "ppo": "iterations"}
+"""The key that says how many rounds a stage has."""
+
+
+def show_jobs(sweep: Sweep) -> None:
+    """Prints how a sweep stands."""
+    stdout().print(sweep_table(sweep))
+
+
+def sweep_table(sweep: Sweep) -> Group:
+    """A sweep's jobs: what each is told apart from the others by, how it stands, and how far it is."""
+    jobs = sweep.jobs
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold", justify="right" if name in TO_THE_RIGHT else "left")
+    states = Counter[JobState]()
+    for job in jobs:
+        state = state_of(job)
+        states[state] += 1
+        table.add_row(*_row(job, state, shared))
+    parts: list[RenderableType] = [
+        table,
+        _totals(states),
+        Text(f"directories: {sweep.directory}/JOB", overflow="ignore", no_wrap=True),
+    ]
+    if shared:
+        told = " ".join(override for override in jobs[0].overrides if override in shared)
+        parts.insert(0, Text(f"all jobs: {told}"))
+    return Group(*parts)
+
+
+def _row(job: RunDirectory, state: JobState, shared: set[str]) -> list[Text]:
+    status = job.status
+    objective = (job.metrics or {}).get("objective") if state == "finished" else None
+    end = datetime.now(UTC) if state == "running" else datetime.fromisoformat(status.updated)
+    seconds = (end - datetime.fromisoformat(status.started)).total_seconds()
+    return [
+        Text(job.path.name),
+        Text(" ".join(override for override in job.overrides if override not in shared)),
+        Text(state, style=COLOURS[state]),
+        Text(status.stage or ""),
+        Text(_progress(job, status.stage)),
+        Text("" if objective is None else f"{objective:.3f}"),
+        Text("" if state == "pending" else f"{seconds:.0f}"),
+    ]
+
+
+def _progress(job: RunDirectory, stage: str | None) -> str:
+    """Rounds that a stage has logged, of how many; empty for a stage without rounds."""
+    if stage not in ROUNDS:
+        return ""
+    config: Any = job.config
+    epochs = [row.value for row in read_history(job.path) if row.stage == stage and row.name == "epoch"]
+    return f"{int(epochs[-1]) + 1 if epochs else 0}/{config[stage][ROUNDS[stage]]}"
+
+
+def _totals(states: Counter[JobState]) -> Text:
+    counts = ", ".join(f"{states[state]} {state}" for state in COLOURS if states[state])
+    return Text(f"{states.total()} jobs: {counts}")

@@ -1,0 +1,81 @@
+"""Hands jobs to Hydra's launcher: one after the other, several at once, or to SLURM."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, open_dict
+
+from rlhf_lightning.experiment.config.compose import CONFIG_NAME, ConfigTree
+from rlhf_lightning.experiment.interruption import ECHO_SECONDS, SIGNALS
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.sweep.job import run_job
+from rlhf_lightning.experiment.sweep.record import Sweep
+
+
+def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
+    """Runs jobs, each from the config in its directory, and waits for their end.
+
+    What Hydra composes on the way is the program's default config: a job has its own already.
+
+    Args:
+        sweep: held by this process.
+        jobs: of this sweep.
+    """
+    tree, plan = ConfigTree.load(), sweep.plan
+    config = tree.hydra.compose_config(CONFIG_NAME, [placed_by_hydra(sweep)], RunMode.MULTIRUN)
+    with open_dict(config):
+        config.launcher = plan.launcher
+        config.hydra.launcher = plan.hydra_launcher
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(config_loader=tree.hydra.config_loader, callbacks=Callbacks(config)),
+        task_function=run_prepared,
+        config=config,
+    )
+    numbered = enumerate(jobs)
+    while batch := list(itertools.islice(numbered, plan.batch)):
+        launcher.launch([[f"hydra.sweep.subdir={job.path.name}"] for _, job in batch], initial_job_idx=batch[0][0])
+
+
+def run_prepared(_: DictConfig) -> None:
+    """What Hydra calls for each job, in whatever process."""
+    hydra = HydraConfig.get()
+    run_job(Sweep(Path(hydra.sweep.dir)), RunDirectory.open(Path(hydra.runtime.output_dir)))
+
+
+def placed_by_hydra(sweep: Sweep) -> str:
+    """The override that tells Hydra where a sweep lies."""
+    quoted = str(sweep.directory).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.sweep.dir='{quoted}'"
+
+
+@contextmanager
+def stopped_by_signals(sweep: Sweep) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SLURM's SIGUSR1 stop a sweep: its jobs save their work, and no further one starts.
+
+    A second Ctrl-C does not wait for that.
+    """
+    last = None
+
+    def stop(*_: object) -> None:
+        nonlocal last
+        if last is not None and time.monotonic() - last > ECHO_SECONDS:
+            raise KeyboardInterrupt
+        last = time.monotonic()
+        sweep.stop("interrupted")
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
