@@ -194,7 +194,7 @@ def runset(sweep: Sweep, entity: str, stage: str, by_objective: bool = False) ->
         entity=entity,
         project=sweep.project if entity else "",
         name=f"{stage} of {sweep.group}",
-        filters=[expr.Metric("Group") == sweep.group, expr.Metric("JobType") == stage],
+        filters=expr.And(expr.Metric("Group") == sweep.group, expr.Metric("JobType") == stage),
         order=[order],
         pinned_columns=shown[:1],
         visible_columns=shown,
@@ -237,7 +237,7 @@ def save(sweep: Sweep) -> str:
         fix = "run `wandb login` or set WANDB_API_KEY, or look at the request first: --dry-run"
         raise ComparisonError("There is no W&B API key.", fix=fix)
     try:
-        entity = sweep.entity or wandb.Api().default_entity
+        entity = sweep.entity or str(wandb.Api().default_entity)
         return str(build_report(sweep, entity).save().url)
     except (wandb.errors.Error, ValueError) as error:  # ValueError: the project is not there
         raise ComparisonError(
