@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,27 @@ def finished_run(tmp_path: Path, composed: Callable[..., RunSettings]) -> Callab
         return run
 
     return build
+
+
+@pytest.fixture(scope="session")
+def git() -> Callable[..., str]:
+    """Runs git in a directory, as somebody, and returns what it says."""
+
+    def run(directory: Path, *arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=trunk"]
+        command = ["git", "-C", str(directory), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, git: Callable[..., str]) -> Path:
+    """A package in a repository with one commit, in a folder with a name that a shell takes apart."""
+    package = tmp_path / "a repository's $HOME}" / "package"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("x = 1\n")
+    git(package.parent, "init")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-m", "one")
+    return package

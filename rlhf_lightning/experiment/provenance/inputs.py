@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_lightning.experiment.config.surroundings import artifacts_named
+from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
 from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_hash
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.model import HubModel
@@ -29,6 +31,18 @@ def model_hashes(settings: RunSettings) -> dict[str, str]:
     """SHA-256 of each local directory that a run takes a model, or another stage's artifact, from."""
     directories = sorted({name for name in _names(settings) if Path(name).is_dir()})
     return {name: directory_hash(Path(name)) for name in directories}
+
+
+def module_hashes(settings: RunSettings) -> dict[str, str]:
+    """SHA-256 of each module of the user's own that a `_target_` of the config names, by its first name."""
+    sections = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
+    targets = {str(node["_target_"]) for key, part in sections.items() for _, node in target_nodes(part, key)}
+    found = {target: find_spec(target.partition(".")[0]) for target in targets if not is_allowed(target, TRUSTED)}
+    places = {spec.name: Path(spec.origin) for spec in found.values() if spec is not None and spec.origin is not None}
+    return {
+        name: directory_hash(place.parent) if place.name == "__init__.py" else file_hash(place)
+        for name, place in sorted(places.items())
+    }
 
 
 def hub_commits(settings: RunSettings) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_lightning import __version__
 from rlhf_lightning.experiment.provenance.code import PACKAGE, code_hash, git_state
-from rlhf_lightning.experiment.provenance.inputs import data_hashes, hub_commits, model_hashes
+from rlhf_lightning.experiment.provenance.inputs import data_hashes, hub_commits, model_hashes, module_hashes
 from rlhf_lightning.experiment.provenance.machine import arithmetic, deciding, environment, installed, machine
 from rlhf_lightning.experiment.provenance.secrets import redact
 from rlhf_lightning.settings.run import RunSettings
@@ -39,6 +39,7 @@ def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[s
         "environment": environment(),
         "data": data_hashes(settings),
         "models": model_hashes(settings),
+        "modules": module_hashes(settings),
         "hub": hub_commits(settings),
     }
 
@@ -72,7 +73,7 @@ def changes_of_origin(first: Origin, now: Origin) -> list[str]:
         changes.append(f"Python {first['machine']['python']} -> {now['machine']['python']}")
     if first.get("code_sha256") != now["code_sha256"]:
         changes.append("the code of rlhf_lightning")
-    for kind in ("data", "models"):
+    for kind in ("data", "models", "modules"):
         before, after = first.get(kind, {}), now[kind]
         named = sorted(before.keys() | after.keys())
         changes += [f"the content of {path}" for path in named if before.get(path) != after.get(path)]

@@ -112,7 +112,7 @@ def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[st
     check_run_directory(target)
     config = {**_with_overrides(tree, original.config, overrides), "resume": None}
     config["paths"] = {**config["paths"], "run_dir": str(target)}
-    config["trainer"] = {**config["trainer"], "threads": _threads(config, origin)}
+    config |= _pinned(config, origin)
     recorded = Path(origin["directory"])
     rerun = Rerun(
         original,
@@ -136,7 +136,8 @@ def _with_overrides(tree: ConfigTree, saved: Mapping[str, Any], overrides: Seque
     ]
     if wrong:
         raise ConfigError(wrong)
-    given = [*ITS_OWN, *overrides]
+    chosen = {key for key, _ in _keys(tree, overrides)}
+    given = [*(each for each in ITS_OWN if each.partition("=")[0] not in chosen), *overrides]
     settings = check_run(tree, given).settings
     assert settings is not None
     composed = settings.model_dump(mode="json")
@@ -160,10 +161,14 @@ def _copy(source: Mapping[str, Any], target: dict[str, Any], path: Sequence[str]
     _copy(source[name], target[name], rest)
 
 
-def _threads(config: Mapping[str, Any], origin: Mapping[str, Any]) -> int | None:
-    """The number that the config says, else the one that torch took from the machine: sums depend on it."""
-    threads: int | None = config["trainer"]["threads"]
-    return threads if threads is not None else origin["arithmetic"]["threads"]
+def _pinned(config: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections in which the run left something open, with what it came to: threads, and the hub's commit."""
+    trainer, model = dict(config["trainer"]), dict(config["model"])
+    if trainer["threads"] is None:
+        trainer["threads"] = origin["arithmetic"]["threads"]  # sums depend on it
+    if model["kind"] == "hub":
+        model["revision"] = origin["hub"].get(model["name_or_path"]) or model["revision"]
+    return {"trainer": trainer, "model": model}
 
 
 def _beside(run: Path) -> Path:

@@ -1,0 +1,96 @@
+"""A run done again by its own `reproduce.sh`, in processes of its own, comes to the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import fingerprints, finished_metrics, placed
+
+from rlhf_lightning.experiment.run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+QUICK = ("debug=tiny", "logger=none", "cache=off", "pipeline=sft", "data.demonstrations=64")
+"""One stage, whose loss depends on its seed."""
+
+
+def git(directory: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(directory), *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program's own code and configs in a repository of their own."""
+    directory = tmp_path_factory.mktemp("a checkout")
+    for name in ("rlhf_lightning", "conf"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    git(directory, "init")
+    git(directory, "add", ".")
+    git(directory, "commit", "-m", "as it is")
+    return directory
+
+
+def call(*command: str, code: Path, place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=variables)
+
+
+def rlhf(*arguments: str, code: Path, place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return call(sys.executable, "-m", "rlhf_lightning", *arguments, code=code, place=place, **environment)
+
+
+@pytest.mark.slow
+def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(checkout: Path, tmp_path: Path) -> None:
+    module = checkout / "rlhf_lightning" / "experiment" / "stage.py"
+    committed = module.read_text()
+    changed = committed.replace('f"{self.settings.seed}:{self.name}"', 'f"another {self.settings.seed}"')
+    assert changed != committed
+    module.write_text(changed)
+    done = rlhf("train", *QUICK, *placed(tmp_path), code=checkout, place=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    module.write_text(committed)
+    run = RunDirectory.open((tmp_path / "run").rename(tmp_path / "it's moved"))
+
+    script = ["bash", str(run.path / "reproduce.sh"), "--to", "again"]
+    # Another number of threads, and other code to be found first: neither may matter.
+    done = call(*script, code=ROOT, place=tmp_path, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    assert "The same: all" in done.stdout
+    again = RunDirectory.open(tmp_path / "again")
+    weights = "model.safetensors"
+    assert fingerprints(again.path / "sft")[weights] == fingerprints(run.path / "sft")[weights]
+    report = json.loads((again.path / "reproduction.json").read_text())
+    assert (report["of"], report["differences"]) == (str(run.path), [])
+    origin = again.provenance
+    assert origin is not None
+    assert origin["environment"]["OMP_NUM_THREADS"] == "1"
+    assert origin["git"]["diff"] == (run.provenance or {})["git"]["diff"]
+
+    # The commit alone is other code, and comes to other figures.
+    done = rlhf("rerun", str(run.path), code=checkout, place=tmp_path)
+    assert done.returncode == 2
+    assert "the code of rlhf_lightning" in done.stderr
+    done = rlhf("rerun", str(run.path), "--force", code=checkout, place=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 3, done.stderr
+    assert "stages.sft.loss" in done.stdout
+    other = finished_metrics(RunDirectory.open(tmp_path / "it's moved-rerun"))
+    assert other["stages"]["sft"]["loss"] != finished_metrics(run)["stages"]["sft"]["loss"]
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes_is_reproduced_in_two(checkout: Path, tmp_path: Path) -> None:
+    overrides = [*QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *placed(tmp_path)]
+    done = rlhf("train", *overrides, code=checkout, place=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = call("bash", str(tmp_path / "run" / "reproduce.sh"), code=ROOT, place=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = RunDirectory.open(tmp_path / "run-rerun")
+    assert again.config["trainer"]["devices"] == 2
+    assert (again.path / "reproduction.json").exists()
