@@ -89,9 +89,10 @@ def means(text: str, value: Any) -> bool:
         except ValueError:
             return False
     try:
-        return bool(yaml.safe_load(text) == value)
+        read = yaml.safe_load(text)
     except yaml.YAMLError:
         return False
+    return type(read) is type(value) and bool(read == value)
 
 
 def means_the_same(text: str, other: str) -> bool:

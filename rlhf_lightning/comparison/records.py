@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rlhf_lightning.errors import RunDirectoryError
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
 from rlhf_lightning.evaluation.samples import SampleRow, read_samples
 from rlhf_lightning.tracking.history_file import read_history
-
-if TYPE_CHECKING:
-    from rlhf_lightning.evaluation.overoptimization import RewardPath
 
 FINISHED = "finished"
 Method = Literal["paired", "unpaired", "no interval"]
@@ -152,14 +149,6 @@ class Run:
     def curve(self, stage: str, name: str) -> list[Point]:
         """One logged metric of one stage, in order of steps."""
         return points(self.history, stage, name)
-
-    @cached_property
-    def frontier(self) -> RewardPath | None:
-        """sqrt(KL), proxy and gold reward by PPO iteration; None where PPO logged none."""
-        # Here and not above: it brings numpy, and the table on the terminal must not wait for it.
-        from rlhf_lightning.evaluation.overoptimization import reward_path
-
-        return reward_path(self.history)
 
     @property
     def samples(self) -> Sequence[SampleRow]:
