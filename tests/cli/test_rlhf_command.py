@@ -68,6 +68,7 @@ def test_every_subcommand_can_be_loaded() -> None:
         (["train", "kl.coeff=1", "seed=x"], 2, "2 problems"),
         (["score", "--help"], 0, "--positive-label"),
         (["export", "--help"], 0, "--merge"),
+        (["rerun", "--help"], 0, "exit code: 0 the same figures"),
     ],
 )
 def test_light_commands_import_nothing_heavy_and_answer_fast(arguments: list[str], code: int, expected: str) -> None:
