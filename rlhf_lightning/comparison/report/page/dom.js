@@ -31,7 +31,7 @@ function choice(label, options, chosen, onchange) {
   const option = ([value, text]) => html("option", { value, selected: value === chosen }, text);
   const entry = ([head, rest]) => (Array.isArray(rest) ? html("optgroup", { label: head }, rest.map(option)) : option([head, rest]));
   return html("label", { class: "choice" }, html("span", {}, label),
-    html("select", { onchange: (event) => onchange(event.target.value) }, options.map(entry)));
+    html("select", { "aria-label": label, onchange: (event) => onchange(event.target.value) }, options.map(entry)));
 }
 
 /** What stands where a section has nothing to show, and why. */
