@@ -36,11 +36,7 @@ DECIDES_NOTHING = {
     "settings.readers": "which values are in a key",
     "settings.rules": "refuses a config",
     # What it costs: the forecast loads no weights.
-    "experiment.forecast": "the forecast of memory",
-    "experiment.memory": "the explanation of too little memory",
-    "experiment.rehearsal": "the forecast of memory",
-    "experiment.stage_memory": "the forecast and the measurement of memory",
-    "experiment.stand_ins": "the forecast of memory",
+    "experiment.memory": "the forecast and the measurement of memory",
     "models.footprint": "the forecast of memory",
     "models.live_bytes": "the forecast of memory",
     "models.peak_memory": "the measurement of memory",
@@ -61,7 +57,6 @@ def code_hash(stage: str, package: Path = PACKAGE) -> str:
     return hash_of_module(f"{STAGES}.{stage}", package)
 
 
-@functools.cache
 def hash_of_module(module: str, package: Path = PACKAGE) -> str:
     """SHA-256 of a module and of all that it imports from the package, directly or not."""
     digest = hashlib.sha256()

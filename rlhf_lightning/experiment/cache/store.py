@@ -149,7 +149,9 @@ class Store:
             except Timeout:
                 if time.monotonic() - reminded >= REMIND_SECONDS:
                     reminded = time.monotonic()
-                    logger.info("Stage %s: waiting for %s, which is at it (%s).", stage, self._who(stage, key), key[:12])
+                    logger.info(
+                        "Stage %s: waiting for %s, which is at it (%s).", stage, self._who(stage, key), key[:12]
+                    )
                 while_waiting()
                 time.sleep(POLL_SECONDS)
 

@@ -1,0 +1,151 @@
+"""A stage's key follows the code that makes it, and no other."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME, PACKAGE, STAGES, code_hash, modules_below
+from rlhf_lightning.settings.run import STAGE_NAMES
+
+S, C, R, P, E = "sft", "comparisons", "reward_model", "ppo", "evaluate"
+
+Edit = Callable[[str, Callable[[str], str]], set[str]]
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package."""
+    place = tmp_path_factory.mktemp("copied") / PACKAGE.name
+    return shutil.copytree(PACKAGE, place, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+
+
+@pytest.fixture
+def edited(copied: Path) -> Edit:
+    """Edits a file in a copy of the package; gives the stages whose code is then another."""
+
+    def edit(name: str, change: Callable[[str], str]) -> set[str]:
+        path = copied / name
+        text = path.read_text(encoding="utf-8")
+        before = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
+        path.write_text(change(text), encoding="utf-8")
+        after = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
+        path.write_text(text, encoding="utf-8")
+        return {stage for stage in STAGE_NAMES if before[stage] != after[stage]}
+
+    return edit
+
+
+def one_line_more(text: str) -> str:
+    return f"{text}\nONE_LINE_MORE = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("algorithms/sft.py", {S}),
+        ("algorithms/reward_model.py", {R}),
+        ("algorithms/ppo.py", {P}),
+        ("objectives/ppo.py", {P}),
+        ("objectives/preference.py", {R}),
+        ("rollouts/sampler.py", {C, P, E}),
+        ("worlds/courtesy/gold.py", {S, C, R, P, E}),
+        ("worlds/courtesy/__init__.py", {S, C, R, P, E}),
+        ("experiment/training.py", {S, R, P}),
+        ("experiment/stages/comparisons.py", {C}),
+        ("evaluation/gold.py", {E}),
+        ("evaluation/statistics.py", {R, E}),
+        ("callbacks/kl_budget.py", {P}),
+        ("tracking/wandb_run.py", set()),
+        ("cli/train.py", set()),
+        ("evaluation/summary.py", set()),
+        ("evaluation/plots/style.py", set()),
+        ("experiment/pipeline.py", set()),
+        ("experiment/run_directory.py", set()),
+        ("experiment/forecast.py", set()),
+        ("experiment/config/preflight.py", set()),
+        ("diagnosis/doctor.py", set()),
+        ("errors.py", set()),
+    ],
+)
+def test_a_line_more_counts_where_the_code_is_used(edited: Edit, name: str, stages: set[str]) -> None:
+    assert edited(name, one_line_more) == stages
+
+
+def reformatted(text: str) -> str:
+    """The same code with another comment, other docstrings and other line breaks."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Expr(ast.Constant("Said otherwise."))
+    return f"# A comment.\n\n\n{ast.unparse(tree)}\n"
+
+
+def test_comments_docstrings_and_formatting_do_not_count(
+    edited: Edit,
+) -> None:
+    assert edited("algorithms/ppo.py", reformatted) == set()
+
+
+def test_a_function_that_only_a_docstring_filled_is_still_a_function(
+    edited: Edit,
+) -> None:
+    assert edited("algorithms/ppo.py", lambda text: f'{text}\ndef said() -> None:\n    """Said."""\n') == {P}
+
+
+def test_an_import_within_a_function_is_followed(edited: Edit) -> None:
+    source = (PACKAGE / "data" / "sources.py").read_text(encoding="utf-8")
+    assert "    from rlhf_lightning.data.hub import" in source, "the case that is tested"
+    assert edited("data/hub.py", one_line_more) == set(STAGE_NAMES)
+
+
+def test_what_counts_for_nothing_is_there() -> None:
+    gone = [
+        name
+        for name in DECIDES_NOTHING
+        if not (PACKAGE / name.replace(".", "/")).is_dir() and not (PACKAGE / f"{name.replace('.', '/')}.py").is_file()
+    ]
+    assert gone == []
+
+
+def test_packages_whose_code_is_not_followed_hold_no_code() -> None:
+    """Importing `a.b` runs `a/__init__.py` too; only what is imported by name is followed."""
+    followed = set().union(*(modules_below(f"{STAGES}.{stage}") for stage in STAGE_NAMES))
+    packages = {parent for name in followed for parent in parents(name)} - followed - {STAGES, NAME}
+    for name in packages:
+        file = PACKAGE.joinpath(*name.split(".")[1:]) / "__init__.py"
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        harmless = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
+        assert all(isinstance(statement, harmless) for statement in body), name
+
+
+def parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def test_imports_in_the_package_are_written_in_full() -> None:
+    """A relative import would not be followed."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not isinstance(node, ast.ImportFrom) or node.level == 0, path
+
+
+def test_a_stage_does_not_depend_on_another() -> None:
+    for stage in STAGE_NAMES:
+        others = {f"{STAGES}.{other}" for other in STAGE_NAMES if other != stage}
+        assert not others & modules_below(f"{STAGES}.{stage}")
+        assert f"{NAME}.algorithms.ppo" not in modules_below(f"{STAGES}.{stage}") or stage == P
+
+
+def test_it_takes_no_time(tmp_path: Path) -> None:
+    anew = shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    started = time.process_time()
+    for stage in STAGE_NAMES:
+        code_hash(stage, anew)
+    assert time.process_time() - started < 3.0, "0.2 s on an idle machine"
