@@ -41,13 +41,9 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
     Raises:
         JobFailedError: no job has an objective, or more failed than the sweeper is told to bear.
     """
-    typed = tree.parse(overrides)
-    config = shared_config(tree, typed)
-    own = as_hydra_reads(tree, [override for override in typed if is_of_the_sweep(override)])
-    task = as_hydra_reads(tree, swept_overrides(tree, config, typed))
-    # The sweeper names a parameter as its override is written, and would not see that two spellings are one key.
-    told = [text[2:] if _is_there(config, text) else text for text in task]
-    texts = [*own, *told, *further, "hydra.sweeper.params=null", placed_by_hydra(sweep), "hydra.mode=MULTIRUN"]
+    own = as_hydra_reads(tree, [override for override in tree.parse(overrides) if is_of_the_sweep(override)])
+    of_hydra = [*further, "hydra.sweeper.params=null", placed_by_hydra(sweep), "hydra.mode=MULTIRUN"]
+    texts = [*own, *told_to_sweeper(tree, overrides), *of_hydra]
     try:
         tree.hydra.multirun(CONFIG_NAME, run_drawn, texts)
     except SweepStopped:
@@ -56,6 +52,18 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
         if sweep.in_state("finished"):
             raise
         raise JobFailedError("No job has an objective.", where=str(sweep.directory), fix="see their logs") from error
+
+
+def told_to_sweeper(tree: ConfigTree, overrides: Sequence[str]) -> list[str]:
+    """What Hydra's sweeper draws from, and what all jobs have in common, as overrides for Hydra.
+
+    The sweeper names a parameter as its override is written, and would not see that two spellings are one key: what is
+    in the config has no `++`.
+    """
+    typed = tree.parse(overrides)
+    config = shared_config(tree, typed)
+    texts = as_hydra_reads(tree, swept_overrides(tree, config, typed))
+    return [text[2:] if _is_there(config, text) else text for text in texts]
 
 
 def draw_missing(sweep: Sweep) -> bool:

@@ -1,0 +1,56 @@
+"""What Optuna knows when a sweep is taken up again: the jobs that finished, read from their directories.
+
+The directories are the record, so that nothing has to be kept beside them. Optuna's own storage in a file would be
+another: the Optuna that Hydra's sweeper asks for cannot open it with today's SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.sweep.draw import told_to_sweeper
+from rlhf_lightning.experiment.sweep.record import Sweep
+
+
+def finished_trials(directory: str, study_name: str, direction: str) -> Any:
+    """A storage of Optuna's, in memory, with a trial for each job that finished: `hydra.sweeper.storage` of a preset.
+
+    Args:
+        directory: of the sweep.
+        study_name: the study's name in the storage.
+        direction: `maximize` or `minimize`.
+    """
+    import optuna
+    from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+
+    sweep = Sweep(Path(directory))
+    plan = sweep.plan
+    tree = ConfigTree.load(Path(plan.config_dir) if plan.config_dir else None)
+    distributions, _ = create_params_from_overrides(told_to_sweeper(tree, plan.overrides))
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name=study_name, direction=direction)
+    for job in sweep.in_state("finished"):
+        objective = (job.metrics or {}).get("objective")
+        params = _drawn(tree, job, distributions)
+        if objective is not None and params.keys() == distributions.keys():
+            trial = optuna.trial.create_trial(params=params, distributions=distributions, value=float(objective))
+            study.add_trial(trial)
+    return storage
+
+
+def _drawn(tree: ConfigTree, job: RunDirectory, distributions: dict[str, Any]) -> dict[str, Any]:
+    """The values that were drawn for a job, by the names that the sweeper gives them."""
+    told = {override.get_key_element(): override.value() for override in tree.parse(job.overrides)}
+    names = {name.lstrip("+"): name for name in distributions}
+    return {names[key]: _as_drawn(value, distributions[names[key]]) for key, value in told.items() if key in names}
+
+
+def _as_drawn(value: Any, distribution: Any) -> Any:
+    """A value as its distribution has it: of a choice, the text that the sweeper chose from."""
+    choices = getattr(distribution, "choices", None)
+    if choices is None:
+        return value
+    return next((choice for choice in choices if str(choice) == str(value)), value)
