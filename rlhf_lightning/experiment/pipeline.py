@@ -21,12 +21,12 @@ from rlhf_lightning.experiment.artifacts import BASE
 from rlhf_lightning.experiment.cache.entry import Entry
 from rlhf_lightning.experiment.cache.stage_cache import Made, StageCache
 from rlhf_lightning.experiment.lineage import left_by, taken_in
-from rlhf_lightning.experiment.memory import memory_explained
+from rlhf_lightning.experiment.memory.exhaustion import memory_explained
+from rlhf_lightning.experiment.memory.stage_memory import StageMemory, memory_table
 from rlhf_lightning.experiment.plotting import draw_plots
 from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult, device_of
-from rlhf_lightning.experiment.stage_memory import StageMemory, memory_table
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
 from rlhf_lightning.models.adapter_files import is_adapter
 from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings

@@ -21,8 +21,8 @@ from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.experiment.artifacts import resolve_model
 from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.config.instantiate import instantiate
+from rlhf_lightning.experiment.memory.stage_memory import StageMemory
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.stage_memory import StageMemory
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_tokenizer
 from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor

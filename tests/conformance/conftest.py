@@ -25,7 +25,7 @@ def without_plots() -> Iterator[None]:
 def without_forecast() -> Iterator[None]:
     """A forecast of memory takes the same steps on tensors without data; the tests count those with data."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lightning.experiment.stage_memory.StageMemory.forecast", lambda *_: None)
+        patch.setattr("rlhf_lightning.experiment.memory.stage_memory.StageMemory.forecast", lambda *_: None)
         yield
 
 

@@ -14,10 +14,10 @@ import torch
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from rlhf_lightning.experiment import forecast, stage_memory
-from rlhf_lightning.experiment.forecast import ppo_footprint, reward_model_footprint, sft_footprint, update_shape
-from rlhf_lightning.experiment.rehearsal import RolloutShape, UpdateShape
-from rlhf_lightning.experiment.stage_memory import StageMemory
+from rlhf_lightning.experiment.memory import forecast, stage_memory
+from rlhf_lightning.experiment.memory.forecast import ppo_footprint, reward_model_footprint, sft_footprint, update_shape
+from rlhf_lightning.experiment.memory.rehearsal import RolloutShape, UpdateShape
+from rlhf_lightning.experiment.memory.stage_memory import StageMemory
 from rlhf_lightning.models.footprint import Footprint
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy

@@ -19,8 +19,8 @@ from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.callbacks.self_checks import SelfChecks, tolerance
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.actors import open_actors, open_critic
-from rlhf_lightning.experiment.forecast import ppo_footprint, update_shape
-from rlhf_lightning.experiment.rehearsal import RolloutShape
+from rlhf_lightning.experiment.memory.forecast import ppo_footprint, update_shape
+from rlhf_lightning.experiment.memory.rehearsal import RolloutShape
 from rlhf_lightning.experiment.rewards import combined, open_rewards, reward_sources, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit

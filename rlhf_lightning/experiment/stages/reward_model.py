@@ -12,7 +12,7 @@ from rlhf_lightning.data.encoding import EncodedPreference, Encoder
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.evaluation.preference_accuracy import Figures, preference_accuracy
 from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.forecast import reward_model_footprint, update_shape
+from rlhf_lightning.experiment.memory.forecast import reward_model_footprint, update_shape
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit

@@ -6,7 +6,7 @@ import math
 
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.data.datamodules import DemonstrationDataModule
-from rlhf_lightning.experiment.forecast import sft_footprint, update_shape
+from rlhf_lightning.experiment.memory.forecast import sft_footprint, update_shape
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations

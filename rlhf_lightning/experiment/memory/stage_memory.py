@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from rlhf_lightning.errors import RlhfError
-from rlhf_lightning.experiment.memory import OTHER_RESULT, SAME_RESULT
+from rlhf_lightning.experiment.memory.exhaustion import OTHER_RESULT, SAME_RESULT
 from rlhf_lightning.models.footprint import Footprint
 from rlhf_lightning.models.peak_memory import PeakMemory, available, baseline, give_back_freed
 from rlhf_lightning.settings.run import StageName

@@ -12,14 +12,14 @@ from rlhf_lightning.algorithms.optimization import OptimizerFactory
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reward_model import RewardModel
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
-from rlhf_lightning.experiment.rehearsal import (
+from rlhf_lightning.experiment.memory.rehearsal import (
     RolloutShape,
     UpdateShape,
     rehearse_ppo,
     rehearse_reward_model,
     rehearse_sft,
 )
-from rlhf_lightning.experiment.stand_ins import Plan, cast, tuned
+from rlhf_lightning.experiment.memory.stand_ins import Plan, cast, tuned
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import POLICY, REWARD
 from rlhf_lightning.models.footprint import Footprint, deeper

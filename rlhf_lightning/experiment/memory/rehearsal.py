@@ -21,7 +21,7 @@ from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reward_model import RewardModel
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.batches import DemonstrationBatch, PreferenceBatch
-from rlhf_lightning.experiment.stand_ins import Judge
+from rlhf_lightning.experiment.memory.stand_ins import Judge
 from rlhf_lightning.models.actor_critic import ReplyOutputs
 from rlhf_lightning.models.footprint import Footprint
 from rlhf_lightning.models.live_bytes import LiveBytes, storage_bytes
