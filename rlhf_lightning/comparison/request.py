@@ -145,12 +145,14 @@ def _no_metric(name: str, option: str, present: Sequence[str]) -> ComparisonErro
 
 
 def _like(name: str, known: Sequence[str]) -> str:
-    """`did you mean ...?`, by spelling and by the last part of a name; what there is, where nothing is alike."""
+    """`did you mean ...?`, by spelling, by the last part of a name, by a part of it; else what there is."""
     leaf = name.rpartition(".")[2]
     namesakes = [other for other in known if other.rpartition(".")[2] == leaf]
     leaves = {other.rpartition(".")[2]: other for other in reversed(known)}
     alike = [leaves[other] for other in difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.72)]
-    close = list(dict.fromkeys([*difflib.get_close_matches(name, known, n=3, cutoff=0.72), *namesakes, *alike]))[:4]
+    longer = [other for other in known if name in other]
+    spelled_alike = difflib.get_close_matches(name, known, n=3, cutoff=0.72)
+    close = list(dict.fromkeys([*spelled_alike, *namesakes, *alike, *longer]))[:4]
     if close:
         return f"did you mean {' or '.join(close)}?"
     shown = ", ".join(known[:12])
