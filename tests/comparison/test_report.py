@@ -184,6 +184,12 @@ def test_a_path_is_in_the_scale_of_the_reward_model(tmp_path: Path) -> None:
     assert path["distance"][0] == pytest.approx(math.sqrt(0.025), rel=1e-4)
 
 
+def test_a_run_that_did_not_finish_has_no_path(tmp_path: Path) -> None:
+    data = shown(compared(write_run(tmp_path / "run", state="failed")))
+    assert data["runs"][0]["path"] is None
+    assert data["runs"][0]["series"]
+
+
 def test_evaluated_policies_stand_at_the_root_of_their_kl(tmp_path: Path) -> None:
     ends = shown(compared(write_run(tmp_path / "run", objective=0.75)))["runs"][0]["ends"]
     start, trained = ends

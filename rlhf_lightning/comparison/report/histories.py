@@ -55,7 +55,8 @@ class Paths:
     """Where training went on the plane of KL and reward.
 
     Attributes:
-        by_run: `{"step": [...], "distance": [...], "proxy": [...], "gold": [...] or None}`; None without such a stage.
+        by_run: `{"step": [...], "distance": [...], "proxy": [...], "gold": [...] or None}`; None without such a stage,
+            and for a run that did not finish: only then the scale of its proxy is known.
         note: how they were thinned.
     """
 
@@ -86,12 +87,12 @@ def curves_of(runs: Sequence[Run]) -> Curves:
 
 def paths_of(runs: Sequence[Run], stage: str = "ppo") -> Paths:
     """Distance, proxy and gold reward by iteration, each point the mean of a few neighbours."""
-    found = [_path(run, stage) for run in runs]
+    found = [_path(run, stage) if run.finished else None for run in runs]
     size = stride([len(path["kl"]) for path in found if path], PATH_POINTS)
     note = (
-        f"A line follows training, each point the mean of {size} iterations; "
+        f"A line follows the training of finished runs, each point the mean of {size} iterations; "
         if size > 1
-        else "A line follows training, iteration by iteration; "
+        else "A line follows the training of finished runs, iteration by iteration; "
     )
     note += "markers are the policies as they were evaluated in the end, the small ones near 0 where training started."
     return Paths([_thinned_path(path, size) if path else None for path in found], note)

@@ -1,4 +1,4 @@
-// Learning curves: a line a group, the mean over its seeds.
+// Learning curves: a line a group, the mean over the seeds that finished. The others would end the line where they end.
 
 function curveSection(report, section) {
   if (!report.curves.length) {
@@ -28,7 +28,7 @@ function curveSection(report, section) {
       choice("Seeds", [["range", "their range"], ["each", "each a thin line"], ["mean", "the mean alone"]], state.spread, set("spread")),
       choice("Smoothing", [["1", "none"], ["5", "over 5 points"], ["15", "over 15 points"]], "1", set("window", Number))),
     legend(report.groups, chart.redraw), chart.box,
-    html("p", { class: "note" }, `A line is the mean over a group's runs, drawn where all of them have a point. ${report.curve_note}`));
+    html("p", { class: "note" }, `A line is the mean over a group's finished runs, drawn where all of them have a point. ${report.runs.every((run) => run.finished) ? "" : "Thin dotted lines are runs that did not finish. "}${report.curve_note}`));
 }
 
 function hasEpisodes(report, curve) {
@@ -46,10 +46,14 @@ function curveChart(report, state, width) {
   const { stage, name } = report.curves[state.curve];
   const lines = report.groups.map((group, index) => ({ group, index, curves: curvesOf(report, group, state) }))
     .filter(({ index, curves }) => shown.has(index) && curves.length)
+    .map(({ group, index, curves }) => {
+      const finished = curves.filter(({ run }) => run.finished);
+      return { group, index, curves: finished.length ? finished : curves, rest: finished.length ? curves.filter(({ run }) => !run.finished) : [] };
+    })
     .map((line) => ({ ...line, mean: meanCurve(line.curves) }));
-  const all = lines.flatMap(({ curves }) => curves);
+  const all = lines.flatMap(({ curves, rest }) => [...curves, ...rest]);
   const x = extent(all.flatMap((curve) => curve.x), 0.01);
-  const y = extent(state.spread === "mean" ? lines.flatMap(({ mean }) => mean.map((point) => point.mean)) : all.flatMap((curve) => curve.y));
+  const y = extent(state.spread === "mean" && lines.some(({ mean }) => mean.length) ? lines.flatMap(({ mean }) => mean.map((point) => point.mean)) : all.flatMap((curve) => curve.y));
   if (!x || !y) return absence(shown.size ? `The groups shown did not log ${name}.` : "No group is chosen: choose one above.");
   const { root, across, up } = frame(width, {
     x: { low: x[0], high: x[1], label: state.axis === "episodes" ? "episodes" : "optimizer steps" }, y: { low: y[0], high: y[1], label: name },
@@ -61,16 +65,16 @@ function curveChart(report, state, width) {
   return root;
 }
 
-function drawLine(root, { group, index, curves, mean }, state, across, up, name) {
+function drawLine(root, { group, index, curves, rest, mean }, state, across, up, name) {
   const layer = svg("g", { class: seriesClass(index), "data-group": index });
   const several = curves.length > 1;
   const at = (points, field) => points.map((point) => [across(point.x), up(point[field])]);
   if (several && state.spread === "range" && mean.length) {
     layer.append(svg("path", { class: "band", d: `${trace(at(mean, "high"))}${trace(at([...mean].reverse(), "low")).replace("M", "L")}Z` }));
   }
-  if (several && (state.spread === "each" || !mean.length)) {
-    for (const curve of curves) layer.append(svg("path", { class: "thin", d: trace(curve.x.map((x, i) => [across(x), curve.y[i] === null ? null : up(curve.y[i])])) }));
-  }
+  const thin = (curve, kind) => layer.append(svg("path", { class: kind, d: trace(curve.x.map((x, i) => [across(x), curve.y[i] === null ? null : up(curve.y[i])])) }));
+  if (several && (state.spread === "each" || !mean.length)) curves.forEach((curve) => thin(curve, "thin"));
+  if (state.spread !== "mean") rest.forEach((curve) => thin(curve, "thin unfinished"));
   const points = at(mean, "mean");
   layer.append(svg("path", { class: "line", d: trace(points) }), ...markersAlong(points, index));
   root.append(layer);

@@ -4,25 +4,17 @@
 function number(value, style = "figure") {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (style === "percent") return minus(`${(100 * value).toFixed(1)}%`);
-  if (size !== 0 && (size >= 1e6 || size < 5e-4)) return minus(value.toExponential(1));
-  if (style === "signed") return signed(value, value.toFixed(2));
-  return minus(value.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3));
-}
-
-function signed(value, text) {
-  return value > 0 && !text.startsWith("+") ? `+${text}` : minus(text);
+  if (style === "percent") return `${(100 * value).toFixed(1)}%`;
+  if (size !== 0 && (size >= 1e6 || size < 5e-4)) return value.toExponential(1);
+  if (style === "signed") return `${value > 0 ? "+" : ""}${value.toFixed(2)}`;
+  return value.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 
 /** A tick of an axis: as short as it can be. */
 function tick(value, style = "figure") {
   if (style === "percent") return `${tick(100 * value)}%`;
   const size = Math.abs(value);
-  return minus(size !== 0 && (size >= 1e6 || size < 1e-3) ? value.toExponential() : String(Number(value.toPrecision(6))));
-}
-
-function minus(text) {
-  return text.replace(/^-/, "−");
+  return size !== 0 && (size >= 1e6 || size < 1e-3) ? value.toExponential() : String(Number(value.toPrecision(6)));
 }
 
 function duration(seconds) {

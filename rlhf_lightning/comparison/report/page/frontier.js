@@ -6,7 +6,7 @@ const REWARDS = { gold: "gold reward", proxy: "proxy reward" };
 function frontierSection(report, section) {
   const runs = report.runs.filter((run) => run.path || run.ends.length);
   if (!runs.length) {
-    add(section, absence("No run here trained against a reward with a KL to a reference (a PPO stage), so there is nothing to draw."));
+    add(section, absence("No finished run here trained against a reward with a KL to a reference (a PPO stage), so there is nothing to draw."));
     return;
   }
   const gold = runs.some((run) => run.path?.gold || run.ends.some((end) => end.gold !== null));

@@ -3,7 +3,7 @@
 function groupTable(report, section) {
   if (!report.groups.length) {
     add(section, absence("No run here has figures to compare."));
-    add(section, ...leftOut(report.left_out));
+    add(section, ...leftOut(report));
     return;
   }
   const state = { key: report.sort, falling: report.sort_falls, text: "", differences: false };
@@ -44,7 +44,7 @@ function groupTable(report, section) {
     html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Groups and their figures" },
       html("table", { id: "group-table" }, html("caption", { class: "unseen" }, "Groups and their figures"), head, body)),
     html("p", { class: "note" }, report.notes.join(" ")),
-    ...leftOut(report.left_out));
+    ...leftOut(report));
   draw();
 }
 
@@ -121,7 +121,9 @@ function runList(report, group) {
       report.metrics.map((metric, index) => html("td", { class: "numeric" }, run.finished ? number(run.figures[index], metric.style) : "–"))))));
 }
 
-function leftOut(entries) {
-  if (!entries.length) return [];
-  return [html("h3", {}, "Left out"), html("ul", { id: "left-out" }, entries.map(({ where, why }) => html("li", {}, html("code", {}, where), html("span", {}, why))))];
+function leftOut(report) {
+  if (!report.left_out.length) return [];
+  const entry = ({ where, why }) => html("li", {}, html("code", {}, where), html("span", {}, why),
+    html("small", {}, report.runs.find((run) => run.name === where)?.directory));
+  return [html("h3", {}, "Left out"), html("ul", { id: "left-out" }, report.left_out.map(entry))];
 }
