@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -76,7 +77,8 @@ class WandbRun:
     given up with one warning, and the stage goes on without it.
 
     A row of history has as its step in W&B the number of figures that the stage logged before it. A stage that goes on
-    from a checkpoint logs the rows after it again, under the same steps: those that W&B has are not sent twice.
+    from a checkpoint logs the rows after it again, under the same steps: those that W&B has are not sent twice. What
+    was lost with a killed process is sent from the history file.
 
     Attributes:
         run: the open run; None before entry, after exit, and once the client has failed.
@@ -99,8 +101,8 @@ class WandbRun:
             self._first_new_step = self._steps_sent(self.run)
             self._write_identity(self.run)
             declare_metrics(self.run, self.card.job_type)
-        self.figures = sum(row.stage == self.card.job_type for row in read_history(self.run_dir))
         self._give_up_after(start)
+        self._catch_up()
         return self
 
     def __exit__(
@@ -149,6 +151,13 @@ class WandbRun:
     def take(self, artifact: Artifact) -> None:
         """Note what this stage takes in. Nothing is uploaded for it."""
         self._note(artifact, "reference", taken=True)
+
+    def _catch_up(self) -> None:
+        """Log what the stage's history holds from before it was interrupted, and W&B does not."""
+        rows = [row for row in read_history(self.run_dir) if row.stage == self.card.job_type]
+        for (step, _), together in groupby(rows, key=lambda row: (row.step, row.episodes)):
+            self.log_row({row.name: row.value for row in together}, step)
+        self.figures = len(rows)
 
     def _log(self, row: Mapping[str, Any], step: int | None = None) -> None:
         if self.run is not None:

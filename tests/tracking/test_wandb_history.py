@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from offline_run import OfflineRun, recorded
 
 from rlhf_lightning.evaluation.curves import HistoryRow
@@ -98,19 +99,33 @@ def test_rows_past_the_checkpoint_are_not_logged_twice(tmp_path: Path) -> None:
     assert second.summary["objective/score"] == {"max": 2.0, "last": -1.0}, "of both parts"
 
 
-def test_a_row_that_was_lost_with_the_process_is_logged_again(tmp_path: Path) -> None:
-    """The file of the first part ends within a record: what stood there is not taken for sent."""
+def test_rows_that_were_lost_with_the_process_are_logged_from_the_history_file(tmp_path: Path) -> None:
+    """The file of the first part ends within its third row; the run goes on from the checkpoint of the second."""
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, range(3), fails=True)
     first = recorded(tmp_path, "ppo")
     (path,) = first.directory.glob("*.wandb")
     whole = path.read_bytes()
-    cut = next(end for end in range(len(whole), 0, -16) if _last_step(path, whole[:end]) == 5)
+    cut = next(end for end in range(len(whole), 0, -16) if _last_step(path, whole[:end]) == 1)
     assert cut < len(whole)
-    (tmp_path / "history.csv").unlink()
-    train(tmp_path, range(4))
+    history = tmp_path / "history.csv"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(lines[:9]))  # the header, and four figures of each of two iterations
+    train(tmp_path, range(2, 4))
     second = recorded(tmp_path, "ppo")
-    assert episodes(second) == [24, 32]
+    assert episodes(second) == [16, 24, 32]
+    assert [row["learning_rate"] for row in second.history if "learning_rate" in row] == [0.1, 0.1, 0.1]
+    assert [row["trainer/global_step"] for row in second.history if "objective/score" in row] == [1, 2, 3]
+    assert second.steps[:2] == [4, 5], "where they stood"
+
+
+def test_a_run_that_is_logged_only_when_it_goes_on_is_logged_whole(tmp_path: Path) -> None:
+    for iteration in range(2):
+        HistoryLogger(tmp_path, "ppo").log_metrics(
+            {"objective/score": SCORES[iteration], "rollout/episodes": 8 * (iteration + 1)}, step=iteration
+        )
+    train(tmp_path, range(2, 4))
+    assert episodes(recorded(tmp_path, "ppo")) == [8, 16, 24, 32]
 
 
 def _last_step(path: Path, content: bytes) -> int:
@@ -140,3 +155,26 @@ def test_summaries_count_only_what_can_be_compared() -> None:
     ]
     assert summaries(rows, "ppo") == {"objective/kl": {"max": 3.0, "last": 1.0}}
     assert summaries(rows, "evaluate") == {}
+
+
+def test_online_the_server_knows_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[int] = []
+
+    class Resumed:
+        id, name, entity, offline, url = "1", "n", "", False, None
+        starting_step = step = 4
+        dir = str(tmp_path / "files")
+
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+        def log(self, row: dict[str, float], **_: Any) -> None:
+            logged.append(int(row["rollout/episodes"]))
+
+        def finish(self, **_: Any) -> None: ...
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Resumed())
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with WandbRun(CARD, tmp_path, "online") as tracked:
+        for episode in (8, 16, 24):
+            tracked.log_row({"objective/score": 1.0, "rollout/episodes": episode}, episode)
+    assert logged == [24]
