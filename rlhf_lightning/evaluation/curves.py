@@ -32,10 +32,7 @@ class Point(NamedTuple):
 
 
 def points(history: Iterable[HistoryRow], stage: str, name: str) -> list[Point]:
-    """The curve of one metric, in order of steps.
-
-    A run that was interrupted and resumed logs some steps twice; the last value counts.
-    """
+    """The curve of one metric, in order of steps; where several rows are of one step, the last one counts."""
     latest = {row.step: Point(row.step, row.episodes, row.value) for row in history if _is(row, stage, name)}
     return [latest[step] for step in sorted(latest)]
 
