@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.cli import completion, doctor, export, main, score, train
+from rlhf_lightning.cli import compare, completion, doctor, export, main, score, train
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
 from rlhf_lightning.diagnosis.doctor import CHECKS
@@ -155,6 +155,13 @@ def test_every_doctor_command_is_understood() -> None:
     assert consulting
     for words in consulting:
         assert doctor.parser().parse_args(words).runs
+
+
+def test_every_compare_command_is_understood() -> None:
+    comparing = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "compare"]]
+    assert comparing
+    for words in comparing:
+        assert compare.parser().parse_args(words).directories
 
 
 def test_what_the_doctor_is_shown_to_say_is_what_it_says(

@@ -94,8 +94,8 @@ def _caveats(comparison: Comparison) -> Iterator[str]:
     splits = {name.partition(".")[0] for name in shown if name.endswith(".gold_reward")} - {VALIDATION}
     if comparison.sort.name == OBJECTIVE and splits and len(comparison.groups) > 1:
         yield (
-            f"The objective chose the order, which flatters the best of many; "
-            f"{' and '.join(sorted(splits))} are prompts that decided nothing."
+            "The objective chose the order, which flatters the best of many; the prompts of "
+            f"{' and '.join(sorted(splits))} decided nothing."
         )
     if any(name.endswith("proxy_reward") for name in shown) and len(finished) > 1:
         yield "A proxy reward is in the scale of its own run's reward model."

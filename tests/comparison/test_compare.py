@@ -138,7 +138,7 @@ def test_the_baseline_can_be_chosen(tmp_path: Path, baseline: str, found: str) -
         ({"by": "xyz"}, "No run's config has a key 'xyz'.", "there are: seed, pipeline.stages"),
         ({"metrics": "gold_rewrd"}, "No finished run has a metric 'gold_rewrd'.", "did you mean "),
         ({"sort": "iid.gold"}, "No finished run has a metric 'iid.gold'.", "did you mean "),
-        ({"baseline": "kl=0.1"}, "The groups are not told apart by 'kl'.", "there are: kl.coef, peft"),
+        ({"baseline": "kl=0.1"}, "The groups are not told apart by 'kl'.", "did you mean kl.coef?"),
         ({"baseline": "kl.coef=0.1"}, "Several groups have these settings.", "name one: kl.coef=0.1,peft=none | "),
         ({"baseline": "kl.coef=7"}, "No group with figures has these settings.", "name one: kl.coef=0.1,peft=none"),
         ({"baseline": "worst"}, "A baseline is named by its settings.", "write best, first, or settings"),
