@@ -67,10 +67,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished entry."""
+    """A finished entry.
+
+    Attributes:
+        used: when a run took it last, or when it was made.
+    """
 
     path: Path
     record: Record
+    used: datetime
 
     @classmethod
     def read(cls, path: Path) -> Entry:
@@ -83,14 +88,10 @@ class Entry:
         record = Record(**content)
         if record.version != VERSION or (record.stage, record.key) != (path.parent.name, path.name):
             raise ValueError("its record is not that of this place")
-        return cls(path, record)
-
-    @property
-    def used(self) -> datetime:
-        """When a run took it last, or when it was made."""
-        return datetime.fromtimestamp((self.path / RECORD).stat().st_mtime, UTC)
+        return cls(path, record, datetime.fromtimestamp((path / RECORD).stat().st_mtime, UTC))
 
     def mark_used(self) -> None:
+        """Notes that a run takes it now."""
         os.utime(self.path / RECORD)
 
     def flaws(self, hash_up_to: float = HASHED_ON_USE) -> list[str]:
