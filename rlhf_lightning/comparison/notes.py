@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlhf_lightning.comparison.differing import MISSING, SEED
-from rlhf_lightning.comparison.metrics import OBJECTIVE, VALIDATION
+from rlhf_lightning.comparison.metrics import OBJECTIVE, SECONDS, VALIDATION
 from rlhf_lightning.comparison.reading import Found
 from rlhf_lightning.comparison.records import FINISHED, Comparison, Group, LeftOut, Run
 
@@ -99,6 +99,8 @@ def _caveats(comparison: Comparison) -> Iterator[str]:
         )
     if any(name.endswith("proxy_reward") for name in shown) and len(finished) > 1:
         yield "A proxy reward is in the scale of its own run's reward model."
+    if SECONDS in shown and any(run.reused for run in finished):
+        yield "Seconds of a run that took stages from the cache do not hold what those took when they were made."
     if any(value == MISSING for run in comparison.runs for value in run.settings.values()):
         yield f"{MISSING}: the config of a run of another version has no such key."
     if SEED in comparison.keys:

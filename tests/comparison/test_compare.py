@@ -236,6 +236,16 @@ def test_runs_of_other_pipelines_are_compared_with_a_warning(tmp_path: Path) -> 
     assert means(comparison)[1]["gold reward, iid"] == "-"
 
 
+def test_seconds_of_runs_that_took_stages_from_the_cache_are_explained(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "0")
+    assert not any("cache" in note for note in compared(tmp_path).notes)
+    metrics = json.loads((path / "metrics.json").read_text())
+    metrics["stages"]["sft"] = {"seconds": 0.1, "cache": {"run": "elsewhere"}}
+    write_json(path / "metrics.json", metrics)
+    assert any("stages from the cache" in note for note in compared(tmp_path).notes)
+    assert not any("cache" in note for note in compared(tmp_path, metrics="objective").notes)
+
+
 def test_without_an_evaluation_the_stages_own_figures_are_shown(tmp_path: Path) -> None:
     path = write_run(tmp_path / "0")
     stages = {"ppo": {"score": 1.0, "kl": 2.0}, "sft": {"validation_loss": 0.5}, "reward_model": {"accuracy": 0.75}}
