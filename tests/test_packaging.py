@@ -146,6 +146,16 @@ def test_the_wheel_holds_the_config_and_the_base_model(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_the_parts_of_the_report(wheel: Path) -> None:
+    folder = "rlhf_lightning/comparison/report/page"
+    parts = {path.name: path.read_bytes() for path in (ROOT / folder).iterdir()}
+    assert {"template.html", "style.css", "main.js"} <= parts.keys()
+    with zipfile.ZipFile(wheel) as archive:
+        for name, content in parts.items():
+            assert archive.read(f"{folder}/{name}") == content
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
