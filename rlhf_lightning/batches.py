@@ -6,6 +6,7 @@ token may be the end-of-sequence token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -97,3 +98,16 @@ class PreferenceBatch(TensorRecord):
 
     def __len__(self) -> int:
         return self.chosen_ids.shape[0]
+
+
+def right_padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Sequences of several lengths as one tensor (batch, time) int64, at least one wide."""
+    padded = torch.full((len(sequences), max(1, *map(len, sequences))), fill, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return padded
+
+
+def right_padding_mask(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The attention mask of `right_padded`, (batch, time) int64: 1 where there is a token."""
+    return right_padded([[1] * len(sequence) for sequence in sequences], 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lightning.batches import DemonstrationBatch, PreferenceBatch, PromptBatch
+from rlhf_lightning.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, right_padded, right_padding_mask
 from rlhf_lightning.data.encoding import EncodedDemonstration, EncodedPreference, EncodedPrompt
 
 
@@ -33,9 +33,7 @@ def collate_demonstrations(
         pad_id: what stands in the padding.
         step_weight: the loss tokens of the whole optimizer step that the micro-batch belongs to.
     """
-    input_ids, attention_mask = _right_padded(
-        [record.prompt_ids + record.reply_ids for record in demonstrations], pad_id
-    )
+    input_ids, attention_mask = _with_mask([record.prompt_ids + record.reply_ids for record in demonstrations], pad_id)
     loss_mask = attention_mask.bool()
     for row, record in enumerate(demonstrations):
         loss_mask[row, : len(record.prompt_ids)] = False
@@ -50,18 +48,11 @@ def collate_preferences(preferences: Sequence[EncodedPreference], pad_id: int, s
         pad_id: what stands in the padding.
         step_weight: the pairs of the whole optimizer step that the micro-batch belongs to.
     """
-    chosen_ids, chosen_mask = _right_padded([pair.prompt_ids + pair.chosen_ids for pair in preferences], pad_id)
-    rejected_ids, rejected_mask = _right_padded([pair.prompt_ids + pair.rejected_ids for pair in preferences], pad_id)
+    chosen_ids, chosen_mask = _with_mask([pair.prompt_ids + pair.chosen_ids for pair in preferences], pad_id)
+    rejected_ids, rejected_mask = _with_mask([pair.prompt_ids + pair.rejected_ids for pair in preferences], pad_id)
     margin = torch.tensor([pair.margin for pair in preferences], dtype=torch.float32)
     return PreferenceBatch(chosen_ids, chosen_mask, rejected_ids, rejected_mask, margin, step_weight)
 
 
-def _right_padded(sequences: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (batch, time) int64."""
-    width = max(len(ids) for ids in sequences)
-    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(sequences):
-        input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        attention_mask[row, : len(ids)] = 1
-    return input_ids, attention_mask
+def _with_mask(sequences: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:
+    return right_padded(sequences, pad_id), right_padding_mask(sequences)

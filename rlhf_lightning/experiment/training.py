@@ -16,12 +16,14 @@ from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO
 from rlhf_lightning.callbacks.divergence import DivergenceGuard
 from rlhf_lightning.callbacks.gradient_norm import GradientNorm
 from rlhf_lightning.callbacks.interruption import OwnSignalHandlers
+from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.rewind import journals_of
 from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.experiment.strategy import Launched, lightning_strategy
 from rlhf_lightning.ranks import this_place
+from rlhf_lightning.settings.stages import SupervisedLoop
 
 LOG_EVERY_STEPS = 10
 
@@ -99,6 +101,21 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=context.inputs.run.path,
     )
+
+
+def fit_supervised(
+    context: StageContext, settings: SupervisedLoop, module: pl.LightningModule, data: StepDataModule[Any, Any]
+) -> pl.Trainer:
+    """Trains for the epochs of a supervised stage; returns the trainer, which knows what was logged last."""
+    trainer = build_trainer(
+        context,
+        max_epochs=settings.epochs,
+        accumulate=data.micro_batches_per_step,
+        max_grad_norm=settings.max_grad_norm,
+        epoch_is_iteration=False,
+    )
+    fit(context, trainer, module, data)
+    return trainer
 
 
 def fit(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.batches import right_padded, right_padding_mask
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapters import Role
 from rlhf_lightning.models.hub import ModelSource
@@ -143,9 +144,9 @@ class Classifier:
             segments: which text of a pair each id belongs to, where the tokenizer says so.
         """
         device = self.model.device
-        input_ids = _right_padded(sequences, self.tokenizer.pad_token_id).to(device)
-        attention_mask = _right_padded([[1] * len(sequence) for sequence in sequences], 0).to(device)
-        types = _right_padded(segments, 0).to(device) if segments is not None else None
+        input_ids = right_padded(sequences, self.tokenizer.pad_token_id).to(device)
+        attention_mask = right_padding_mask(sequences).to(device)
+        types = right_padded(segments, 0).to(device) if segments is not None else None
         with self.role():
             return classifier_logits(self.model, input_ids, attention_mask, types).cpu()
 
@@ -162,14 +163,6 @@ class Classifier:
     def labels(self) -> list[str]:
         """Label names in the order of the logits."""
         return [str(name) for name in (self.model.config.id2label or {}).values()]
-
-
-def _right_padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """(batch, time) int64, at least one wide."""
-    padded = torch.full((len(sequences), max(1, *map(len, sequences))), fill, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-    return padded
 
 
 def score_texts(model_dir: str, texts: Sequence[str], positive_label: str | None) -> list[TextScore]:

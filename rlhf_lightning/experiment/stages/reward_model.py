@@ -15,7 +15,7 @@ from rlhf_lightning.experiment.artifacts import finished
 from rlhf_lightning.experiment.memory.forecast import reward_model_footprint, update_shape
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.training import build_trainer, fit
+from rlhf_lightning.experiment.training import fit_supervised
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import REWARD
 from rlhf_lightning.models.hub import ModelSource
@@ -66,14 +66,7 @@ def run_reward_model(context: StageContext) -> StageResult:
         context.inputs.make_optimizer,
         pairs.steps_per_epoch * settings.epochs,
     )
-    trainer = build_trainer(
-        context,
-        max_epochs=settings.epochs,
-        accumulate=pairs.micro_batches_per_step,
-        max_grad_norm=settings.max_grad_norm,
-        epoch_is_iteration=False,
-    )
-    fit(context, trainer, module, pairs)
+    trainer = fit_supervised(context, settings, module, pairs)
     save_classifier(classifier, encoder.tokenizer, context.directory, context.trained_layers)
     figures = _measure(module, context, encoder, held_out)
     report = pairs.train_report

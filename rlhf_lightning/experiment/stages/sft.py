@@ -8,7 +8,7 @@ from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.data.datamodules import DemonstrationDataModule
 from rlhf_lightning.experiment.memory.forecast import sft_footprint, update_shape
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.training import build_trainer, fit
+from rlhf_lightning.experiment.training import fit_supervised
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import POLICY
 from rlhf_lightning.models.hub import ModelSource
@@ -43,14 +43,7 @@ def run_sft(context: StageContext) -> StageResult:
         context.inputs.make_optimizer,
         demonstrations.steps_per_epoch * settings.epochs,
     )
-    trainer = build_trainer(
-        context,
-        max_epochs=settings.epochs,
-        accumulate=demonstrations.micro_batches_per_step,
-        max_grad_norm=settings.max_grad_norm,
-        epoch_is_iteration=False,
-    )
-    fit(context, trainer, module, demonstrations)
+    trainer = fit_supervised(context, settings, module, demonstrations)
     save_policy(policy, encoder.tokenizer, context.directory, context.trained_layers)
     report = demonstrations.train_report
     metrics = {
