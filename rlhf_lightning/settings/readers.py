@@ -41,7 +41,7 @@ What is not listed concerns every run, or (the data and the base model) depends 
 
 FREE = frozenset(
     {
-        *("paths", "logger", "cache", "sweep", "launcher", "name", "notes", "tags", "resume", "sweep", "launcher"),
+        *("paths", "logger", "cache", "sweep", "launcher", "name", "notes", "tags", "resume"),
         *(f"callbacks.{key}" for key in ("progress_bar", "self_checks", "save_every", "save_every_steps", "keep_last")),
         *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
         *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing"),

@@ -35,6 +35,7 @@ DECIDES_NOTHING = {
     "settings.cache": "where things are kept",
     "settings.readers": "which values are in a key",
     "settings.rules": "refuses a config",
+    "settings.sweeping": "how jobs are started",
     # What it costs: the forecast loads no weights.
     "experiment.memory": "the forecast and the measurement of memory",
     "models.footprint": "the forecast of memory",
