@@ -331,3 +331,22 @@ def test_text_and_lines_stand_out_in_both_themes(theme: int) -> None:
         assert contrast(colours[name], colours["raised"]) >= 4.5, name
     for colour in series:
         assert contrast(colour, colours["ground"]) >= 3.0, colour
+
+
+def test_long_labels_keep_what_tells_the_groups_apart(tmp_path: Path) -> None:
+    place = "/a/long/path/to/some/model/that/everybody/knows"
+    told = [("none", "1e-4", "x"), ("none", "1e-3", "x"), ("lora", "1e-3", "x"), ("lora", "1e-3", "y")]
+    for index, (peft, rate, end) in enumerate(told):
+        settings = {"peft": peft, "sft.learning_rate": rate, "model.path": f"{place}/{end}", "model.revision": end}
+        write_run(tmp_path / str(index), settings=settings, objective=1.0 - 0.1 * index)
+    names = [group["name"] for group in shown(compared(tmp_path))["groups"]]
+    # Each key parts the four in two, and so does each pair in three at most. All four are apart with three keys; the
+    # revision tells nothing that the path does not.
+    x, y = (f"…{f'{place}/{end}'[-30:]}" for end in "xy")
+    assert names == [
+        f"peft=none sft.learning_rate=1e-4 model.path={x}",
+        f"peft=none sft.learning_rate=1e-3 model.path={x}",
+        f"peft=lora sft.learning_rate=1e-3 model.path={x}",
+        f"peft=lora sft.learning_rate=1e-3 model.path={y}",
+    ]
+    assert all("model.revision" in group["label"] for group in shown(compared(tmp_path))["groups"])

@@ -248,8 +248,8 @@ def test_arrow_keys_read_a_chart_point_by_point(open_report: Open, sweep: Path) 
     # The best group's objectives are 0.96, 0.97 and 0.98; the first of 20 iterations has a twentieth of each.
     assert tooltip.inner_text().split("\n") == [
         "kl.coef=0.1 peft=none",
-        "objective/gold 0.049",
-        "0.048 to 0.049 over 3 runs",
+        "objective/gold 0.0485",
+        "0.0480 to 0.0490 over 3 runs",
         "episode 128",
     ]
     page.keyboard.press("ArrowRight")
@@ -265,7 +265,7 @@ def test_the_pointer_reads_a_chart(open_report: Open, sweep: Path) -> None:
     marker = page.locator("#frontier [data-group='0'] .marker").last
     marker.scroll_into_view_if_needed()
     marker.hover(force=True)
-    assert "√KL 2.000" in page.locator("#tooltip").inner_text()
+    assert "√KL 2.00" in page.locator("#tooltip").inner_text()
 
 
 def test_gold_and_proxy_can_be_drawn_alone(open_report: Open, sweep: Path) -> None:
@@ -450,7 +450,7 @@ def test_a_run_that_stopped_early_does_not_cut_its_groups_line(open_report: Open
     write_run(tmp_path / "3", seed=3, state="failed", error="Killed.", gold=[9.0, 9.0, 9.0])
     page = open_report(reported(tmp_path)).page
     # The mean of the two that finished: 20 points that end at 1.0, and nothing of the nines.
-    assert "all runs ends at 1.000" in page.locator("#curves svg[role=img]").get_attribute("aria-label")
+    assert "all runs ends at 1.00" in page.locator("#curves svg[role=img]").get_attribute("aria-label")
     assert page.locator("#curves .line[d]").first.get_attribute("d").count("L") == 19
     assert page.locator("#curves .unfinished").count() == 1
     assert page.locator("#frontier [data-group] .line.gold").get_attribute("d").count("L") == 9

@@ -14,6 +14,7 @@ from rlhf_lightning.comparison.records import Comparison, Group, Metric, Run
 from rlhf_lightning.comparison.report.facts import facts
 from rlhf_lightning.comparison.report.findings import findings
 from rlhf_lightning.comparison.report.histories import curves_of, paths_of
+from rlhf_lightning.comparison.report.labels import labels
 from rlhf_lightning.comparison.report.thinning import rounded
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.evaluation.summary import short_name
@@ -33,11 +34,12 @@ def content(comparison: Comparison, made: str) -> dict[str, Any]:
     place = {run.directory: index for index, run in enumerate(comparison.runs)}
     group_of = {run.directory: index for index, group in enumerate(comparison.groups) for run in group.runs}
     curves, paths = curves_of(comparison.runs), paths_of(comparison.runs)
+    names = labels(comparison.groups, comparison.keys)
     return {
         "title": _title(comparison),
         "lead": _lead(comparison),
         "made": f"Made {made} by rlhf compare, rlhf_lightning {__version__}.",
-        "findings": findings(comparison, paths.by_run),
+        "findings": findings(comparison, paths.by_run, names),
         "keys": comparison.keys,
         "run_keys": list(dict.fromkeys(key for run in comparison.runs for key in run.settings)),
         "metrics": [_metric(metric) for metric in comparison.metrics],
@@ -47,7 +49,10 @@ def content(comparison: Comparison, made: str) -> dict[str, Any]:
         "baseline": _place_of_baseline(comparison),
         "notes": comparison.notes,
         "left_out": [asdict(entry) for entry in comparison.left_out],
-        "groups": [_group(group, comparison.metrics, place) for group in comparison.groups],
+        "groups": [
+            {"name": name} | _group(group, comparison.metrics, place)
+            for name, group in zip(names, comparison.groups, strict=True)
+        ],
         "runs": [
             _run(run, comparison.metrics, group_of.get(run.directory))
             | {"series": curves.by_run[index], "path": paths.by_run[index]}
@@ -97,7 +102,7 @@ def _place_of_baseline(comparison: Comparison) -> int | None:
 
 def _group(group: Group, metrics: Sequence[Metric], place: Mapping[Path, int]) -> dict[str, Any]:
     return {
-        "name": group.label,
+        "label": group.label,
         "settings": dict(group.settings),
         "runs": [place[run.directory] for run in group.runs],
         "finished": len(group.finished),

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rlhf_lightning.comparison.cells import delta_cell, mean_cell
-from rlhf_lightning.comparison.records import Comparison, Delta, Group, Metric
+from rlhf_lightning.comparison.records import Comparison, Delta, Group
 
 STRETCHES = 5
 """Parts that a training is cut into to see whether its gold reward came down again."""
@@ -17,50 +17,44 @@ CLEAR = 3.0
 """Standard errors that it has to come down by: with five parts the best is chosen, which two would not make up for."""
 
 Path_ = Mapping[str, Any]
+Named = tuple[Group, str]
 
 
-def findings(comparison: Comparison, paths: Sequence[Path_ | None]) -> list[str]:
+def findings(comparison: Comparison, paths: Sequence[Path_ | None], names: Sequence[str]) -> list[str]:
     """A sentence a finding, the most important first.
 
     Args:
         paths: KL and rewards of each run of the comparison by iteration, as in `histories.Paths`.
+        names: what each group of the comparison is called.
     """
     by_directory = {run.directory: path for run, path in zip(comparison.runs, paths, strict=True) if path}
+    named = list(zip(comparison.groups, names, strict=True))
     return [
-        *_best(comparison),
-        *_overoptimised(comparison.groups, by_directory),
+        *_best(comparison, named),
+        *_overoptimised(named, by_directory),
         *_unfinished(comparison),
         *_reused(comparison),
     ]
 
 
-def _best(comparison: Comparison) -> Iterator[str]:
+def _best(comparison: Comparison, named: Sequence[Named]) -> Iterator[str]:
     metric = comparison.sort
-    ranked = [group for group in comparison.groups if metric.name in group.estimates]
+    ranked = [(group, name) for group, name in named if metric.name in group.estimates]
     if not ranked:
         yield "No run has finished with figures yet."
         return
-    best = ranked[0]
+    best, name = ranked[0]
     estimate = best.estimates[metric.name]
     seeds = "one seed, no interval" if estimate.count == 1 else f"95% interval, {estimate.count} seeds"
     # Of a single group nothing is best.
     rank = f"Best {metric.label}" if len(ranked) > 1 else metric.label.capitalize()
-    yield f"{rank}: {best.label} with {mean_cell(estimate, metric)} ({seeds})."
-    other, delta = _beside(best, ranked, comparison.baseline, metric)
-    if other is not None and delta is not None:
-        yield f"{other.label}: {delta_cell(delta, metric)} against {_the(comparison)}, {_verdict(delta)}."
-
-
-def _beside(
-    best: Group, ranked: Sequence[Group], baseline: Group | None, metric: Metric
-) -> tuple[Group | None, Delta | None]:
-    """The best group against the baseline; where it is the baseline itself, the next best."""
-    other = best if best is not baseline else next(iter(ranked[1:]), None)
-    return other, other.deltas.get(metric.name) if other is not None else None
-
-
-def _the(comparison: Comparison) -> str:
-    return f"the baseline {comparison.baseline.label}" if comparison.baseline is not None else "the baseline"
+    yield f"{rank}: {name} with {mean_cell(estimate, metric)} ({seeds})."
+    baseline = next((called for group, called in named if group is comparison.baseline), None)
+    # The best against the baseline; where it is the baseline itself, the next best.
+    for other, called in ranked[1:2] if best is comparison.baseline else ranked[:1]:
+        delta = other.deltas.get(metric.name)
+        if delta is not None and baseline is not None:
+            yield f"{called}: {delta_cell(delta, metric)} against the baseline {baseline}, {_verdict(delta)}."
 
 
 def _verdict(delta: Delta) -> str:
@@ -70,13 +64,13 @@ def _verdict(delta: Delta) -> str:
     return f"{'a clear difference' if delta.is_clear else 'which chance could make'} (95% interval, {pairs})"
 
 
-def _overoptimised(groups: Sequence[Group], paths: Mapping[Path, Path_]) -> Iterator[str]:
-    for group in groups:
+def _overoptimised(named: Sequence[Named], paths: Mapping[Path, Path_]) -> Iterator[str]:
+    for group, name in named:
         fall = _fall([paths[run.directory] for run in group.runs if run.directory in paths])
         if fall is not None:
             best, last, distance = fall
             yield (
-                f"Over-optimised: {group.label}. Its gold reward was {best:+.2f} near √KL {distance:.1f} and ended at "
+                f"Over-optimised: {name}. Its gold reward was {best:+.2f} near √KL {distance:.1f} and ended at "
                 f"{last:+.2f}, while the proxy rose."
             )
 

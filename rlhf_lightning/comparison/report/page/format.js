@@ -5,9 +5,10 @@ function number(value, style = "figure") {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   if (style === "percent") return `${(100 * value).toFixed(1)}%`;
-  if (size !== 0 && (size >= 1e6 || size < 5e-4)) return value.toExponential(1);
+  if (size === 0) return style === "signed" ? "0.00" : "0";
+  if (size >= 1e6 || size < 5e-4) return value.toExponential(1);
   if (style === "signed") return `${value > 0 ? "+" : ""}${value.toFixed(2)}`;
-  return value.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  return value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(size))));
 }
 
 /** A tick of an axis: as short as it can be. */

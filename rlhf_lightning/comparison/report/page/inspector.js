@@ -11,14 +11,17 @@ function inspect(root, series) {
   const ring = svg("circle", { r: 7, class: "ring", visibility: "hidden" });
   const filled = series.filter((points) => points.length);
   let place = null;
+  let current = null;
   root.append(ring);
   root.setAttribute("tabindex", "0");
 
   const leave = () => {
+    current = null;
     tooltip.hidden = true;
     ring.setAttribute("visibility", "hidden");
   };
   const visit = (point) => {
+    current = point;
     ring.setAttribute("cx", point.x);
     ring.setAttribute("cy", point.y);
     ring.setAttribute("visibility", "visible");
@@ -32,6 +35,12 @@ function inspect(root, series) {
     const left = x + 14 + tooltip.offsetWidth > innerWidth ? x - 14 - tooltip.offsetWidth : x + 14;
     tooltip.style.left = `${Math.max(4, Math.min(left, innerWidth - tooltip.offsetWidth - 4))}px`;
     tooltip.style.top = `${Math.max(4, Math.min(y - tooltip.offsetHeight / 2, innerHeight - tooltip.offsetHeight - 4))}px`;
+  };
+  const stay = () => {
+    if (current === null) return;
+    const box = root.getBoundingClientRect();
+    if (!root.isConnected || box.bottom < 0 || box.top > innerHeight) leave();
+    else visit(current);
   };
   const nearest = (event) => {
     const box = root.getBoundingClientRect();
@@ -70,4 +79,5 @@ function inspect(root, series) {
   root.addEventListener("pointerleave", leave);
   root.addEventListener("keydown", walk);
   root.addEventListener("blur", leave);
+  addEventListener("scroll", stay, { passive: true });
 }

@@ -45,7 +45,7 @@ function startSeries(groups, baseline) {
 /** Buttons that show and hide groups in all charts. `draw` is called after each change, wherever it was made. */
 function legend(groups, draw) {
   const buttons = groups.map((group, index) => html("button", {
-    type: "button", "aria-pressed": String(shown.has(index)), title: group.name,
+    type: "button", "aria-pressed": String(shown.has(index)), title: group.label,
     onclick: () => show(new Set(shown.has(index) ? [...shown].filter((other) => other !== index) : [...shown, index])),
   }, swatch(index, true), html("span", {}, group.name)));
   redraws.push(() => {

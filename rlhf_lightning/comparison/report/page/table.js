@@ -26,7 +26,7 @@ function groupTable(report, section) {
     const column = columns.find((each) => (each.name ?? each.label) === state.key) ?? columns[0];
     const rows = report.groups
       .map((group, index) => ({ group, index, value: column.value(group) }))
-      .filter(({ group }) => group.name.toLowerCase().includes(state.text))
+      .filter(({ group }) => group.label.toLowerCase().includes(state.text))
       .sort((one, other) => compare(one.value, other.value, state.falling) || one.index - other.index);
     body.replaceChildren(...rows.flatMap(({ group, index }) => groupRows(report, group, index, best, state, columns.length)));
     seen.textContent = state.text ? `${rows.length} of ${count(report.groups.length, "group")}` : "";
