@@ -50,3 +50,27 @@ def child_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
 
     return environment
+
+
+Job = Callable[[RunDirectory], int]
+
+
+@pytest.fixture
+def use_job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], list[Path]]:
+    """Puts a function, which returns an exit code, in the place of the processes of a sweep's jobs.
+
+    What it returns is the list of the directories that the function was called with.
+    """
+
+    def use(job: Job) -> list[Path]:
+        directories: list[Path] = []
+
+        def call(command: list[str], *_: object) -> int:
+            assert command[1:4] == ["-m", "rlhf_lightning", "run-job"]
+            directories.append(Path(command[-1]))
+            return job(RunDirectory.open(Path(command[-1])))
+
+        monkeypatch.setattr("rlhf_lightning.experiment.sweep.job.call", call)
+        return directories
+
+    return use

@@ -12,12 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra.core.config_store import ConfigStore
 
 from rlhf_lightning.cli.main import main
+from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.preflight import check_sweep
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.sweep import job as sweep_job
+from rlhf_lightning.experiment.sweep.record import Sweep
 
 ChildEnvironment = Callable[[str], dict[str, str]]
+UseJob = Callable[[Callable[[RunDirectory], int]], list[Path]]
 
 
 def sweep_directory(here: Path) -> Path:
@@ -80,21 +85,17 @@ def test_ctrl_c_reaches_the_job_and_stops_the_sweep(here: Path, child_environmen
     assert next_one.status.state == "pending"
 
 
+def finish(job: RunDirectory) -> int:
+    """A job that finishes at once, with its seed for an objective."""
+    job.write_metrics({"objective": job.config["seed"]})
+    job.update_status(state="finished")
+    return 0
+
+
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Jobs in place of processes: each only notes its directory and finishes with its seed for an objective."""
-    directories: list[Path] = []
-
-    def call(command: list[str], *_: object) -> int:
-        run_dir = RunDirectory.open(Path(command[-1]))
-        assert command[1:4] == ["-m", "rlhf_lightning", "run-job"]
-        directories.append(run_dir.path)
-        run_dir.write_metrics({"objective": run_dir.config["seed"]})
-        run_dir.update_status(state="finished")
-        return 0
-
-    monkeypatch.setattr(sweep_job, "call", call)
-    return directories
+def calls(use_job: UseJob) -> list[Path]:
+    """The directories of the jobs that ran, each of which only finishes."""
+    return use_job(finish)
 
 
 def test_four_combinations_are_four_directories(here: Path, calls: list[Path]) -> None:
@@ -121,10 +122,8 @@ def test_a_sweep_directory_is_used_once(here: Path, calls: list[Path], capsys: p
 
 
 @pytest.mark.parametrize(("code", "state"), [(-9, "failed"), (130, "interrupted")])
-def test_a_job_that_dies_without_a_word_is_not_left_running(
-    here: Path, monkeypatch: pytest.MonkeyPatch, code: int, state: str
-) -> None:
-    monkeypatch.setattr(sweep_job, "call", lambda *_: code)
+def test_a_job_that_dies_without_a_word_is_not_left_running(here: Path, use_job: UseJob, code: int, state: str) -> None:
+    use_job(lambda _: code)
     assert main(["train", "-m", "seed=1"]) != 0
     (job,) = jobs(here)
     assert job.status.state == state
@@ -139,3 +138,142 @@ def test_sweeps_named_in_a_file_are_run(here: Path, calls: list[Path]) -> None:
     assert main(["train", "-m", "-cd", "mine", "experiment=seeds"]) == 0
     assert len(calls) == 3
     assert [run.config["seed"] for run in jobs(here)] == [1, 2, 3]
+
+
+def test_every_job_is_there_before_the_first_starts(here: Path, use_job: UseJob) -> None:
+    seen: list[list[str]] = []
+
+    def look(job: RunDirectory) -> int:
+        seen.append([other.status.state for other in jobs(here)])
+        return finish(job)
+
+    use_job(look)
+    assert main(["train", "-m", "seed=1,2,3", "name=job-${hydra:job.num}", "hydra.sweeper.max_batch_size=2"]) == 0
+    assert seen == [["pending"] * 3, ["finished", "pending", "pending"], ["finished", "finished", "pending"]]
+    assert [job.config["name"] for job in jobs(here)] == ["job-0", "job-1", "job-2"]
+    places = [(job.config["paths"]["run_dir"], job.config["paths"]["sweep_dir"]) for job in jobs(here)]
+    assert places == [(str(job.path), str(sweep_directory(here))) for job in jobs(here)]
+    plan = Sweep.open(sweep_directory(here)).plan
+    assert plan.overrides[0] == "seed=1,2,3"
+    assert plan.jobs.keys() == {"0", "1", "2"}
+    assert plan.jobs["2"] == jobs(here)[2].overrides
+    assert (plan.on_failure, plan.launcher, plan.draws) == ("continue", {"kind": "basic"}, False)
+
+
+def test_a_sweep_may_stop_at_a_failure(here: Path, use_job: UseJob) -> None:
+    calls = use_job(lambda job: 1 if job.config["seed"] == 2 else finish(job))
+    assert main(["train", "-m", "seed=1,2,3", "sweep.on_failure=stop"]) == 1
+    assert [job.status.state for job in jobs(here)] == ["finished", "failed", "pending"]
+    assert [path.name for path in calls] == ["0", "1"]
+    assert jobs(here)[2].overrides == ["seed=3"]
+
+
+def test_the_command_line_holds_where_a_preset_names_the_key_too(here: Path, calls: list[Path]) -> None:
+    assert main(["train", "-m", "sweep=kl_coef", "seed=7"]) == 0
+    assert len(calls) == 5
+    told = [(job.config["kl"]["coef"], job.config["seed"], job.overrides[-1]) for job in jobs(here)]
+    assert told == [(coef, 7, "seed=7") for coef in (0.02, 0.05, 0.1, 0.2, 0.5)]
+    assert jobs(here)[0].overrides == ["kl.coef=0.02", "seed=7"]
+
+
+@pytest.mark.parametrize(("preset", "count"), [("kl_coef", 15), ("peft", 15), ("seeds", 5), ("kl_x_peft", 18)])
+def test_a_preset_is_so_many_jobs(here: Path, preset: str, count: int) -> None:
+    checked = check_sweep(ConfigTree.load(), [f"sweep={preset}", f"paths.outputs={here}"])
+    told = [
+        (job.settings.seed, job.settings.peft.kind, job.settings.kl.model_dump()["coef"])
+        for job in checked
+        if job.settings is not None
+    ]
+    assert len(set(told)) == len(checked) == count
+
+
+@pytest.mark.parametrize("override", ["sweep=kl_coef", "launcher=joblib", "sweep.on_failure=stop"])
+def test_what_is_for_sweeps_is_refused_in_a_single_run(
+    here: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    assert main(["train", override]) == 2
+    assert "add -m, or drop it" in capsys.readouterr().err
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize("override", ["launcher=basic,joblib", "sweep.on_failure=stop,continue", "hydra.verbose=1,2"])
+@pytest.mark.usefixtures("here")
+def test_what_concerns_the_whole_sweep_is_not_swept(
+    calls: list[Path], capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    assert main(["train", "-m", "seed=1,2", override]) == 2
+    assert "cannot be swept" in capsys.readouterr().err
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("override", "node"), [("launcher=joblib", "launcher/joblib"), ("sweep=optuna", "sweeper/optuna")]
+)
+def test_a_plugin_that_is_missing_is_named_with_its_extra(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    node: str,
+) -> None:
+    kind, name = node.split("/")
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"][kind], f"{name}.yaml")
+    assert main(["train", "-m", override]) == 2
+    said = capsys.readouterr().err
+    assert f"Hydra's {kind} {name} is not installed" in said
+    assert "pip install 'rlhf-lightning[sweeps]'" in said
+    assert not (here / "outputs").exists()
+
+
+def test_a_sweep_that_goes_on_keeps_its_directory(
+    here: Path, calls: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Sweep(here / "sweep").held(new=True):
+        assert main(["train", "-m", "seed=1", "paths.sweep_dir=sweep"]) == 1
+    assert "The sweep is going on" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_a_directory_may_have_any_name(here: Path, calls: list[Path]) -> None:
+    name = "it's a=sweep, [1]"
+    quoted = name.replace("'", "\\'")
+    assert main(["train", "-m", "seed=1", f"paths.sweep_dir='{quoted}'"]) == 0
+    assert calls == [here / name / "0"]
+
+
+def test_what_hydra_chooses_later_has_the_sweeps_objective(here: Path, use_job: UseJob) -> None:
+    # The best coefficient is 0.2; one of the six jobs fails, and one says nothing of its objective.
+    def job(run: RunDirectory) -> int:
+        if run.path.name == "1":
+            return 1
+        coef = run.config["kl"]["coef"]
+        run.write_metrics({"objective": float("nan") if run.path.name == "2" else -abs(coef - 0.2)})
+        run.update_status(state="finished")
+        return 0
+
+    use_job(job)
+    command = ["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=6", "ppo.learning_rate=1e-4", "logger=none"]
+    assert main(command) == 1
+    states = [run.status.state for run in jobs(here)]
+    assert states == ["finished", "failed", *["finished"] * 4]
+    assert all(run.config["ppo"]["learning_rate"] == 1e-4 for run in jobs(here))
+    drawn = [run.config["kl"]["coef"] for run in jobs(here)]
+    assert len(set(drawn)) == 6
+    best = min((coef for number, coef in enumerate(drawn) if number not in (1, 2)), key=lambda coef: abs(coef - 0.2))
+    found = yaml.safe_load((sweep_directory(here) / "optimization_results.yaml").read_text())
+    assert found["best_params"] == {"kl.coef": best}
+    assert found["best_value"] == pytest.approx(-abs(best - 0.2))
+
+
+def test_a_study_without_a_result_is_an_error(here: Path, use_job: UseJob, capsys: pytest.CaptureFixture[str]) -> None:
+    use_job(lambda _: 1)
+    assert main(["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none"]) == 1
+    assert "No job has an objective" in capsys.readouterr().err
+    assert [run.status.state for run in jobs(here)] == ["failed", "failed"]
+
+
+def test_a_study_may_stop_at_a_failure(here: Path, use_job: UseJob) -> None:
+    use_job(lambda _: 1)
+    command = ["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=5", "sweep.on_failure=stop", "logger=none"]
+    assert main(command) == 1
+    assert [run.status.state for run in jobs(here)] == ["failed"]

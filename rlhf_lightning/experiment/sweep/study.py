@@ -6,6 +6,7 @@ another: the Optuna that Hydra's sweeper asks for cannot open it with today's SQ
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def finished_trials(directory: str, study_name: str, direction: str) -> Any:
         objective = (job.metrics or {}).get("objective")
         params = _drawn(tree, job, distributions)
         if objective is not None and params.keys() == distributions.keys():
-            trial = optuna.trial.create_trial(params=params, distributions=distributions, value=float(objective))
-            study.add_trial(trial)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=objective))
     return storage
 
 
