@@ -17,7 +17,7 @@ from rlhf_lightning.records import ScoredCompletion
 from rlhf_lightning.settings.run import RunSettings, TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking.history import HistoryLogger
 from rlhf_lightning.tracking.lineage import Artifact
-from rlhf_lightning.tracking.naming import group_name, is_job, run_name
+from rlhf_lightning.tracking.naming import chosen_for, group_name, is_job, run_name
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.tracking.tensorboard import TensorBoardSink
 from rlhf_lightning.tracking.wandb_agent import agent_trial
@@ -131,7 +131,7 @@ def run_card(
 
     Of a pipeline that `wandb agent` started, the run of the last stage is the agent's trial.
     """
-    name = settings.name or run_name(overrides, default=run_dir.resolve().name)
+    name = settings.name or run_name(chosen_for(run_dir, overrides), default=run_dir.resolve().name)
     return RunCard(
         project=wandb.project,
         entity=wandb.entity,

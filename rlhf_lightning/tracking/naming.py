@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rlhf_lightning.tracking.redaction import redact_override
 LONGEST = 64
 """Characters of a name; W&B's tables and legends cut off what is longer."""
 HASH_LENGTH = 8
+SWEEP_RECORD = "sweep.json"
 NOT_PART_OF_THE_EXPERIMENT = ("name", "notes", "tags", "paths.", "hydra.", "logger", "callbacks")
 
 
@@ -22,6 +24,18 @@ def run_name(overrides: Sequence[str], default: str) -> str:
     """
     told = [redact_override(override.lstrip("+~")) for override in overrides if _tells(override)]
     return _shortened(",".join(told)) if told else default
+
+
+def chosen_for(run_dir: Path, overrides: Sequence[str]) -> Sequence[str]:
+    """Of a sweep's job, the overrides that are its own; of any other run, all.
+
+    What was typed for all jobs, or swept over, stands in the sweep's record as it was typed.
+    """
+    record = run_dir.resolve().parent / SWEEP_RECORD
+    if not is_job(run_dir) or not record.exists():
+        return overrides
+    typed = json.loads(record.read_text(encoding="utf-8"))["overrides"]
+    return [override for override in overrides if override not in typed] or overrides
 
 
 def group_name(run_dir: Path) -> str:

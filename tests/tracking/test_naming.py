@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.tracking.naming import LONGEST, group_name, run_name
+from rlhf_lightning.tracking.naming import LONGEST, chosen_for, group_name, run_name
 from rlhf_lightning.tracking.redaction import REDACTED, redact
 
 
@@ -32,6 +33,16 @@ def test_long_names_are_cut_and_stay_different() -> None:
     assert one != two
     assert one.startswith("ppo.option_0=value,ppo.option_1")
     assert run_name([*common, "seed=1"], "") == one
+
+
+def test_a_job_is_named_by_what_was_chosen_for_it(tmp_path: Path) -> None:
+    told = {"overrides": ["trainer=gpu", "kl.coef=0.1,0.2"]}
+    job = ["trainer=gpu", "kl.coef=0.1", "seed=3"]
+    (tmp_path / "sweep.json").write_text(json.dumps(told))
+    assert chosen_for(tmp_path / "0", job) == ["kl.coef=0.1", "seed=3"]
+    assert chosen_for(tmp_path / "0", ["trainer=gpu"]) == ["trainer=gpu"], "rather than nothing"
+    assert chosen_for(tmp_path / "run", job) == job
+    assert chosen_for(tmp_path / "deeper" / "0", job) == job
 
 
 @pytest.mark.parametrize(
