@@ -350,3 +350,13 @@ def test_long_labels_keep_what_tells_the_groups_apart(tmp_path: Path) -> None:
         f"peft=lora sft.learning_rate=1e-3 model.path={y}",
     ]
     assert all("model.revision" in group["label"] for group in shown(compared(tmp_path))["groups"])
+
+
+def test_many_over_optimised_groups_are_counted_and_equal_ones_said_to_be_equal(tmp_path: Path) -> None:
+    rise_and_fall = [1.0 - abs(index - 9) / 10 for index in range(ITERATIONS)]
+    for index in range(5):
+        write_run(tmp_path / str(index), settings={"kl.coef": index}, gold=rise_and_fall)
+    found = shown(compared(tmp_path))["findings"]
+    assert found[1] == "kl.coef=1: +0.00 against the baseline kl.coef=0, no difference."
+    assert [finding.split(".")[0] for finding in found[2:5]] == ["Over-optimised: kl"] * 3
+    assert found[5:] == ["Over-optimised as well: 2 more of 5 groups."]

@@ -16,6 +16,9 @@ STRETCHES = 5
 CLEAR = 3.0
 """Standard errors that it has to come down by: with five parts the best is chosen, which two would not make up for."""
 
+MOST_NAMED = 3
+"""Over-optimised groups that get a sentence of their own."""
+
 Path_ = Mapping[str, Any]
 Named = tuple[Group, str]
 
@@ -58,6 +61,8 @@ def _best(comparison: Comparison, named: Sequence[Named]) -> Iterator[str]:
 
 
 def _verdict(delta: Delta) -> str:
+    if delta.mean == 0.0:
+        return "no difference"
     if delta.low is None:
         return "too few seeds to tell from chance"
     pairs = f"{delta.count} pairs of seeds" if delta.method == "paired" else "seeds that do not pair"
@@ -65,14 +70,17 @@ def _verdict(delta: Delta) -> str:
 
 
 def _overoptimised(named: Sequence[Named], paths: Mapping[Path, Path_]) -> Iterator[str]:
-    for group, name in named:
-        fall = _fall([paths[run.directory] for run in group.runs if run.directory in paths])
-        if fall is not None:
-            best, last, distance = fall
-            yield (
-                f"Over-optimised: {name}. Its gold reward was {best:+.2f} near √KL {distance:.1f} and ended at "
-                f"{last:+.2f}, while the proxy rose."
-            )
+    falls = [
+        (name, _fall([paths[run.directory] for run in group.runs if run.directory in paths])) for group, name in named
+    ]
+    found = [(name, *fall) for name, fall in falls if fall is not None]
+    for name, best, last, distance in found[:MOST_NAMED]:
+        yield (
+            f"Over-optimised: {name}. Its gold reward was {best:+.2f} near √KL {distance:.1f} and ended at "
+            f"{last:+.2f}, while the proxy rose."
+        )
+    if len(found) > MOST_NAMED:
+        yield f"Over-optimised as well: {len(found) - MOST_NAMED} more of {len(named)} groups."
 
 
 def _fall(paths: Sequence[Path_]) -> tuple[float, float, float] | None:

@@ -14,12 +14,18 @@ function provenanceSection(report, section) {
   const all = report.runs.length === 1 ? "This job" : `All ${report.runs.length} jobs`;
   if (common.length) add(section, html("h3", {}, all), ...facts(common.map((name) => [name, [...values(name)][0]])));
   add(section, html("h3", {}, "Each job"), ...report.runs.map((run) => html("details", { class: "job" },
-    html("summary", {}, html("span", {}, run.name), html("span", { class: `state ${run.state}` }, run.state), html("span", { class: "note" }, run.overrides.join(" "))),
+    html("summary", {}, html("span", {}, run.name), html("span", { class: `state ${run.state}` }, run.state), html("span", { class: "note" }, toldApart(run))),
     facts([
-      ["directory", run.directory], ["started", run.started ?? "–"], ["took", duration(run.seconds)],
+      ["directory", run.directory], ["typed", run.overrides.join(" ") || "nothing"], ["started", run.started ?? "–"], ["took", duration(run.seconds)],
       ...(run.reused.length ? [["stages from the cache", run.reused.join(", ")]] : []),
       ...(run.error ? [["error", run.error]] : []), ...(run.problems.length ? [["could not be read", run.problems.join("; ")]] : []),
       ...own.map((name) => [name, run.facts[name] ?? "not recorded"])]))));
+}
+
+/** What tells a job from the others. */
+function toldApart(run) {
+  const settings = Object.entries(run.settings).map(([key, value]) => `${key}=${value}`);
+  return [...settings, ...(run.seed === null ? [] : [`seed=${run.seed}`])].join(" ");
 }
 
 /** Names and texts. A large family of names (`installed.*`) is folded away. */
