@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,20 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_runs import SMALL, finished_metrics, placed, train, without_times
+from tiny_runs import (
+    SMALL,
+    assert_alike,
+    cut_short_in_iteration,
+    finished_metrics,
+    placed,
+    train,
+    weights_and_records,
+)
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from tuned import KINDS
 
 from rlhf_lightning.callbacks.checkpoints import checkpoints_in
-from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource
@@ -218,48 +224,6 @@ RESUMED: dict[str, tuple[str, ...]] = {
 }
 
 
-@contextmanager
-def cut_short_in_iteration(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ctrl-C after the rollouts of an iteration."""
-    write = SampleDiary.__call__
-
-    def interrupted(self: SampleDiary, iteration: int, collected: Any) -> dict[str, float]:
-        if iteration == number:
-            raise KeyboardInterrupt
-        return write(self, iteration, collected)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SampleDiary, "__call__", interrupted)
-        yield
-
-
-def left(run: RunDirectory) -> dict[str, str]:
-    """A hash of all weights and records that a run left."""
-    return {
-        str(path.relative_to(run.path)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(run.path.rglob("*"))
-        if path.suffix in (".safetensors", ".jsonl")
-    }
-
-
-def assert_alike(run: RunDirectory, other: RunDirectory) -> None:
-    for one in (run, other):
-        assert not (one.path / "checkpoints").exists()
-    timed = ("time/", "rollout/tokens_per_second")
-    rows = [
-        [tuple(map(str, row)) for row in read_history(one.path) if not row.name.startswith(timed)]
-        for one in (run, other)
-    ]
-    assert rows[0] == rows[1]
-    assert left(run) == left(other)
-    # A peak depends on what else the process holds, and on where it began.
-    stages = [without_times(finished_metrics(one)["stages"]["ppo"]) for one in (run, other)]
-    memory = {name for name in stages[0] if "memory" in name or "peak" in name}
-    assert {k: v for k, v in stages[0].items() if k not in memory} == {
-        k: v for k, v in stages[1].items() if k not in memory
-    }
-
-
 @pytest.mark.parametrize("kind", ["lora", *SLOWER])
 def test_an_interrupted_run_goes_on_from_what_was_trained_alone(
     kind: str, runs: Callable[[str], RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -311,7 +275,7 @@ def test_a_supervised_stage_goes_on_too(stage: str, tmp_path: Path, monkeypatch:
     assert names
     assert all("lora_" in name or "score" in name for name in names)
     assert main(["train", f"resume={run.path}"]) == 0
-    assert left(run) == left(whole)
+    assert weights_and_records(run) == weights_and_records(whole)
 
 
 @pytest.mark.slow

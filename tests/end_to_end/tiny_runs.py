@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.tracking.history_file import read_history
 
 SMALL = (
     "debug=tiny",
@@ -23,6 +28,8 @@ SMALL = (
 ONE_ITERATION = ("debug=tiny", "logger=none", "ppo.iterations=1")
 """PPO from finished artifacts."""
 
+TIMES = ("time/", "rollout/tokens_per_second")
+
 
 def train(*overrides: str) -> RunDirectory:
     """A run that finishes, by the directory that it leaves; `paths.run_dir` must be among the overrides."""
@@ -34,6 +41,41 @@ def train(*overrides: str) -> RunDirectory:
 def placed(directory: Path) -> list[str]:
     """Overrides that put a run into `directory/run`."""
     return [f"paths.outputs={directory}", f"paths.run_dir={directory / 'run'}"]
+
+
+@contextmanager
+def cut_short_in_iteration(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C after the rollouts of an iteration."""
+    write = SampleDiary.__call__
+
+    def interrupted(self: SampleDiary, iteration: int, collected: Any) -> dict[str, float]:
+        if iteration == number:
+            raise KeyboardInterrupt
+        return write(self, iteration, collected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleDiary, "__call__", interrupted)
+        yield
+
+
+def assert_alike(run: RunDirectory, other: RunDirectory) -> None:
+    """Two runs left the same to the last bit: weights, records, logged rows and figures, but times and memory."""
+    assert logged_rows(run) == logged_rows(other)
+    assert weights_and_records(run) == weights_and_records(other)
+    assert without_times(finished_metrics(run)) == without_times(finished_metrics(other))
+    assert not (run.path / "checkpoints").exists(), "those of finished stages are of no use"
+
+
+def logged_rows(run: RunDirectory) -> list[tuple[Any, ...]]:
+    """All rows of the history but times, in the order they stand; numbers as text, since nan is not itself."""
+    return [tuple(map(str, row)) for row in read_history(run.path) if not row.name.startswith(TIMES)]
+
+
+def weights_and_records(run: RunDirectory) -> dict[str, str]:
+    """A hash of every weight, diary, comparison and sample that a run left."""
+    return {
+        name: digest for name, digest in fingerprints(run.path).items() if name.endswith((".safetensors", ".jsonl"))
+    }
 
 
 def finished_metrics(run: RunDirectory) -> dict[str, Any]:
