@@ -203,8 +203,16 @@ def test_every_module_and_shell_named_exists() -> None:
 
 
 def test_no_other_command_hides_in_the_readme() -> None:
-    known = {"bash", "rlhf", "python", "source", "eval", "torchrun", "sbatch"}
+    known = {"bash", "rlhf", "python", "source", "eval", "torchrun", "sbatch", "wandb"}
     assert {words[0] for words in README_COMMANDS} == known
+
+
+def test_commands_of_wandb_are_its_own() -> None:
+    from wandb.cli.cli import cli
+
+    wandb = [words[1:] for words in README_COMMANDS if words[0] == "wandb"]
+    assert {words[0] for words in wandb} <= set(cli.commands)
+    assert all((ROOT / word).exists() for words in wandb for word in words if word.startswith("conf/"))
 
 
 def test_the_table_of_groups_is_what_stands_in_conf(tree: ConfigTree) -> None:
