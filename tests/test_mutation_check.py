@@ -53,9 +53,8 @@ def test_a_copy_that_is_not_imported_is_an_error(script: ModuleType, tmp_path: P
 
 
 @pytest.mark.slow
-def test_mutations_are_caught_and_the_package_passes() -> None:
-    names = ["score_on_pad", "mean_of_means"]
-    command = [sys.executable, str(SCRIPT), "--only", *names]
+def test_a_mutation_is_caught_and_the_package_passes() -> None:
+    command = [sys.executable, str(SCRIPT), "--only", "mean_of_means"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout
-    assert "2 of 2 mutations caught; without one the suite passes." in done.stdout
+    assert "1 of 1 mutations caught; without one the suite passes." in done.stdout

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, train
+from runs import FIRST_UPDATE, SMALL, train_alone
 
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole pipeline; PPO ends after its first optimizer step."""
     world = tmp_path_factory.mktemp("alone")
-    return train(world / "run", *SMALL, *FIRST_UPDATE, cwd=world)
+    return train_alone(world / "run", *SMALL, *FIRST_UPDATE, cwd=world)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Runs of the real command line in processes of their own, and how far apart the weights are that they leave."""
+"""Runs of the real command line, in processes of their own or in this one, and how far apart their weights end."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import subprocess
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
+
+from rlhf_lightning.cli.main import main
 
 SMALL = (
     "debug=tiny",
@@ -64,8 +67,18 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
+def train_alone(directory: Path, *overrides: str, cwd: Path) -> Path:
+    """A run that finishes, in this process, whose libraries are loaded already; with one thread, as all others."""
+    threads = torch.get_num_threads()
+    with contextlib.chdir(cwd):
+        code = main(["train", *overrides, "trainer.threads=1", f"paths.run_dir={directory}"])
+    torch.set_num_threads(threads)
+    assert code == 0
+    return directory
+
+
 def train(directory: Path, *overrides: str, cwd: Path) -> Path:
-    """A run that finishes, in the directory of that name."""
+    """A run that finishes, in the directory of that name, in as many processes as it asks for."""
     code, said = ended(started("train", *overrides, f"paths.run_dir={directory}", cwd=cwd))
     assert code == 0, said
     return directory

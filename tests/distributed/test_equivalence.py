@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, assert_alike, history, train
+from runs import FIRST_UPDATE, SMALL, assert_alike, history, train, train_alone
 
 TWO = "trainer.accelerator=cpu"
 
@@ -51,7 +51,7 @@ def test_fsdp_makes_the_same_first_update(alone: Path, tmp_path: Path) -> None:
 def test_two_processes_end_where_one_does(
     from_stages: tuple[str, ...], tmp_path: Path, strategy: str, choices: tuple[str, ...]
 ) -> None:
-    one = train(tmp_path / "one", *from_stages, *choices, cwd=tmp_path)
+    one = train_alone(tmp_path / "one", *from_stages, *choices, cwd=tmp_path)
     two = train(tmp_path / "two", *from_stages, *choices, f"trainer={strategy}", TWO, cwd=tmp_path)
     assert_alike(one, two)
     assert_same_history(one, two)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import assert_alike, history, train
+from runs import assert_alike, history, train, train_alone
 
 TOP = ("peft=top_layers", "peft.layers=1", "ppo.iterations=3", "trainer.accelerator=cpu")
 
@@ -15,7 +15,7 @@ TOP = ("peft=top_layers", "peft.layers=1", "ppo.iterations=3", "trainer.accelera
 def test_two_processes_end_where_one_does(
     from_stages: tuple[str, ...], tmp_path: Path, choices: tuple[str, ...]
 ) -> None:
-    anew = train(tmp_path / "anew", *from_stages, *TOP, *choices, "peft.reuse_trunk=false", cwd=tmp_path)
+    anew = train_alone(tmp_path / "anew", *from_stages, *TOP, *choices, "peft.reuse_trunk=false", cwd=tmp_path)
     two = train(tmp_path / "two", *from_stages, *TOP, *choices, "trainer=ddp", cwd=tmp_path)
     assert_alike(anew, two)
     before, after = history(anew), history(two)
@@ -25,7 +25,7 @@ def test_two_processes_end_where_one_does(
 
 @pytest.mark.slow
 def test_whole_models_are_run_where_processes_hold_shards(from_stages: tuple[str, ...], tmp_path: Path) -> None:
-    one = train(tmp_path / "one", *from_stages, *TOP, cwd=tmp_path)
+    one = train_alone(tmp_path / "one", *from_stages, *TOP, cwd=tmp_path)
     two = train(tmp_path / "two", *from_stages, *TOP, "trainer=fsdp", cwd=tmp_path)
     assert_alike(one, two)
     assert "trainer=fsdp runs whole models only" in (two / "run.log").read_text()

@@ -14,7 +14,7 @@ from runs import distances, ended, history, started, train
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
 
-LONGER = ("ppo.iterations=5", "callbacks.save_every=1", "trainer.accelerator=cpu")
+LONGER = ("ppo.iterations=6", "callbacks.save_every=1", "trainer.accelerator=cpu")
 PATIENCE = 120.0
 
 
@@ -38,51 +38,54 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "number"), [("ddp", signal.SIGKILL), ("fsdp", signal.SIGTERM)])
-def test_interrupted_equals_uninterrupted(
-    from_stages: tuple[str, ...],
-    uninterrupted: Callable[[str], Path],
-    tmp_path: Path,
-    strategy: str,
-    number: signal.Signals,
-) -> None:
-    cut = tmp_path / "cut"
-    process = started("train", *from_stages, *LONGER, f"trainer={strategy}", f"paths.run_dir={cut}", cwd=tmp_path)
-    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
-    process.send_signal(number)
-    code, said = ended(process)
-    assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL), said
-    wait_until_nobody_is_at(cut)
-    assert RunDirectory.open(cut).status.state == "interrupted"
-
-    code, said = ended(started("train", f"resume={cut}", cwd=tmp_path))
-    assert code == 0, said
-    assert "goes on from" in said
-    whole = uninterrupted(strategy)
-    assert {distance.largest for distance in distances(whole, cut).values()} == {0.0}
-    assert history(whole) == history(cut)
-
-
-@pytest.mark.slow
-def test_a_process_that_was_killed_is_named_and_the_run_goes_on(
+def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
     from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
 ) -> None:
     cut = tmp_path / "cut"
     process = started("train", *from_stages, *LONGER, "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
     wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
+    process.kill()
+    code, said = ended(process)
+    assert code == -signal.SIGKILL, said
+    wait_until_nobody_is_at(cut)
+    assert RunDirectory.open(cut).status.state == "interrupted"
+
+    process = started("train", f"resume={cut}", cwd=tmp_path)
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000003.ckpt")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     code, said = ended(process)
     assert code == 1
+    assert "goes on from" in said
     assert "Process 1 of 2 was killed by SIGKILL." in said
     status = RunDirectory.open(cut).status
     assert status.state == "failed"
     assert status.error is not None
     assert status.error.what == "Process 1 of 2 was killed by SIGKILL."
 
-    code, said = ended(started("train", f"resume={cut}", cwd=tmp_path))
+    assert_goes_on(cut, uninterrupted("ddp"))
+
+
+@pytest.mark.slow
+def test_a_run_of_shards_that_is_told_to_stop_goes_on(
+    from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    process = started("train", *from_stages, *LONGER, "trainer=fsdp", f"paths.run_dir={cut}", cwd=tmp_path)
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
+    process.send_signal(signal.SIGTERM)
+    code, said = ended(process)
+    assert code == 130, said
+    assert RunDirectory.open(cut).status.state == "interrupted"
+    assert_goes_on(cut, uninterrupted("fsdp"))
+
+
+def assert_goes_on(cut: Path, whole: Path) -> None:
+    code, said = ended(started("train", f"resume={cut}", cwd=cut.parent))
     assert code == 0, said
-    assert {distance.largest for distance in distances(uninterrupted("ddp"), cut).values()} == {0.0}
+    assert "goes on from" in said
+    assert {distance.largest for distance in distances(whole, cut).values()} == {0.0}
+    assert history(whole) == history(cut)
 
 
 def wait_until_nobody_is_at(run: Path) -> None:

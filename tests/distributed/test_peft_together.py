@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, assert_alike, history, train
+from runs import FIRST_UPDATE, SMALL, assert_alike, history, train, train_alone
 
 TWO = "trainer.accelerator=cpu"
 LORA = ("peft=lora", "peft.rank=4", "ppo.critic=separate")
@@ -22,7 +22,7 @@ LOGGED = {
 def on_one_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole pipeline in one process; PPO ends after its first optimizer step."""
     world = tmp_path_factory.mktemp("on_one_backbone")
-    return train(world / "run", *SMALL, *FIRST_UPDATE, *LORA, SHARED, cwd=world)
+    return train_alone(world / "run", *SMALL, *FIRST_UPDATE, *LORA, SHARED, cwd=world)
 
 
 def assert_same_history(one: Path, other: Path) -> None:
@@ -42,16 +42,27 @@ def test_the_whole_pipeline(strategy: str, on_one_backbone: Path, tmp_path: Path
         assert not (two / stage / "model.safetensors").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", LOGGED)
-def test_recomputed_activations_and_the_exact_kl(strategy: str, on_one_backbone: Path, tmp_path: Path) -> None:
-    """Reference and critic switch adapters while the policy's own forward pass waits for its backward."""
-    ppo = (
+@pytest.fixture(scope="module")
+def recomputing(on_one_backbone: Path) -> tuple[str, ...]:
+    """PPO whose reference and critic switch adapters while the policy's own forward pass waits for its backward."""
+    return (
         *("debug=tiny", "logger=none", "pipeline=ppo", "ppo.learning_rate=1e-3", "ppo.micro_batch_size=2", *LORA),
         *(f"ppo.policy_from={on_one_backbone / 'sft'}", f"ppo.reward_from={on_one_backbone / 'reward_model'}"),
         *("kl.estimator=exact", "kl.apply_to=loss", "model.gradient_checkpointing=true"),
     )
-    one = train(tmp_path / "one", *ppo, SHARED, cwd=tmp_path)
-    two = train(tmp_path / "two", *ppo, f"trainer={strategy}", TWO, cwd=tmp_path)
-    assert_alike(one, two)
-    assert_same_history(one, two)
+
+
+@pytest.fixture(scope="module")
+def recomputed_alone(recomputing: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = tmp_path_factory.mktemp("recomputed_alone")
+    return train_alone(world / "run", *recomputing, SHARED, cwd=world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", LOGGED)
+def test_recomputed_activations_and_the_exact_kl(
+    strategy: str, recomputing: tuple[str, ...], recomputed_alone: Path, tmp_path: Path
+) -> None:
+    two = train(tmp_path / "two", *recomputing, f"trainer={strategy}", TWO, cwd=tmp_path)
+    assert_alike(recomputed_alone, two)
+    assert_same_history(recomputed_alone, two)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, sent to a real `rlhf train` in the middle of each stage: what was done until then is kept."""
+"""Ctrl-C and SIGTERM, sent to a real `rlhf train` in the middle of a stage: what was done until then is kept."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ PATIENCE = 120.0
 
 ENDLESS = {
     "sft": ["sft.epochs=100000"],
-    "comparisons": ["comparisons.prompts=1000000"],
-    "reward_model": ["reward_model.epochs=100000"],
     "ppo": ["ppo.iterations=100000"],
     "evaluate": ["evaluate.policies=[" + ",".join(["sft", "ppo"] * 500) + "]"],
 }
 """What makes a stage last longer than any test waits."""
 
 TRAINING = ("sft", "reward_model", "ppo")
-STAGES = list(ENDLESS)
+STAGES = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
 
 
 def until(happened: Callable[[], bool], process: subprocess.Popen[str], log: Path) -> None:
@@ -51,7 +49,7 @@ def under_way(run: Path, stage: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "sent"), [*((stage, signal.SIGINT) for stage in STAGES), ("ppo", signal.SIGTERM)], ids=str
+    ("stage", "sent"), [("sft", signal.SIGINT), ("ppo", signal.SIGTERM), ("evaluate", signal.SIGINT)], ids=str
 )
 def test_an_interrupted_stage_leaves_a_checkpoint_a_status_and_what_came_before(
     tmp_path: Path, stage: str, sent: signal.Signals
@@ -79,7 +77,7 @@ def test_an_interrupted_stage_leaves_a_checkpoint_a_status_and_what_came_before(
     assert all(files and fingerprints(run / name) == files for name, files in before.items())
     if "sft" in earlier:
         AutoModelForCausalLM.from_pretrained(run / "sft")
-    assert [*(interrupted.metrics or {"stages": []})["stages"]] == earlier
+    assert tuple((interrupted.metrics or {"stages": []})["stages"]) == earlier
 
     printed = log.read_text()
     assert f"Interrupted. To go on: rlhf train resume={run.name}" in printed
