@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 KEY_DIGITS = 12
 """Digits of a stage's key in a name: two artifacts of a project will not share them by chance."""
+
+LONGEST = 128
+"""Characters of an artifact's name; W&B takes no more, and none but letters, digits, dots, dashes and underscores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +39,4 @@ def stage_artifact(stage: str, key: str, directory: Path, metadata: Mapping[str,
 
 def model_artifact(name: str, place: Path | str) -> Artifact:
     """A model that no stage made: of the hub, or in a directory."""
-    return Artifact(f"model-{name.strip('/').replace('/', '.')}"[:128], "model", place)
+    return Artifact(f"model-{re.sub(r'[^a-zA-Z0-9_.-]', '.', name.strip('/'))}"[:LONGEST], "model", place)

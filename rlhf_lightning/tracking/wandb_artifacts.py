@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import wandb
 
@@ -21,7 +23,7 @@ def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
     Args:
         content: `reference` notes names, sizes and checksums of files; `upload` sends them.
     """
-    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata=redact(dict(artifact.metadata)))
+    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata=redact(_finite(artifact.metadata)))
     if isinstance(artifact.place, str):
         made.add_reference(redact(artifact.place), name="model", checksum=False)
         return made
@@ -33,3 +35,12 @@ def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
         else:
             made.add_reference(path.resolve().as_uri(), name=name)
     return made
+
+
+def _finite(value: Any) -> Any:
+    """Plain containers with None for every number that is not finite: W&B refuses an artifact that has one."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,6 +28,7 @@ from rlhf_lightning.tracking.wandb_agent import AgentTrial
 from rlhf_lightning.tracking.wandb_artifacts import Content, wandb_artifact
 from rlhf_lightning.tracking.wandb_metrics import GLOBAL_STEP, declare_metrics, summaries
 from rlhf_lightning.tracking.wandb_session import (
+    command_redacted,
     environment_restored,
     has_credentials,
     offline_by_environment,
@@ -96,7 +97,7 @@ class WandbRun:
 
     def __enter__(self) -> WandbRun:
         start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
-        with environment_restored(), start:
+        with environment_restored(), command_redacted(), start:
             self.run = self._open()
             self._first_new_step = self._steps_sent(self.run)
             self._write_identity(self.run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import wandb
 
+from rlhf_lightning.tracking.redaction import redact_override
 from rlhf_lightning.tracking.wandb_agent import agent_hidden
 
 CLOUD_HOST = "api.wandb.ai"
@@ -51,6 +53,17 @@ def environment_restored() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def command_redacted() -> Iterator[None]:
+    """Keep secrets that were typed on the command line from the client, which notes it with every run."""
+    before = sys.argv
+    sys.argv = [before[0], *map(redact_override, before[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class OfflineRun:
         summaries: the values that the summary keeps of each declared metric.
         taken: artifacts that it took in, by name.
         left: artifacts that it left, by name, without those that tables make.
+        arguments: of the command that was running.
         exit_code: None while it is not finished.
     """
 
@@ -40,6 +41,7 @@ class OfflineRun:
         self.summaries: dict[str, set[str]] = {}
         self.taken: dict[str, Any] = {}
         self.left: dict[str, Any] = {}
+        self.arguments: list[str] = []
         self.exit_code: int | None = None
         for record in records(path):
             self._take(record)
@@ -62,6 +64,8 @@ class OfflineRun:
         elif kind == "artifact" and not record.artifact.type.startswith(("run_table", "wandb-")):
             side = self.taken if record.artifact.use_after_commit else self.left
             side[record.artifact.name] = record.artifact
+        elif kind == "environment":
+            self.arguments = list(record.environment.args) or self.arguments
         elif kind == "exit":
             self.exit_code = record.exit.exit_code
 

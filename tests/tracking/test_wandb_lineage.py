@@ -96,6 +96,18 @@ def test_a_model_of_the_hub_is_named_by_its_address() -> None:
     assert str(entry.ref) == "https://<redacted>@huggingface.co/some/model/tree/main"
 
 
+def test_names_and_metadata_are_what_the_service_takes(tmp_path: Path) -> None:
+    """It refuses names with blanks, and figures that are not finite; a run that has diverged has both."""
+    place = model_in(tmp_path / "my models" / "größer")
+    named = model_artifact("my models/größer", place)
+    assert named.name == "model-my.models.gr..er"
+    made = wandb_artifact(
+        Artifact(named.name, "model", place, {"kl": [float("inf"), 1.0], "loss": float("nan")}), "upload"
+    )
+    assert made.metadata == {"kl": [None, 1.0], "loss": None}
+    assert len(model_artifact("x" * 500, place).name) == 128
+
+
 def test_an_artifact_that_cannot_be_made_does_not_end_the_stage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

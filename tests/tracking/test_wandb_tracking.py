@@ -90,6 +90,19 @@ def test_stages_of_one_process_are_runs_of_one_group(
 CARD = RunCard("test", None, "group", "sft", "sft x", ["t"], None, {"seed": 1})
 
 
+def test_no_secret_leaves_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the config, nor in a name, nor in the command that the client notes by itself."""
+    monkeypatch.setattr(
+        sys, "argv", ["rlhf", "train", "optimizer.api_key=sk-1", "data=https://me:sk-1@host/x", "seed=7"]
+    )
+    with open_tracker(_settings(), tmp_path, "sft", ["optimizer.api_key=sk-1"]):
+        assert sys.argv[2] == "optimizer.api_key=sk-1", "the run itself is told it"
+    run = recorded(tmp_path, "sft")
+    assert list(run.arguments) == ["train", "optimizer.api_key=<redacted>", "data=https://<redacted>@host/x", "seed=7"]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if b"sk-1" in path.read_bytes()]
+
+
 def test_a_resumed_stage_continues_its_run(tmp_path: Path) -> None:
     ids = []
     for _ in range(2):
