@@ -46,8 +46,7 @@ def left_by(
 def _input(name: str, settings: RunSettings, run: RunDirectory, key_of: KeyOf) -> Artifact | None:
     """One input; None where there is nothing to refer to yet, such as a model that will be made from scratch."""
     if name in STAGE_NAMES:
-        stage: StageName = name  # type: ignore[assignment]  # it is one of them
-        return stage_artifact(stage, key_of(stage), run.stage_dir(stage), {DIGEST: key_of(stage)})
+        return stage_artifact(name, key_of(name), run.stage_dir(name), {DIGEST: key_of(name)})
     if name == BASE:
         model = settings.model
         if isinstance(model, CourtesyModel):

@@ -116,6 +116,22 @@ def test_a_ppo_run_takes_in_what_the_stages_before_it_left(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_trial_whose_last_stage_is_cached_still_tells_its_objective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(*LOGGED, *EVALUATED, f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'first'}")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial1")
+    again = train(*LOGGED, *EVALUATED, f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'again'}")
+    assert all("cache" in figures for figures in finished_metrics(again)["stages"].values())
+    assert [path.name for path in (again.path / "wandb").glob("*.json")] == ["evaluate.json"]
+    trial = recorded(again, "evaluate")
+    assert (trial.run.run_id, trial.run.sweep_id, trial.exit_code) == ("trial1", "sweep1", 0)
+    assert trial.summary["objective"] == recorded(first, "evaluate").summary["objective"]
+    assert [*trial.left] == [*recorded(first, "evaluate").left]
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_the_same_history(tmp_path: Path) -> None:
     """After SIGKILL past a checkpoint, the parts together hold each iteration once, and nothing goes back."""
     run = tmp_path / "run"
