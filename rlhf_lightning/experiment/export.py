@@ -135,7 +135,7 @@ def _copy(artifact: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -
     """A model's files bit for bit, and its tokenizer."""
     for pattern in MODEL_FILES:
         for file in artifact.glob(pattern):
-            shutil.copy2(file, directory / file.name)
+            shutil.copyfile(file, directory / file.name)  # one that can be written, whatever the artifact's can
     tokenizer.save_pretrained(directory)
 
 
