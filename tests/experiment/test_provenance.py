@@ -14,8 +14,8 @@ from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.provenance.code import code_hash, git_state
 from rlhf_lightning.experiment.provenance.origin import (
+    changes_of_environment,
     changes_of_origin,
-    changes_since,
     completed,
     config_hash,
     gather_provenance,
@@ -180,4 +180,4 @@ def test_only_variables_that_decide_bits_are_recorded_and_compared(monkeypatch: 
     assert first["environment"]["OMP_NUM_THREADS"] == "3"
     assert "HF_TOKEN" not in first["environment"]
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert changes_since(first, gather_provenance(settings, [])) == ["OMP_NUM_THREADS 3 -> 4"]
+    assert changes_of_environment(first, gather_provenance(settings, [])) == ["OMP_NUM_THREADS 3 -> 4"]

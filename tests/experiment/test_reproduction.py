@@ -217,8 +217,8 @@ def test_what_does_not_touch_the_result_may_be_given_anew(tree: ConfigTree, run_
 def test_an_override_that_decides_the_result_is_refused(tree: ConfigTree, run_of: Build) -> None:
     run = run_of()
     with pytest.raises(ConfigError) as caught:
-        prepare(tree, run.path, None, ["kl.coef=0.3", "seed=2", "name=x"])
-    assert [problem.key for problem in caught.value.problems] == ["kl.coef", "seed"]
+        prepare(tree, run.path, None, ["kl.coef=0.3", "callbacks.extra=[]", "name=x"])
+    assert [problem.key for problem in caught.value.problems] == ["kl.coef", "callbacks.extra"]
 
 
 def test_the_environment_is_the_runs_where_it_decides_bits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -27,12 +28,13 @@ from rlhf_lightning.experiment.provenance.origin import (
 )
 from rlhf_lightning.experiment.run import Outcome
 from rlhf_lightning.experiment.run_directory import CONFIG, PROVENANCE, REPRODUCE, RunDirectory
+from rlhf_lightning.settings.readers import is_among
 from rlhf_lightning.settings.run import RunSettings
 
 ITS_OWN = ("logger=none", "cache=off")
 """A run that is done again computes everything itself, and tells no server of it unless it is asked to."""
 
-FREE = ("logger", "callbacks", "name", "notes", "tags")
+MAY_DIFFER = frozenset({"logger", "callbacks.progress_bar", "name", "notes", "tags"})
 """What a run may be done again with other values of: it does not touch a bit of the result."""
 
 
@@ -61,14 +63,15 @@ class Rerun:
 
     def obstacles(self) -> list[str]:
         """What decides the figures and is another now than it was, in words."""
-        return changes_of_origin(self.origin, self._now())
+        return changes_of_origin(self.origin, self._now)
 
     def doubts(self) -> list[str]:
         """What may change the last bits of the figures, in words."""
         later = [change for now in self.origin.get("resumed", ()) for change in changes_since(self.origin, now)]
         resumed = [f"when the run was resumed: {change}" for change in dict.fromkeys(later)]
-        return [*changes_of_machine(self.origin, self._now()), *resumed]
+        return [*changes_of_machine(self.origin, self._now), *resumed]
 
+    @functools.cached_property
     def _now(self) -> dict[str, Any]:
         with contextlib.chdir(self.place):
             return gather_provenance(self.settings, self.overrides)
@@ -130,9 +133,9 @@ def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[st
 def _with_overrides(tree: ConfigTree, saved: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A run's config with the sections and keys that are given anew, as they are composed with these overrides."""
     wrong = [
-        Problem(key, "decides the result", text, fix=f"drop it; what may change: {', '.join(FREE)}")
+        Problem(key, "decides the result", text, fix=f"drop it; what may change: {', '.join(sorted(MAY_DIFFER))}")
         for key, text in _keys(tree, overrides)
-        if key.partition(".")[0] not in FREE
+        if not is_among(key, MAY_DIFFER)
     ]
     if wrong:
         raise ConfigError(wrong)
