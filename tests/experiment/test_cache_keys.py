@@ -373,6 +373,17 @@ def test_code_that_the_config_names_counts(
     assert {stage for stage in STAGE_NAMES if before[stage] != after[stage]} == {S, C, R, P, E}
 
 
+@pytest.mark.parametrize("target", ["own_callbacks.Watching.made", "own_callbacks.gone.Watching", "nowhere.Watching"])
+def test_a_name_that_is_no_module_does_not_disturb(
+    told: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    (tmp_path / "own_callbacks.py").write_text("class Watching: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    extra = [f"callbacks.extra=[{{_target_: {target}}}]", "allow_targets=[own_callbacks,nowhere]"]
+    code = StageKeys(told(*extra), "cpu", lambda: pytest.fail("no data is read")).ingredients("sft").code
+    assert set(code) - {"rlhf_lightning"} == ({"own_callbacks"} if target.startswith("own") else set())
+
+
 def test_the_base_model_of_the_world_counts(
     told: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

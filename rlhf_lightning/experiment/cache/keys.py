@@ -218,14 +218,28 @@ def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, s
     if stage not in TRAINING:
         return {}
     named = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
-    modules = {str(node["_target_"]).rpartition(".")[0] for _, node in target_nodes(named, "")}
-    ours = {module: hash_of_module(module) for module in modules if module.split(".")[0] == NAME}
-    theirs = {module: _module_identity(module) for module in modules if not is_allowed(module, TRUSTED)}
-    return {**ours, **theirs}
+    targets = {str(node["_target_"]) for _, node in target_nodes(named, "")}
+    own = {target for target in targets if target.split(".")[0] == NAME or not is_allowed(target, TRUSTED)}
+    return {module: _hash_of_code(module) for module in map(_module_of, own) if module}
 
 
-def _module_identity(module: str) -> str:
-    """A user's module by its file, which is not run here."""
+def _module_of(target: str) -> str:
+    """The module that a dotted name lies in; empty where there is none, which making an object of it will report."""
+    module = target.rpartition(".")[0]
+    while module:
+        try:
+            if find_spec(module) is not None:
+                return module
+        except ModuleNotFoundError:
+            pass  # `package.module.Class.method`: what lies before the last dot need be no module either
+        module = module.rpartition(".")[0]
+    return ""
+
+
+def _hash_of_code(module: str) -> str:
+    """Of a module of this package, with all that it imports from there; of another one, its file's."""
+    if module.split(".")[0] == NAME:
+        return hash_of_module(module)
     found = find_spec(module)
     return path_identity(Path(found.origin)) if found is not None and found.origin is not None else module
 
