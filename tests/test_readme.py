@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.cli import compare, completion, doctor, export, main, score, train
+from rlhf_lightning.cli import compare, completion, doctor, export, main, score, sweep, train
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
 from rlhf_lightning.diagnosis.doctor import CHECKS
@@ -148,6 +148,11 @@ def test_every_export_command_is_understood() -> None:
     assert len(exporting) >= 2
     for words in exporting:
         assert export.parser().parse_args(words).run
+
+
+def test_every_sweep_command_is_understood() -> None:
+    acting = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "sweep"]]
+    assert {sweep.parser().parse_args(words).action for words in acting} == {"resume", "status"}
 
 
 def test_every_doctor_command_is_understood() -> None:

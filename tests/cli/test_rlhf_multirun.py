@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 
 from rlhf_lightning.cli.main import main
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_sweep
 from rlhf_lightning.experiment.run_directory import RunDirectory
@@ -185,6 +187,15 @@ def test_a_preset_is_so_many_jobs(here: Path, preset: str, count: int) -> None:
         if job.settings is not None
     ]
     assert len(set(told)) == len(checked) == count
+
+
+def test_a_sweep_for_slurm_may_ask_for_gpus_that_are_not_here(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    overrides = ["sweep=seeds", "trainer=gpu", f"paths.outputs={here}"]
+    checked = check_sweep(ConfigTree.load(), ["launcher=submitit_slurm", *overrides])
+    assert len([job for job in checked if job.settings is not None]) == 5
+    with pytest.raises(ConfigError, match="1 GPUs are asked for, and there are 0"):
+        check_sweep(ConfigTree.load(), overrides)
 
 
 @pytest.mark.parametrize("override", ["sweep=kl_coef", "launcher=joblib", "sweep.on_failure=stop"])

@@ -25,7 +25,7 @@ def surrounding_problems(settings: RunSettings) -> list[Problem]:
         *_artifact_problems(settings),
         *_target_problems(settings),
         *_process_problems(settings.trainer),
-        *_quantization_problems(settings.peft),
+        *(() if _runs_elsewhere(settings) else _gpu_problems(settings)),
         *logger_problems(settings.logger),
     ]
 
@@ -103,7 +103,7 @@ def _absent(key: str, value: str) -> Problem:
 
 
 def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
-    """Processes that were started and are not asked for, or the other way round; GPUs that are not there."""
+    """Processes that were started and are not asked for, or the other way round."""
     started, asked = this_place().world_size, trainer.processes
     if started > 1 and started != asked:
         what = (
@@ -113,6 +113,16 @@ def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
     elif started == 1 and trainer.nodes > 1:
         fix = "start the same command on each node with torchrun or srun (README, More than one process)"
         yield Problem("trainer.nodes", f"{trainer.nodes} nodes need a launcher, and none started this", fix=fix)
+
+
+def _runs_elsewhere(settings: RunSettings) -> bool:
+    """Whether SLURM will choose the machine: what this one has says nothing."""
+    return settings.launcher.kind == "submitit_slurm"
+
+
+def _gpu_problems(settings: RunSettings) -> Iterator[Problem]:
+    trainer = settings.trainer
+    yield from _quantization_problems(settings.peft)
     if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
         import torch  # here, since only this check needs it
 

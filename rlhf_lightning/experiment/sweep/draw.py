@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.config.sweep_jobs import is_of_the_sweep, shared_config, swept_overrides
 from rlhf_lightning.experiment.config.task import job_settings, typed_overrides
 from rlhf_lightning.experiment.run_directory import RunDirectory, holds_a_run
-from rlhf_lightning.experiment.sweep.job import POLL_SECONDS, run_job
-from rlhf_lightning.experiment.sweep.launchers import placed_by_hydra
+from rlhf_lightning.experiment.sweep.job import run_job
+from rlhf_lightning.experiment.sweep.launchers import await_jobs, launcher_error, placed_by_hydra
 from rlhf_lightning.experiment.sweep.prepare import placed
 from rlhf_lightning.experiment.sweep.record import Sweep
 
@@ -39,6 +38,7 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
         further: Hydra's own overrides, for this time.
 
     Raises:
+        LauncherError: a launcher's worker was killed, or what it had to run.
         JobFailedError: no job has an objective, or more failed than the sweeper is told to bear.
     """
     own = as_hydra_reads(tree, [override for override in tree.parse(overrides) if is_of_the_sweep(override)])
@@ -48,6 +48,10 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
         tree.hydra.multirun(CONFIG_NAME, run_drawn, texts)
     except SweepStopped:
         return
+    except RuntimeError as error:
+        if sweep.stopped != "interrupted":
+            raise launcher_error(sweep, error) from error
+        await_jobs(sweep)
     except ValueError as error:  # Optuna's, at the end of a study without a result
         if sweep.in_state("finished"):
             raise
@@ -111,18 +115,12 @@ def run_drawn(config: DictConfig) -> float:
         job = RunDirectory.create(directory, settings.model_dump(mode="json"), typed_overrides(), "pending")
     run_job(sweep, job)
     if sweep.stopped:
-        _await_others(sweep)
+        await_jobs(sweep)  # a launcher kills them when one of its workers gives up
         raise SweepStopped
     objective = (job.metrics or {}).get("objective")
     if job.status.state != "finished" or objective is None:
         raise JobFailedError("A job of the sweep has no objective.", where=str(job.path), fix="see error.log in there")
     return float(objective)
-
-
-def _await_others(sweep: Sweep) -> None:
-    """Waits for the jobs that still save their work: a launcher kills them when one of its workers gives up."""
-    while any(job.is_held for job in sweep.jobs):
-        time.sleep(POLL_SECONDS)
 
 
 def _is_there(config: DictConfig, text: str) -> bool:

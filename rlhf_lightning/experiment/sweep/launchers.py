@@ -15,11 +15,16 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 
+from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.experiment.config.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.interruption import ECHO_SECONDS, SIGNALS
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.sweep.job import run_job
+from rlhf_lightning.experiment.sweep.job import POLL_SECONDS, run_job
 from rlhf_lightning.experiment.sweep.record import Sweep
+
+
+class LauncherError(RlhfError):
+    """A launcher ended before its jobs did."""
 
 
 def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
@@ -30,6 +35,9 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
     Args:
         sweep: held by this process.
         jobs: of this sweep.
+
+    Raises:
+        LauncherError: a launcher's worker was killed, or what it had to run.
     """
     tree, plan = ConfigTree.load(), sweep.plan
     config = tree.hydra.compose_config(CONFIG_NAME, [placed_by_hydra(sweep)], RunMode.MULTIRUN)
@@ -43,7 +51,25 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
     )
     numbered = enumerate(jobs)
     while batch := list(itertools.islice(numbered, plan.batch)):
-        launcher.launch([[f"hydra.sweep.subdir={job.path.name}"] for _, job in batch], initial_job_idx=batch[0][0])
+        told = [[f"hydra.sweep.subdir={job.path.name}"] for _, job in batch]
+        try:
+            launcher.launch(told, initial_job_idx=batch[0][0])
+        except RuntimeError as error:  # submitit's UncompletedJobError and joblib's TerminatedWorkerError are such
+            if sweep.stopped != "interrupted":  # else it is Ctrl-C that ended a worker
+                raise launcher_error(sweep, error) from error
+        await_jobs(sweep)
+
+
+def launcher_error(sweep: Sweep, error: RuntimeError) -> LauncherError:
+    """The error for a launcher that gave up; how each job ended is in its directory."""
+    what = f"The launcher gave up: {str(error).strip().splitlines()[0]}"
+    return LauncherError(what, where=str(sweep.directory), fix=f"rlhf sweep resume {sweep.directory}")
+
+
+def await_jobs(sweep: Sweep) -> None:
+    """Waits for jobs that are at work without their launcher: interrupted ones still save."""
+    while sweep.plan.on_this_machine and any(job.is_held for job in sweep.jobs):
+        time.sleep(POLL_SECONDS)
 
 
 def run_prepared(_: DictConfig) -> None:
