@@ -16,10 +16,10 @@ class Forgiven:
     and a user's interrupt pass through.
 
     Args:
-        warning: what to log, with `%s` for the first line of the error.
+        warning: what to log, with `%s` for the first line of the error; None where it was logged before.
     """
 
-    def __init__(self, warning: str) -> None:
+    def __init__(self, warning: str | None) -> None:
         self._warning = warning
         self.failed = False
 
@@ -31,7 +31,8 @@ class Forgiven:
     ) -> bool:
         if kind is None or not (issubclass(kind, OSError) or kind.__module__.partition(".")[0] == "wandb"):
             return False
-        lines = str(error).strip().splitlines()
-        log.warning(self._warning, lines[0] if lines else kind.__name__)
+        if self._warning is not None:
+            lines = str(error).strip().splitlines()
+            log.warning(self._warning, lines[0] if lines else kind.__name__)
         self.failed = True
         return True

@@ -10,6 +10,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -96,23 +97,25 @@ class WandbRun:
         self._beside: Callable[[], Mapping[str, Any]] | None = None
 
     def __enter__(self) -> WandbRun:
-        start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
-        with environment_restored(), command_redacted(), start:
-            self.run = self._open()
-            self._first_new_step = self._steps_sent(self.run)
-            self._write_identity(self.run)
-            declare_metrics(self.run, self.card.job_type)
-        self._give_up_after(start)
-        self._catch_up()
+        with ExitStack() as on_failure:
+            on_failure.push(self)  # what is open is finished even if this method does not end well
+            start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
+            with environment_restored(), command_redacted(), start:
+                self.run = self._open()
+                self._first_new_step = self._steps_sent(self.run)
+                self._write_identity(self.run)
+                declare_metrics(self.run, self.card.job_type)
+            self._give_up_after(start)
+            self._catch_up()
+            on_failure.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        run, self.run = self.run, None
-        if run is not None:
-            with Forgiven("W&B could not finish its run (%s); `wandb sync` may still upload it."):
-                run.finish(exit_code=0 if kind is None else 1)
+        self._finish(
+            0 if kind is None else 1, Forgiven("W&B could not finish its run (%s); `wandb sync` may still upload it.")
+        )
 
     def log_row(self, figures: Mapping[str, float], optimizer_step: int | None) -> None:
         """Log the stage's next row of history, unless W&B has it from before the stage was interrupted."""
@@ -182,7 +185,13 @@ class WandbRun:
 
     def _give_up_after(self, attempt: Forgiven) -> None:
         if attempt.failed:
-            self.run = None
+            self._finish(1, Forgiven(None))
+
+    def _finish(self, exit_code: int, attempt: Forgiven) -> None:
+        run, self.run = self.run, None
+        if run is not None:
+            with attempt:
+                run.finish(exit_code=exit_code)
 
     def _open(self) -> wandb.Run:
         server = server_url()

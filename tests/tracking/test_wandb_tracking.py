@@ -15,7 +15,7 @@ import pytest
 import wandb
 from offline_run import recorded
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, RunDirectoryError
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.settings.run import FilesOnly, PipelineSettings, RunSettings, TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking import wandb_run
@@ -149,6 +149,11 @@ def test_a_client_that_fails_costs_one_warning_and_no_run(
         def log(self, _: dict[str, float], **__: Any) -> None:
             raise ConnectionResetError("Connection lost")
 
+        def finish(self, exit_code: int) -> None:
+            finished.append(exit_code)
+            raise ConnectionResetError("Connection lost")
+
+    finished: list[int] = []
     monkeypatch.setattr(wandb, "init", lambda **_: Failing())
     with WandbRun(CARD, tmp_path, "offline") as tracked:
         tracked.log({"a": 1.0})
@@ -158,6 +163,7 @@ def test_a_client_that_fails_costs_one_warning_and_no_run(
     assert [record.message for record in caplog.records] == [
         "W&B failed (Connection lost); from here on this stage is logged to files only."
     ]
+    assert finished == [1], "tried once, and said no word"
 
 
 def test_our_own_defects_are_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +173,13 @@ def test_our_own_defects_are_not_swallowed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(wandb, "init", broken)
     with pytest.raises(KeyError, match="ours"), WandbRun(CARD, tmp_path, "offline"):
         pass
+
+
+def test_a_run_whose_start_fails_is_not_left_open(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("not,what,it,should\nbe,1,2,3\n")
+    with pytest.raises(RunDirectoryError, match="line 1"), WandbRun(CARD, tmp_path, "offline"):
+        pass
+    assert recorded(tmp_path, "sft").exit_code == 1
 
 
 def test_files_only_opens_nothing_else(tmp_path: Path) -> None:
