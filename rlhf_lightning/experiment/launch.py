@@ -37,7 +37,7 @@ PR_SET_PDEATHSIG = 1
 def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
     """Runs the pipeline in its directory, in this process or, where that is too few, in children of it."""
     if os.environ.get(LAUNCHER) == str(os.getppid()):
-        _end_with_parent()
+        end_with_parent()
     if settings.trainer.processes > this_place().world_size:
         return launch(run_dir, settings.trainer.devices)
     return execute(settings, run_dir, overrides)
@@ -107,7 +107,7 @@ def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[byt
     ]
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Has this process interrupted when the one that launched it is gone; only Linux can do that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rlhf_lightning.experiment.launch import LAUNCHER
+from rlhf_lightning.experiment.launch import LAUNCHER, end_with_parent
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT
 from rlhf_lightning.experiment.run_directory import RunDirectory, RunError, now
 from rlhf_lightning.experiment.sweep.record import Sweep
@@ -31,6 +31,8 @@ def run_job(sweep: Sweep, job: RunDirectory) -> None:
     Nothing happens if the sweep is being stopped or the job has finished: a job that SLURM started again, for one.
     """
     plan = sweep.plan
+    if os.getppid() == plan.pid:
+        end_with_parent()
     if os.getpid() != plan.pid:
         # A launcher's worker gets the terminal's Ctrl-C too. It is the sweep's to answer, which stops all jobs; a
         # worker that went down with it would take others' jobs along.
