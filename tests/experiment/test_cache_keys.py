@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rlhf_lightning.data.sources import open_source
+from rlhf_lightning.experiment.cache.content import path_identity
 from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
@@ -359,6 +360,15 @@ def test_an_adapter_from_elsewhere_counts_with_its_base(told: Callable[..., RunS
     before = keys(settings)
     (base / "config.json").write_text('{"changed": true}')
     assert keys(settings)[P] != before[P]
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_names_no_base_counts_by_its_content(
+    told: Callable[..., RunSettings], tmp_path: Path, config: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    found = StageKeys(told(f"ppo.policy_from={tmp_path}"), "cpu", lambda: pytest.fail("no data is read"))
+    assert found.ingredients("ppo").inputs["ppo.policy_from"] == [path_identity(tmp_path)]
 
 
 def test_code_that_the_config_names_counts(

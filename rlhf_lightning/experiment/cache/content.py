@@ -132,8 +132,13 @@ def _commit(name: str, revision: str | None) -> str:
 
 
 def adapter_base(directory: Path) -> tuple[str, str | None] | None:
-    """Directory or hub id, and revision, of the base that an adapter's directory names; None where it is no adapter."""
-    if not (directory / ADAPTER).is_file():
+    """Directory or hub id, and revision, of the base that an adapter's directory names; None where it names none.
+
+    A config that cannot be read names none: opening the adapter will say what is wrong.
+    """
+    try:
+        config = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))
+        name = config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    named = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))
-    return str(named.get("base_model_name_or_path") or ""), named.get("revision")
+    return (str(name), config.get("revision")) if name else None
