@@ -16,12 +16,12 @@ import pytest
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.record import Sweep, state_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 Environment = Callable[[str], dict[str, str]]
 
 RLHF = [sys.executable, "-m", "rlhf_lightning"]
-SECONDS = 300
+SECONDS = 500
 
 FINISHES = """
 import os
