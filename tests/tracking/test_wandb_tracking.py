@@ -250,7 +250,7 @@ with wandb_run.WandbRun(card, Path({str(tmp_path)!r}), "auto") as tracked:
     tracked.log({{"a": 1.0}})
 """
     environment = os.environ | {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "logging offline instead" in done.stderr
     assert recorded(tmp_path, "sft").history[0]["a"] == 1.0
