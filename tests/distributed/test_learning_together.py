@@ -1,7 +1,4 @@
-"""Two processes align a model: asserted on the figures that the run leaves, as in `end_to_end/test_learning.py`.
-
-The gold reward rises from -0.13 to 0.66, harmful compliance falls from 35% to 0%, and the KL is 1.7.
-"""
+"""Two processes align a model: asserted on the figures that the run leaves, as in `end_to_end/test_learning.py`."""
 
 from __future__ import annotations
 
