@@ -318,7 +318,7 @@ def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
         (["ppo.policy_from=base"], {P, E}),
         (["reward=ensemble", "reward.models=[reward_model,reward_model]"], {P, E}),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(sorted(words)),
 )
 def test_an_option_or_an_input_counts_from_its_stage_on(
     told: Callable[..., RunSettings], overrides: list[str], stages: set[str]
