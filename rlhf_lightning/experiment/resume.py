@@ -113,7 +113,7 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tupl
 def _saved_settings(run: RunDirectory) -> RunSettings:
     if not (run.path / CONFIG).exists():
         what = "The run was cut off before it had written down its config, or this is a sweep."
-        fix = "remove it and start anew; of a sweep, resume one of its jobs: resume=SWEEP/0"
+        fix = "remove it and start anew; a sweep: rlhf sweep resume DIR, or one of its jobs: resume=DIR/0"
         raise RunDirectoryError(what, where=str(run.path), fix=fix)
     try:
         return _placed(settings_from(run.config), run)

@@ -118,10 +118,10 @@ def test_what_is_no_run_is_refused(
     (here / "sweep").mkdir()
     (here / "sweep" / "multirun.yaml").touch()
     assert main(["train", "resume=sweep"]) == 1
-    assert "resume=SWEEP/0" in capsys.readouterr().err
+    assert "rlhf sweep resume DIR" in capsys.readouterr().err
     assert main(["train", "resume=3"]) == 2
     assert main(["train", "-m", "resume=mine", "seed=1,2"]) == 2
-    assert "a sweep is not resumed as a whole" in capsys.readouterr().err
+    assert "rlhf sweep resume DIR" in capsys.readouterr().err
     config = (cut_short.path / "config.yaml").read_text()
     (cut_short.path / "config.yaml").write_text(config.replace("seed: 3", "sed: 3"))
     assert main(["train", "resume=mine"]) == 1
