@@ -32,7 +32,7 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
     own = [override.input_line or "" for override in typed if is_of_the_sweep(override)]
     swept = [override for override in typed if is_of_the_sweep(override) and override.is_sweep_override()]
     if swept:
-        what = "what concerns the sweep as a whole cannot be swept"
+        what = "Hydra's own settings, launcher and sweep concern the sweep as a whole and cannot be swept"
         raise ConfigError([Problem(section_of(one), what, one.input_line, "give one value") for one in swept])
     config = shared_config(tree, typed)
     task = swept_overrides(tree, config, typed)

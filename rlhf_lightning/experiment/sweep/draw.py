@@ -51,7 +51,7 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
     except RuntimeError as error:
         if sweep.stopped != "interrupted":
             raise launcher_error(sweep, error) from error
-        await_jobs(sweep)
+        await_jobs(sweep.jobs)
     except ValueError as error:  # Optuna's, at the end of a study without a result
         if sweep.in_state("finished"):
             raise
@@ -115,7 +115,7 @@ def run_drawn(config: DictConfig) -> float:
         job = RunDirectory.create(directory, settings.model_dump(mode="json"), typed_overrides(), "pending")
     run_job(sweep, job)
     if sweep.stopped:
-        await_jobs(sweep)  # a launcher kills them when one of its workers gives up
+        await_jobs(sweep.jobs)  # a launcher kills them when one of its workers gives up
         raise SweepStopped
     objective = (job.metrics or {}).get("objective")
     if job.status.state != "finished" or objective is None:

@@ -57,7 +57,8 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
         except RuntimeError as error:  # submitit's UncompletedJobError and joblib's TerminatedWorkerError are such
             if sweep.stopped != "interrupted":  # else it is Ctrl-C that ended a worker
                 raise launcher_error(sweep, error) from error
-        await_jobs(sweep)
+        if plan.on_this_machine:
+            await_jobs([job for _, job in batch])
 
 
 def launcher_error(sweep: Sweep, error: RuntimeError) -> LauncherError:
@@ -66,9 +67,9 @@ def launcher_error(sweep: Sweep, error: RuntimeError) -> LauncherError:
     return LauncherError(what, where=str(sweep.directory), fix=f"rlhf sweep resume {sweep.directory}")
 
 
-def await_jobs(sweep: Sweep) -> None:
+def await_jobs(jobs: Sequence[RunDirectory]) -> None:
     """Waits for jobs that are at work without their launcher: interrupted ones still save."""
-    while sweep.plan.on_this_machine and any(job.is_held for job in sweep.jobs):
+    while any(job.is_held for job in jobs):
         time.sleep(POLL_SECONDS)
 
 
