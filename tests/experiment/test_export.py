@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise refusal
 
-    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(ArtifactError, match=r"cannot be written: .*No space left on device(.*\n)+.*free space"):
         export(run.path, stage=None, merge=False, target=tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
