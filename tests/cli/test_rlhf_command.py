@@ -80,7 +80,7 @@ def test_light_commands_import_nothing_heavy_and_answer_fast(arguments: list[str
     assert done.returncode == code, done.stderr
     assert expected in done.stdout + done.stderr
     assert "heavy: []" in done.stderr
-    assert seconds < 5.0  # under a second on an idle machine; generous, since tests may share it
+    assert seconds < 20.0  # under a second on an idle machine; generous, since tests may share it
 
 
 def test_the_configs_are_found_beside_the_package_and_inside_it(

