@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,19 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from load_script import load_script
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark_memory.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_memory", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_memory"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark_memory")
 
 
 def test_ratios_and_cells(script: ModuleType) -> None:

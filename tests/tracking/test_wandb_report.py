@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from load_script import load_script
 
 # The package that builds reports is written for Pydantic's first version.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
@@ -20,13 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "wandb_report.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("wandb_report", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["wandb_report"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("wandb_report")
 
 
 def sweep_of(
