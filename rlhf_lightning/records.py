@@ -60,12 +60,15 @@ class Preference:
 
     Attributes:
         margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None where nobody said.
+        probability: that `chosen` is the better one (a soft label, at least one half), or None where it is taken as
+            certain.
     """
 
     prompt: Prompt
     chosen: str
     rejected: str
     margin: float | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

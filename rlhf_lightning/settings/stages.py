@@ -9,6 +9,10 @@ from pydantic import Field, model_validator
 from rlhf_lightning.settings.section import Count, Finite, Name, NonNegative, OpenFraction, Positive, Section
 
 
+Kinds = Annotated[list[Name], Field(min_length=1)] | None
+"""Kinds of prompts; None: all of them."""
+
+
 class SupervisedLoop(Section):
     """One supervised training loop: epochs over shuffled batches, linear warm-up, linear decay to zero."""
 
@@ -32,7 +36,47 @@ class SftSettings(SupervisedLoop):
     """Supervised fine-tuning on demonstrations."""
 
     policy_from: Name
+    demonstrations_from: Name
     held_out_fraction: OpenFraction
+
+
+class CritiqueRevisionSettings(Section):
+    """Replies to red-team prompts, critiqued and revised by the principles of the constitution."""
+
+    policy_from: Name
+    reviser_from: Name
+    prompts: Count
+    kinds: Kinds
+    prompts_from: Name | None
+    last_turn_only: bool
+    helpful_kinds: Kinds
+    helpful_prompts_from: Name | None
+    fewshots: Literal["auto", "always", "never"]
+    batch_size: Count
+    temperature: Positive
+    max_new_tokens: Count
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class JudgeCalibrationSettings(Section):
+    """How often the judge is right where people have judged before."""
+
+    pairs: Annotated[int, Field(ge=20)]
+    data: Name | None
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+
+
+class AiFeedbackSettings(Section):
+    """Comparisons by a judge under the constitution."""
+
+    policy_from: Name
+    calibration_from: Name | None
+    on_failed_calibration: Literal["refuse", "warn"]
+    prompts: Count
+    replies: Annotated[int, Field(ge=2)]
+    kinds: Kinds
+    batch_size: Count
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class ComparisonsSettings(Section):
@@ -49,10 +93,18 @@ class RewardModelSettings(SupervisedLoop):
 
     backbone_from: Name
     comparisons_from: Name
+    mix_from: Name | None
+    mix_ratio: NonNegative
     head: Literal["scalar", "classifier"]
     pairing: Literal["all", "adjacent", "best_versus_rest"]
     margin_coef: NonNegative
     centring_coef: NonNegative
+
+    @model_validator(mode="after")
+    def _mixes(self) -> RewardModelSettings:
+        if (self.mix_from is None) != (self.mix_ratio == 0.0):
+            raise ValueError("mix_from and mix_ratio go together: give both, or mix_from=null and mix_ratio=0")
+        return self
 
 
 class PpoSettings(Section):
@@ -98,3 +150,4 @@ class EvaluateSettings(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)]
     sample_table: Count
     seed: Annotated[int, Field(ge=0)]
+    satisfaction: Count | None
