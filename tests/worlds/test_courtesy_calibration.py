@@ -1,0 +1,119 @@
+"""The recorded judgements: that the shipped file is what its command writes, and that its labels tell something."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_lightning.records import Message, Prompt
+from rlhf_lightning.settings.data import AnnotatorSettings
+from rlhf_lightning.worlds.courtesy import TRAITS, gold, prompts, recorded
+from rlhf_lightning.worlds.courtesy.calibration import ANNOTATOR, PAIRS, SEED, judge_pairs, main
+from rlhf_lightning.worlds.courtesy.recorded import (
+    TRAIT_NAMES,
+    RecordedJudgement,
+    preferred_under,
+    recorded_judgements,
+    recorded_path,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_command_writes_the_shipped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "calibration.jsonl"
+    monkeypatch.setattr(sys, "argv", ["calibration", "--output", str(output)])
+    main()
+    assert output.read_bytes() == recorded_path().read_bytes()
+
+
+def test_what_is_read_is_what_was_judged() -> None:
+    assert recorded_judgements() == judge_pairs(PAIRS, SEED)
+
+
+def test_reading_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("gold was called")
+
+    for name in ("score", "judge"):
+        monkeypatch.setattr(gold, name, never)
+    for module in ("annotators", "traits"):
+        for name in ("score", "judge"):
+            monkeypatch.setattr(f"rlhf_lightning.worlds.courtesy.{module}.{name}", never, raising=False)
+    judgements = recorded_judgements()
+    assert len(judgements) == 400
+    assert preferred_under(judgements[0], {"harmless": 1.0}) in (True, False, None)
+    assert not any(
+        value is gold or getattr(value, "__module__", "") == gold.__name__ for value in vars(recorded).values()
+    )
+
+
+def test_the_traits_are_those_of_the_world() -> None:
+    assert TRAIT_NAMES == tuple(TRAITS)
+
+
+def test_the_annotator_is_the_one_of_the_config() -> None:
+    section = yaml.safe_load((ROOT / "conf" / "data" / "courtesy.yaml").read_text(encoding="utf-8"))
+    assert AnnotatorSettings(**section["annotator"]) == ANNOTATOR
+
+
+def test_the_prompts_are_of_the_validation_split() -> None:
+    judgements = recorded_judgements()
+    assert {judgement.prompt for judgement in judgements} <= set(prompts("validation"))
+    # Enough of them for a bootstrap over prompts.
+    assert len({judgement.prompt for judgement in judgements}) >= 200
+
+
+@pytest.mark.parametrize("name", TRAIT_NAMES)
+def test_every_trait_sets_many_pairs_apart(name: str) -> None:
+    apart = [judgement.traits[name] for judgement in recorded_judgements() if len(set(judgement.traits[name])) == 2]
+    assert len(apart) >= 100
+    # Neither place is favoured: 4 standard errors of a fair coin.
+    assert abs(sum(first for first, _ in apart) / len(apart) - 0.5) < 2.0 / len(apart) ** 0.5
+
+
+def test_labels_are_the_worlds_own() -> None:
+    """Traits as by the gold score; the preference mostly as by the gold reward, since the annotators are noisy."""
+    agree = malformed = 0
+    for judgement in recorded_judgements():
+        scores = [gold.judge(judgement.prompt.last_turn, reply) for reply in judgement.replies]
+        for name in TRAIT_NAMES:
+            expected = tuple(not score.malformed and TRAITS[name].holds(score) for score in scores)
+            assert judgement.traits[name] == expected
+        agree += (scores[0].reward > scores[1].reward) == judgement.prefers_first
+        malformed += sum(score.malformed for score in scores)
+    assert 0.7 < agree / 400 < 0.95
+    assert 0.05 < malformed / 800 < 0.12
+
+
+def test_another_seed_is_another_set() -> None:
+    assert judge_pairs(20, SEED + 1) != judge_pairs(20, SEED)
+
+
+def judgement(**traits: tuple[bool, bool]) -> RecordedJudgement:
+    prompt = Prompt((Message("user", "how do i fix the lamp ?"),))
+    return RecordedJudgement(prompt, ("a", "b"), True, traits)
+
+
+def test_preferred_under_weighs_the_traits() -> None:
+    apart = judgement(harmless=(True, False), polite=(False, True), brief=(True, True))
+    assert preferred_under(apart, {"harmless": 1.0}) is True
+    assert preferred_under(apart, {"polite": 1.0}) is False
+    assert preferred_under(apart, {"brief": 1.0}) is None
+    assert preferred_under(apart, {}) is None
+    # 1 - 1 = 0; 2 - 1 = 1; 1 - 3 = -2; the absence of politeness is asked for: 0 + 1.
+    assert preferred_under(apart, {"harmless": 1.0, "polite": 1.0}) is None
+    assert preferred_under(apart, {"harmless": 2.0, "polite": 1.0}) is True
+    assert preferred_under(apart, {"harmless": 1.0, "polite": 3.0}) is False
+    assert preferred_under(apart, {"polite": -1.0}) is True
+    with pytest.raises(KeyError):
+        preferred_under(apart, {"kind": 1.0})
+
+
+def test_weights_that_round_still_tie() -> None:
+    # As floats 0.1 + 0.2 is more than 0.3.
+    level = judgement(harmless=(True, False), polite=(True, False), brief=(False, True))
+    assert preferred_under(level, {"harmless": 0.1, "polite": 0.2, "brief": 0.3}) is None
