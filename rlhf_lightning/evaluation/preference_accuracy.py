@@ -50,10 +50,10 @@ def preference_accuracy(
     margins = np.asarray(chosen_rewards, dtype=np.float64) - np.asarray(rejected_rewards, dtype=np.float64)
     lengths = np.asarray([len(pair.chosen) - len(pair.rejected) for pair in preferences], dtype=np.float64)
     groups = [pair.prompt for pair in preferences]
-    correct = {"": _wins(margins), "longer_": _wins(lengths), "shorter_": _wins(-lengths)}
+    correct = {"": wins(margins), "longer_": wins(lengths), "shorter_": wins(-lengths)}
     figures: Figures = {"pairs": len(preferences)}
-    for name, wins in correct.items():
-        estimate = bootstrap_mean(wins, bootstrap_samples, seed, groups)
+    for name, won in correct.items():
+        estimate = bootstrap_mean(won, bootstrap_samples, seed, groups)
         figures[f"{name}accuracy"] = estimate.mean
         figures[f"{name}accuracy_ci"] = estimate.interval
     best = "longer" if lengths_favour_longer(lengths) else "shorter"
@@ -83,14 +83,26 @@ def expected_calibration_error(probabilities: Floats) -> float:
         probabilities: (pairs,), the probability given to the reply that was in fact chosen. The model's confidence is
             that of the reply it favours, max(p, 1 - p), and it is right where p > 0.5 (a tie is half right).
     """
+    gaps = [count * abs(accuracy - confidence) for confidence, accuracy, count in reliability_bins(probabilities)]
+    return sum(gaps) / len(probabilities)
+
+
+def reliability_bins(probabilities: Floats) -> list[tuple[float, float, int]]:
+    """What a reliability plot draws: mean confidence, accuracy and number of pairs of each bin that has any.
+
+    Args:
+        probabilities: as for `expected_calibration_error`.
+    """
     confidence = np.maximum(probabilities, 1.0 - probabilities)
-    right = np.asarray(_wins(probabilities - 0.5))
-    bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(probabilities))
+    right = np.asarray(wins(probabilities - 0.5))
+    places = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        (float(confidence[places == place].mean()), float(right[places == place].mean()), int((places == place).sum()))
+        for place in sorted(set(places.tolist()))
+    ]
 
 
-def _wins(differences: Floats) -> list[float]:
+def wins(differences: Floats) -> list[float]:
     """1 where positive, 0 where negative, one half for a tie."""
-    wins: list[float] = ((np.sign(differences) + 1.0) / 2.0).tolist()
-    return wins
+    won: list[float] = ((np.sign(differences) + 1.0) / 2.0).tolist()
+    return won

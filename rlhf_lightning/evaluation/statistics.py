@@ -8,7 +8,7 @@ replies and no event, the true rate may still be as high as about 3 / n.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,34 @@ def paired_difference(
         raise ValueError(f"{len(after)} values after, {len(before)} before: a paired difference needs the same ones")
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap_mean(differences.tolist(), samples, seed, groups)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Floats], Floats], groups: Sequence[Hashable], samples: int, seed: int
+) -> Estimate:
+    """A figure that is no mean (a ratio, a coefficient), with a percentile bootstrap 95% interval.
+
+    Args:
+        statistic: (resamples, observations) -> (resamples,): the figure where each observation counts as often as its
+            weight says; nan where it is not defined. Such resamples are left out.
+        groups: what each observation belongs to; groups are resampled whole.
+    """
+    if not groups:
+        return NOTHING
+    numbers: dict[Hashable, int] = {}
+    index = np.asarray([numbers.setdefault(group, len(numbers)) for group in groups])
+    value = float(statistic(np.ones((1, len(groups))))[0])
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // len(groups))
+    chunks = []
+    for start in range(0, samples, rows):
+        drawn = generator.integers(len(numbers), size=(min(rows, samples - start), len(numbers)))
+        times = np.stack([np.bincount(row, minlength=len(numbers)) for row in drawn])
+        chunks.append(statistic(times[:, index].astype(np.float64)))
+    values = np.concatenate(chunks)
+    defined = values[~np.isnan(values)]
+    low, high = np.percentile(defined, [LOW, HIGH]) if len(defined) else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high), len(groups))
 
 
 def _by_group(values: Floats, groups: Sequence[Hashable] | None) -> tuple[Floats, Floats]:

@@ -52,7 +52,7 @@ def test_reading_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_traits_are_those_of_the_world() -> None:
-    assert TRAIT_NAMES == tuple(TRAITS)
+    assert tuple(TRAITS) == TRAIT_NAMES
 
 
 def test_the_annotator_is_the_one_of_the_config() -> None:

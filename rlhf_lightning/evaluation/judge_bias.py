@@ -1,0 +1,132 @@
+"""What sways a judge that should not: the place a reply is shown in, its length, and who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_lightning.evaluation.judged_pairs import JudgedPair
+from rlhf_lightning.evaluation.preference_accuracy import Floats, wins
+from rlhf_lightning.evaluation.statistics import bootstrap_mean, bootstrap_statistic, paired_difference
+
+Figures = dict[str, Any]
+
+RIDGE = 0.1
+"""Half the penalty on squared coefficients in the length fit: a normal prior of variance 10, which keeps a judge that
+goes by length alone, whose likelihood has no maximum, at a finite coefficient and hardly moves any other."""
+MOST_STEPS = 50
+CONVERGED = 1e-8
+
+
+def position_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
+    """How far a judge goes by the place that a reply is shown in. Empty where nothing was asked in pairs.
+
+    Returns:
+        `first_slot_rate`: how often it names the reply shown first, over all that it answered (one half: no bias on
+        the whole); `same_slot_rate`: of the pairs asked in both orders, in how many it names the same place both times,
+        so that its answer was the place's and not the reply's; `both_orders`: how many those are. Ties count half.
+    """
+    first_slot: list[float] = []
+    places: list[object] = []
+    for pair in pairs:
+        a_first, b_first = pair.as_asked
+        named = [first - 0.5 for first in (a_first, None if b_first is None else 1.0 - b_first) if first is not None]
+        first_slot += wins(np.asarray(named))
+        places += [pair.group] * len(named)
+    if not first_slot:
+        return {}
+    rate = bootstrap_mean(first_slot, samples, seed, places)
+    both = [(pair.group, a, b) for pair in pairs for a, b in [pair.as_asked] if a is not None and b is not None]
+    # Naming A when it is first, then B when that is: P(A) was above one half, then below it.
+    same = wins(np.asarray([(0.5 - a) * (b - 0.5) for _, a, b in both]))
+    figures: Figures = {"first_slot_rate": rate.mean, "first_slot_rate_ci": rate.interval, "both_orders": len(both)}
+    if both:
+        in_both = bootstrap_mean(same, samples, seed, [group for group, *_ in both])
+        figures |= {"same_slot_rate": in_both.mean, "same_slot_rate_ci": in_both.interval}
+    return figures
+
+
+def length_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
+    """How far a judge goes by length where people's preference is equal.
+
+    A logistic fit of its choice on the human label and the log-length difference (characters, plus one).
+
+    Args:
+        pairs: with a label of both, person and judge.
+
+    Returns:
+        `length_bias`: by how much the log-odds of choosing a reply grow when it is twice as long; 0: not at all. None
+        where no two replies differ in length.
+    """
+    lengths = np.asarray([[len(reply) + 1.0 for reply in pair.replies] for pair in pairs])
+    doublings = np.log2(lengths[:, 0] / lengths[:, 1]) if len(pairs) else np.zeros(0)
+    if not doublings.any():
+        return {}
+    human = np.asarray([1.0 if pair.human_prefers_a else -1.0 for pair in pairs])
+    features = np.stack([np.ones(len(pairs)), human, doublings], axis=1)
+    choices = np.asarray(wins(np.asarray([_decided(pair) for pair in pairs])))
+    estimate = bootstrap_statistic(
+        lambda weights: logistic_fit(features, choices, weights)[:, 2], [pair.group for pair in pairs], samples, seed
+    )
+    return {"length_bias": estimate.mean, "length_bias_ci": estimate.interval}
+
+
+def self_preference(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
+    """How much more often a judge prefers what its own model wrote than people do. Empty where that is unknown.
+
+    Args:
+        pairs: with a label of both, person and judge.
+
+    Returns:
+        `own_pairs`, `own_rate` (the judge's), `human_own_rate`, and their difference `self_preference`.
+    """
+    known = [pair for pair in pairs if pair.own is not None]
+    if not known:
+        return {}
+    sign = np.asarray([1.0 if pair.own == "a" else -1.0 for pair in known])
+    by_judge = wins(sign * np.asarray([_decided(pair) for pair in known]))
+    by_people = wins(sign * np.asarray([1.0 if pair.human_prefers_a else -1.0 for pair in known]))
+    excess = paired_difference(by_judge, by_people, samples, seed, [pair.group for pair in known])
+    return {
+        "own_pairs": len(known),
+        "own_rate": float(np.mean(by_judge)),
+        "human_own_rate": float(np.mean(by_people)),
+        "self_preference": excess.mean,
+        "self_preference_ci": excess.interval,
+    }
+
+
+def logistic_fit(features: Floats, outcomes: Floats, weights: Floats, ridge: float = RIDGE) -> Floats:
+    """Coefficients of penalised logistic regressions, by Newton's method.
+
+    Each maximises sum_i w_i [y_i log p_i + (1 - y_i) log(1 - p_i)] - ridge / 2 |beta|^2, p = sigmoid(x . beta).
+
+    Args:
+        features: (observations, coefficients), a column of ones among them where there is an intercept.
+        outcomes: (observations,), 0 to 1.
+        weights: (fits, observations): the same data, each time counted otherwise.
+
+    Returns:
+        (fits, coefficients).
+    """
+    size = features.shape[1]
+    squares = (features[:, :, None] * features[:, None, :]).reshape(len(features), size * size)
+    coefficients = np.zeros((len(weights), size))
+    for _ in range(MOST_STEPS):
+        # By tanh, since exp overflows.
+        predicted = 0.5 * (1.0 + np.tanh(0.5 * coefficients @ features.T))
+        slope = (weights * (outcomes - predicted)) @ features - ridge * coefficients
+        curvature = ((weights * predicted * (1.0 - predicted)) @ squares).reshape(-1, size, size) + ridge * np.eye(size)
+        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        coefficients = coefficients + step
+        if np.abs(step).max() < CONVERGED:
+            break
+    return coefficients
+
+
+def _decided(pair: JudgedPair) -> float:
+    """Positive where the judge prefers A."""
+    assert pair.probability is not None
+    return pair.probability - 0.5
