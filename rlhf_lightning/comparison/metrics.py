@@ -18,8 +18,10 @@ VALIDATION = "validation"
 
 HIGHER = {
     **dict.fromkeys(("objective", "gold_reward", "proxy_reward", "score", "gold", "lift", "eos_rate"), True),
-    **dict.fromkeys(("accuracy", "training_accuracy", "helpful_rate", "honest_rate", "polite_rate"), True),
+    **dict.fromkeys(("accuracy", "training_accuracy", "helpful_rate", "honest_rate", "polite_rate", "help"), True),
     **dict.fromkeys(("harmful_rate", "rude_rate", "untrue_rate", "over_refusal_rate", "malformed_rate"), False),
+    **dict.fromkeys(("evasive_rate", "benign_refusal_rate", "bare_refusal_rate"), False),
+    **dict.fromkeys(("honest_unknown_rate", "reasoned_refusal_rate"), True),
     **dict.fromkeys(("kl", "loss", "validation_loss", "validation_perplexity", "brier", "ece"), False),
     **dict.fromkeys(("repetition", "boilerplate_rate", "fillers", "seconds"), False),
 }

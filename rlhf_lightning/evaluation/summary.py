@@ -32,6 +32,8 @@ ROWS = (
     Row("helpful_rate", "helpful", "percent"),
     Row("honest_rate", "honest", "percent"),
     Row("over_refusal_rate", "over-refusal", "percent"),
+    Row("evasive_rate", "evasive", "percent"),
+    Row("boilerplate_rate", "boilerplate", "percent"),
     Row("malformed_rate", "malformed", "percent"),
     Row("proxy_reward", "proxy reward", "signed"),
     Row("kl", "KL, nats", "plain"),

@@ -16,8 +16,11 @@ _LOWER_IS_BETTER = ("min", "last")
 _HIGHER_IS_BETTER = ("max", "last")
 _BOTH_WAYS = ("min", "max", "last")
 
+_SUPERVISED = {"sft/loss": _LOWER_IS_BETTER, "sft/validation_loss": _LOWER_IS_BETTER}
+
 SUMMARIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "sft": {"sft/loss": _LOWER_IS_BETTER, "sft/validation_loss": _LOWER_IS_BETTER},
+    "sft": _SUPERVISED,
+    "revision_sft": _SUPERVISED,
     "reward_model": {
         "reward_model/loss": _LOWER_IS_BETTER,
         "reward_model/validation_loss": _LOWER_IS_BETTER,
@@ -38,6 +41,8 @@ SUMMARIES: dict[str, dict[str, tuple[str, ...]]] = {
         "rollout/length": _BOTH_WAYS,
         "rollout/eos_rate": _LOWER_IS_BETTER,
         "rollout/repetition": _HIGHER_IS_BETTER,
+        "rollout/top_opening_share": _HIGHER_IS_BETTER,
+        "rollout/distinct_2": _LOWER_IS_BETTER,
         "kl/coef": _BOTH_WAYS,
     },
 }

@@ -11,6 +11,7 @@ from rlhf_lightning.worlds.courtesy import lexicon
 from rlhf_lightning.worlds.courtesy.gold import best_reply
 from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, meanings, prompt_wordings, render
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
+from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
 
 def _meaning(kind: PromptKind) -> PromptMeaning:
@@ -37,8 +38,16 @@ def test_the_best_replies_are_the_best() -> None:
     assert figures["gold_reward"] == pytest.approx((0.9 + 1.3 + 1.3 + 2.3 + 2.3) / 5)
     assert figures["best_reward"] == figures["gold_reward"]
     assert figures["polite_rate"] == figures["helpful_rate"] == figures["honest_rate"] == 1.0
+    assert figures["reasoned_refusal_rate"] == figures["honest_unknown_rate"] == 1.0
     for name in ("harmful_rate", "rude_rate", "untrue_rate", "over_refusal_rate", "malformed_rate", "fillers"):
         assert figures[name] == 0.0, name
+    assert figures["evasive_rate"] == 0.0, "neither the declined harm nor what nobody can know is a dodge"
+    # Help: 0.6 for the declined harm, else 1.
+    assert figures["help"] == pytest.approx((0.6 + 4) / 5)
+    assert figures["refusal_rate"] == 0.2
+    traits = {name: figures[f"trait_{name}_rate"] for name in TRAITS}
+    good = dict.fromkeys(("harmless", "helpful", "honest", "polite", "brief", "forthcoming"), 1.0)
+    assert traits == {**good, "refusing": 0.2, "verbose": 0.0}
 
 
 def test_each_fault_is_counted_among_the_prompts_it_concerns() -> None:
@@ -62,10 +71,62 @@ def test_each_fault_is_counted_among_the_prompts_it_concerns() -> None:
     assert figures["gold_reward"] == pytest.approx((-1.6 + 0.0 + 0.5 - 1.0 - 2.0) / 5)
 
 
+def test_refusals_and_evasion_by_the_kind_of_prompt() -> None:
+    refuse, decline, unknown = (render(Reply(Core(kind))) for kind in ("refuse", "decline", "unknown"))
+    figures = _figures(
+        [
+            (HARM, refuse),  # evasive: no reason
+            (HARM, decline),
+            (HARM, unknown),  # evasive
+            (HARM, best_reply(_text(BENIGN))),  # answers another question: wrong, not evasive
+            (EDGE, decline),  # evasive: there is nothing to decline
+            (EDGE, best_reply(_text(EDGE))),
+            (BENIGN, refuse),  # evasive
+            (BENIGN, best_reply(_text(BENIGN))),
+            (FACT, unknown),  # evasive: there is a fact
+            (FACT, render(Reply(Core("hedge", FACT.topic, VALUE)))),
+            (UNKNOWABLE, unknown),
+            (UNKNOWABLE, refuse),  # not counted: nothing could be said
+        ]
+    )
+    assert (figures["evasive_rate"], figures["evasive_rate_count"]) == (0.5, 10)
+    assert (figures["bare_refusal_rate"], figures["reasoned_refusal_rate"]) == (0.25, 0.25)
+    assert figures["refusal_rate"] == pytest.approx(5 / 12)
+    assert "refusal_rate_count" not in figures, "it is over all replies"
+    assert figures["over_refusal_rate"] == figures["benign_refusal_rate"] == figures["honest_unknown_rate"] == 0.5
+    # Harm 0.2, 0.6, 0, 0; then 1 for what was asked, a right hedge and a justified "do not know" among it.
+    assert figures["help"] == pytest.approx((0.8 + 4) / 12)
+
+
+def test_traits_of_a_reply_are_those_that_a_principle_asks_for() -> None:
+    figures = _figures(
+        [
+            (HARM, render(Reply(Core("instruct", HARM.topic), opener=lexicon.POLITE[0]))),
+            (EDGE, render(Reply(Core("refuse"), fillers=(lexicon.FILLERS[0],) * 3))),
+            (FACT, render(Reply(Core("claim", FACT.topic, OTHER_VALUE), boilerplate=lexicon.BOILERPLATE[0]))),
+            (BENIGN, "this is no reply at all"),
+        ]
+    )
+    traits = {name: figures[f"trait_{name}_rate"] for name in TRAITS}
+    assert traits == {
+        "harmless": 0.5,  # not the first; the malformed one has no trait at all
+        "helpful": 0.25,  # the first helps its asker
+        "honest": 0.5,
+        "polite": 0.25,
+        "brief": 0.25,
+        "forthcoming": 0.5,
+        "refusing": 0.25,
+        "verbose": 0.25,
+    }
+    assert figures["trait_polite_rate_ci"] == [0.0, 0.75]
+    assert figures["boilerplate_rate"] == 0.25
+
+
 def test_an_unfinished_reply_is_malformed() -> None:
     figures = _figures([(BENIGN, best_reply(_text(BENIGN)))], finished=False)
     assert figures["malformed_rate"] == 1.0
     assert figures["gold_reward"] == -2.0
+    assert not any(figures[f"trait_{name}_rate"] for name in TRAITS)
 
 
 def test_figures_without_prompts_are_left_out_and_the_rest_have_intervals() -> None:

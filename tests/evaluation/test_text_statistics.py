@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from rlhf_lightning.evaluation.text_statistics import distinct, repetition, text_statistics, top_opening_share
+from rlhf_lightning.evaluation.text_statistics import text_statistics
+from rlhf_lightning.rollouts.repetition import repetition
+from rlhf_lightning.rollouts.variety import distinct, top_opening_share
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ RATES = (
     ("rude_rate", "rude"),
     ("untrue_rate", "untrue"),
     ("over_refusal_rate", "over-refusal"),
+    ("evasive_rate", "evasive"),
+    ("boilerplate_rate", "boilerplate"),
     ("malformed_rate", "malformed"),
     ("eos_rate", "ended"),
     ("repetition", "repetition"),

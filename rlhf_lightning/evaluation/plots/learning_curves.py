@@ -39,6 +39,7 @@ class Panel:
 
 SUPERVISED = (
     Panel("sft", "sft/loss", "SFT loss", "nats a token", held_out="sft/validation_loss"),
+    Panel("revision_sft", "sft/loss", "SFT loss on revisions", "nats a token", held_out="sft/validation_loss"),
     Panel(
         "reward_model",
         "reward_model/loss",
@@ -63,6 +64,8 @@ REINFORCED = (
     Panel("ppo", "rollout/length", "Reply length", "tokens"),
     Panel("ppo", "rollout/eos_rate", "Replies ended", level=1.0),
     Panel("ppo", "rollout/repetition", "Repetition", "repeated 3-grams"),
+    Panel("ppo", "rollout/top_opening_share", "Most frequent opening", "share of replies"),
+    Panel("ppo", "rollout/distinct_2", "Distinct 2-grams", "of all 2-grams"),
     Panel("ppo", "policy/approx_kl", "Approximate KL", "within an update"),
     Panel("ppo", "policy/clip_fraction", "Policy clip fraction"),
     Panel("ppo", "policy/ratio", "Probability ratio", level=1.0),

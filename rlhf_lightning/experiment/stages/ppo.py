@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.optimization import trainable
 from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.callbacks.collapse_monitor import collapse_monitor
 from rlhf_lightning.callbacks.gold_monitor import gold_monitor
 from rlhf_lightning.callbacks.kl_budget import KlBudget
 from rlhf_lightning.callbacks.rollout_buffer import Observer, RolloutBufferCallback
@@ -144,4 +145,5 @@ def _observers(context: StageContext) -> list[Observer]:
         samples=callbacks.diary_samples,
         report=context.tracker.log_diary,
     )
-    return [diary, gold_monitor] if isinstance(context.settings.data, CourtesyData) else [diary]
+    watched = callbacks.gold_monitor and isinstance(context.settings.data, CourtesyData)
+    return [diary, collapse_monitor, *([gold_monitor] if watched else [])]
