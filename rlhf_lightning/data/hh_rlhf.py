@@ -18,24 +18,28 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
-def parse_hh_rlhf(fields: Fields, place: str) -> Preference:
+def parse_hh_rlhf(fields: Fields, place: str, better: str = "chosen", worse: str = "rejected") -> Preference:
     """A preference from {chosen, rejected}, each a whole transcript.
+
+    Args:
+        better: the name of the field with the preferred transcript.
+        worse: the name of the other one.
 
     Raises:
         DataError: a field is missing or is no transcript, or the transcripts differ in more than the last reply.
     """
-    chosen, rejected = (parse_transcript(fields.get(name), place, name) for name in ("chosen", "rejected"))
+    chosen, rejected = (parse_transcript(fields.get(name), place, name) for name in (better, worse))
     if chosen == rejected:
-        _fail(place, "rejected", "is the same transcript as 'chosen'")
-    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        _fail(place, worse, f"is the same transcript as '{better}'")
+    for name, turns in ((better, chosen), (worse, rejected)):
         if turns[-1].role != "assistant":
             _fail(place, name, "does not end with an Assistant turn, the reply that was compared")
         if len(turns) < 2:
             _fail(place, name, "has no Human turn before the reply")
     if chosen[:-1] != rejected[:-1]:
-        _fail(place, "rejected", "differs from 'chosen' before the last Assistant turn, so their prompts are not equal")
+        _fail(place, worse, f"differs from '{better}' before the last Assistant turn, so their prompts are not equal")
     if not any(turn.content for turn in chosen[:-1]):
-        _fail(place, "chosen", "has no text before the reply")
+        _fail(place, better, "has no text before the reply")
     return Preference(Prompt(chosen[:-1]), chosen[-1].content, rejected[-1].content)
 
 

@@ -5,17 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from rlhf_lightning.data.rows import Fields, Row
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.settings.data import RecordedData
 
 logger = logging.getLogger(__name__)
 
 REASONS_KEPT = 5
 
 Parsed = TypeVar("Parsed")
+
+
+class ReadingRules(Protocol):
+    """How records are read; `RecordedData` has these rules.
+
+    Attributes:
+        on_bad_record: whether a malformed record stops the run, or is left out and counted.
+        max_records: read so many at most; None: all.
+    """
+
+    @property
+    def on_bad_record(self) -> Literal["error", "skip"]: ...
+
+    @property
+    def max_records(self) -> int | None: ...
 
 
 @dataclass(slots=True)
@@ -46,7 +60,7 @@ def read_records(
     origin: str,
     found: Iterable[Row],
     parse: Callable[[Fields, str], Parsed],
-    settings: RecordedData,
+    settings: ReadingRules,
     report: ReadReport,
 ) -> list[Parsed]:
     """The checked records of the rows, at most `settings.max_records` of them, in order.

@@ -28,6 +28,10 @@ Judged = TypeVar("Judged", JudgedPair, JudgedReply)
 FEWEST_PROMPTS = 20
 """Over fewer a bootstrap over prompts has no meaning: two pairs, both right, would have the interval [1, 1]."""
 
+RIGHT_ENOUGH = 0.9
+"""A judge that is surely right on so many pairs is worth training on even where a rule is as right as it is: then that
+rule is what was asked for (a constitution that wants every request refused) and no way around it."""
+
 
 def calibration_figures(
     pairs: Sequence[JudgedPair],
@@ -81,7 +85,8 @@ def pair_figures(pairs: Sequence[JudgedPair], bootstrap_samples: int, seed: int)
         `accuracy` (agreement with people), `kappa` (Cohen 1960), `brier`, each with `_ci`, and `ece`; `reliability`:
         the bins of its plot.
         `baselines`: by name `accuracy` (undecided pairs count half) with `accuracy_ci`, `coverage`, and
-        `decided_accuracy`. `best_baseline`, `lift` (accuracy above it, pair by pair) with `lift_ci`, `beats_baselines`.
+        `decided_accuracy`. `best_baseline`, `lift` (accuracy above it, pair by pair) with `lift_ci`; `beats_baselines`:
+        whether the lift is surely positive; `worth_training_on`: whether it is, or nearly all labels are right.
         What `position_bias`, `length_bias` and `self_preference` return, and the `verdict` in words.
     """
     compared = [pair for pair in pairs if pair.human_prefers_a is not None and pair.probability is not None]
@@ -93,6 +98,9 @@ def pair_figures(pairs: Sequence[JudgedPair], bootstrap_samples: int, seed: int)
     figures |= length_bias(compared, bootstrap_samples, seed)
     figures |= self_preference(compared, bootstrap_samples, seed)
     figures["beats_baselines"] = figures["prompts"] >= FEWEST_PROMPTS and figures["lift_ci"][0] > 0.0
+    figures["worth_training_on"] = figures["beats_baselines"] or (
+        figures["prompts"] >= FEWEST_PROMPTS and figures["accuracy_ci"][0] >= RIGHT_ENOUGH
+    )
     figures["verdict"] = verdict(figures)
     return figures
 
@@ -196,7 +204,7 @@ def verdict(figures: Figures) -> str:
         )
     baseline = BASELINES[figures["best_baseline"]]
     measured = (
-        f"right on {_percent(figures, 'accuracy')} of {figures['compared']} pairs; {baseline!r} is right on "
+        f"right on {_percent(figures, 'accuracy')} of {figures['compared']} pairs; “{baseline}” is right on "
         f"{figures['baselines'][figures['best_baseline']]['accuracy']:.1%}."
     )
     low, high = figures["accuracy_ci"]
@@ -204,11 +212,13 @@ def verdict(figures: Figures) -> str:
         return f"Too few to tell ({figures['prompts']} prompts, {FEWEST_PROMPTS} are needed): {measured}"
     if figures["beats_baselines"]:
         return f"Better than every trivial baseline: {measured}"
+    if figures["worth_training_on"]:
+        return f"As right as a rule that is right itself, so that rule is what is asked for: {measured}"
     if high < 0.5:
         return f"Worse than chance: {measured} Its options may be the wrong way round."
     if low <= 0.5:
-        return f"At chance: {measured} Its labels teach nothing."
-    return f"No better than a trivial baseline: {measured} Its labels teach no more than that rule."
+        return f"At chance: {measured} Nothing can be learned from its labels."
+    return f"No better than a trivial baseline: {measured} Its labels hold no more than that rule does."
 
 
 def _percent(figures: Figures, name: str) -> str:
