@@ -16,7 +16,7 @@ _LOWER_IS_BETTER = ("min", "last")
 _HIGHER_IS_BETTER = ("max", "last")
 _BOTH_WAYS = ("min", "max", "last")
 
-_SUPERVISED = {"sft/loss": _LOWER_IS_BETTER, "sft/validation_loss": _LOWER_IS_BETTER}
+_SUPERVISED: dict[str, tuple[str, ...]] = {"sft/loss": _LOWER_IS_BETTER, "sft/validation_loss": _LOWER_IS_BETTER}
 
 SUMMARIES: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": _SUPERVISED,
