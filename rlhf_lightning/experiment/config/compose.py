@@ -111,7 +111,7 @@ class ConfigTree:
             loader = self.hydra.config_loader
             return loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.RUN, validate_sweep_overrides=False)
         except yaml.YAMLError as error:
-            raise ConfigError([_yaml_problem(error)]) from error
+            raise ConfigError([yaml_problem(error)]) from error
         except MissingConfigException as error:
             raise ConfigError([_missing_problem(error)]) from error
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -136,7 +136,7 @@ class ConfigTree:
             return None
         relative = key.removeprefix(package).strip(".")
         path = next((path for path in self._files(default) if path.is_file()), None)
-        line = _line_of(path, relative.split(".") if relative else []) if path else None
+        line = line_of(path, relative.split(".") if relative else []) if path else None
         return f"{display(path)}:{line}" if path and line else None
 
     def _files(self, default: ResultDefault) -> Iterator[Path]:
@@ -155,23 +155,29 @@ def display(path: Path) -> str:
 def _search_path(conf: Path, extra: Path | None) -> ConfigSearchPath:
     search_path = create_config_search_path(str(conf))
     if extra is not None:
-        anchor = SearchPathQuery(provider="schema")
+        anchor = SearchPathQuery(provider="main")
         search_path.prepend(provider="command-line", path=f"file://{extra.resolve()}", anchor=anchor)
     return search_path
 
 
-def _line_of(path: Path, keys: Sequence[str]) -> int | None:
-    """The line (from 1) of a nested key in a YAML file."""
+def line_of(path: Path, keys: Sequence[str]) -> int | None:
+    """The line (from 1) of a nested key in a YAML file; the keys of a list are the numbers of its entries."""
     node = yaml.compose(path.read_text(encoding="utf-8"))
     line = node.start_mark.line + 1 if node else None
     for wanted in keys:
-        if not isinstance(node, yaml.MappingNode):
+        found = dict(_entries(node)).get(wanted)
+        if found is None:
             return None
-        match = next(((name, value) for name, value in node.value if name.value == wanted), None)
-        if match is None:
-            return None
-        line, node = match[0].start_mark.line + 1, match[1]
+        line, node = found
     return line
+
+
+def _entries(node: yaml.Node | None) -> Iterator[tuple[str, tuple[int, yaml.Node]]]:
+    """What lies below a node: key, line, and the node there."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((name.value, (name.start_mark.line + 1, value)) for name, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((str(number), (value.start_mark.line + 1, value)) for number, value in enumerate(node.value))
 
 
 def _unreadable(text: str, error: HydraException) -> Problem:
@@ -183,7 +189,7 @@ def _unreadable(text: str, error: HydraException) -> Problem:
     return Problem(text, f"cannot be read as an override: {reason}", fix=fix)
 
 
-def _yaml_problem(error: yaml.YAMLError) -> Problem:
+def yaml_problem(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
     where = f"{display(Path(mark.name))}:{mark.line + 1}" if mark else None
     what = getattr(error, "problem", None) or "cannot be read"

@@ -38,7 +38,7 @@ def sort_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> JobOverri
     choices: list[Override] = []
     values: list[Override] = []
     problems: list[Problem] = []
-    for override in overrides:
+    for override in _with_implied(tree, overrides):
         problem = _problem_of(tree, override, [section_of(choice) for choice in choices])
         if problem is not None:
             problems.append(problem)
@@ -56,7 +56,7 @@ def as_hydra_reads(tree: ConfigTree, overrides: Sequence[Override]) -> list[str]
     file does not hold the key yet.
     """
     texts = []
-    for override in overrides:
+    for override in _with_implied(tree, overrides):
         text = (override.input_line or "").lstrip("+")
         if override.is_delete() or override.is_hydra_override():
             texts.append(override.input_line or "")
@@ -70,6 +70,16 @@ def as_hydra_reads(tree: ConfigTree, overrides: Sequence[Override]) -> list[str]
 def section_of(override: Override) -> str:
     """The dotted key that an override reaches: `kl` for `kl=none`, `sft` for `stage@sft=mine`."""
     return str(override.package or override.key_or_group.replace("/", "."))
+
+
+def _with_implied(tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:
+    """The overrides, and the choice that goes without saying: of the option that holds nothing but a path, where
+    `constitution.path` is all that is said of the constitution's origin."""
+    given = list(overrides)
+    sections = {section_of(override) for override in given if override.is_delete() or override.value() is not None}
+    if "constitution.path" in sections and "constitution" not in sections:
+        return [*tree.parse(["constitution=file"]), *given]
+    return given
 
 
 def _choice_name(override: Override) -> str:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
+from rlhf_lightning.experiment.config.constitution import GROUP, Completed, with_whole_constitution
 from rlhf_lightning.experiment.config.job_overrides import JobOverrides, as_hydra_reads, section_of, sort_overrides
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP, split_jobs
@@ -46,9 +47,9 @@ class Directories:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A job's config with its values set: plain, with what could not be set or worked out."""
+    """A job's config with its values set and its constitution whole, and what could not be set or worked out."""
 
-    plain: dict[str, Any]
+    completed: Completed
     directories: Directories
     problems: tuple[Problem, ...]
 
@@ -124,25 +125,26 @@ def check_job(
     """
     job = sort_overrides(tree, overrides)
     composed = tree.compose(tuple(as_hydra_reads(tree, job.choices)))
-    assembled = _assemble(composed, job.values, number or 0)
-    plain, directories = assembled.plain, assembled.directories
+    assembled = _assemble(tree, composed, job.values, number or 0)
+    completed, directories = assembled.completed, assembled.directories
+    plain = completed.plain
     settings, wrong = _attempt(plain)
     problems = _distinct([*job.problems, *_hydra_problems(composed, number is not None), *assembled.problems, *wrong])
-    problems = [_sourced(tree, job, problem) for problem in problems]
+    problems = [_sourced(tree, job, completed, problem) for problem in problems]
     if to_show:
         return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
-        settings = repaired(plain, _assemble(tree.compose(()), (), 0).plain)
+        settings = repaired(plain, _assemble(tree, tree.compose(()), (), 0).completed.plain)
     keys = {problem.key for problem in problems}
     later = [*_inert_problems(plain, job, keys), *(_lonely_problems(job) if number is None else ())]
     if settings is not None:
         joint = [*cross_field_problems(settings), *surrounding_problems(settings)]
         later += [problem for problem in joint if not _concerns(problem, keys)]
-    later = [_sourced(tree, job, problem) for problem in later]
+    later = [_sourced(tree, job, completed, problem) for problem in later]
     return Checked(settings, directories, tuple(_distinct([*problems, *later])))
 
 
-def _assemble(composed: DictConfig, values: Sequence[Override], number: int) -> Assembled:
+def _assemble(tree: ConfigTree, composed: DictConfig, values: Sequence[Override], number: int) -> Assembled:
     config = copy.deepcopy(composed)
     problems = []
     for override in values:
@@ -161,7 +163,8 @@ def _assemble(composed: DictConfig, values: Sequence[Override], number: int) -> 
         plain, unresolved = resolve(config)
     finally:
         HydraConfig.instance().cfg = before
-    return Assembled(plain, directories, (*problems, *unresolved))
+    completed = with_whole_constitution(plain, tree.folders, composed.hydra.runtime.choices.get(GROUP))
+    return Assembled(completed, directories, (*problems, *unresolved, *completed.problems))
 
 
 def _worked_out(config: DictConfig, key: str) -> str:
@@ -226,12 +229,13 @@ def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
     return problems
 
 
-def _sourced(tree: ConfigTree, job: JobOverrides, problem: Problem) -> Problem:
+def _sourced(tree: ConfigTree, job: JobOverrides, completed: Completed, problem: Problem) -> Problem:
     """The problem with the override or file that it comes from, where it does not name one."""
     if problem.what == NO_SUCH_KEY and problem.key in tree.groups():
         what = "its keys landed under its group's name"
         problem = replace(problem, what=what, fix="begin its file with the line: # @package _global_")
-    return replace(problem, source=problem.source or _source(tree, job, problem.key, problem.what))
+    source = problem.source or completed.source(problem.key)
+    return replace(problem, source=source or _source(tree, job, completed.own_key(problem.key), problem.what))
 
 
 def _source(tree: ConfigTree, job: JobOverrides, key: str, what: str) -> str | None:

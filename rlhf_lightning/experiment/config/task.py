@@ -10,6 +10,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.experiment.config.constitution import GROUP, with_whole_constitution
 from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP
 from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.settings.run import RunSettings
@@ -27,6 +29,12 @@ def job_settings(config: DictConfig, directory: Path) -> RunSettings:
         ConfigError: if a sweeper made up a job that the schema does not allow.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    runtime = HydraConfig.get().runtime
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    completed = with_whole_constitution(plain, folders, runtime.choices.get(GROUP))
+    if completed.problems:
+        raise ConfigError(completed.problems)
+    plain = completed.plain
     plain["paths"]["run_dir"] = str(directory)
     return settings_from(plain)
 

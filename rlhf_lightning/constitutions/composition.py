@@ -1,0 +1,267 @@
+"""Constitutions made of others: `path`, `extends` and `mixture` become one list of principles.
+
+Plain mappings in, a plain mapping out, so that a config is completed before it is checked. What is of the wrong type is
+left as it stands, for the schema to complain of. What was resolved once resolves to itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lightning.errors import ConfigError, Problem
+from rlhf_lightning.settings.constitution import ConstitutionSettings
+
+Raw = Mapping[str, Any]
+
+KEY = "constitution"
+"""The section of a config that holds it."""
+
+BASIS = "none"
+"""The option whose values stand for the keys that a constitution leaves out."""
+
+INHERITED = "defaults"
+"""Hydra's key for the options that a file begins with: here, other constitutions."""
+
+KNOWN = (INHERITED, *ConstitutionSettings.model_fields)
+
+EXAMPLES = ("critique", "revision", "judge")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A constitution as its file has it.
+
+    Attributes:
+        place: the file. The paths of other files in `raw` do not depend on where they stand.
+    """
+
+    place: str
+    raw: Raw
+
+
+Load = Callable[[str], Source]
+"""Finds a constitution by name or path; raises ConfigError where there is none, or its file cannot be read."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a principle comes from: the file (None: the config itself), and its number in it, from 0."""
+
+    place: str | None
+    number: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A constitution with all its principles.
+
+    Attributes:
+        plain: as the schema wants it where nothing is wrong; `path`, `extends` and `mixture` are empty.
+        origins: of the principles.
+        places: the files that the other keys come from, of those that do not stand in the config itself.
+        problems: what could not be resolved, and was left out.
+    """
+
+    plain: dict[str, Any]
+    origins: tuple[Origin, ...]
+    places: dict[str, str]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A constitution that another one names: under which key, and in which file."""
+
+    key: str
+    name: Any
+    place: str | None
+
+
+@dataclass(frozen=True)
+class _Principle:
+    plain: Any
+    origin: Origin
+
+
+def resolve(raw: Raw, load: Load, place: str | None = None) -> Resolved:
+    """Puts a constitution together.
+
+    Principles of `extends` come first, then those of `mixture`, then its own. Of both only the principles are taken;
+    the weights of a mixture's constitution are scaled so that their sum is its share. What stands beside a `path` holds
+    over what is in its file, and the option `none` is below everything.
+
+    Args:
+        raw: as the config has it.
+        load: finds other constitutions.
+        place: the file that `raw` comes from, where it is known, so that it does not extend itself.
+    """
+    reader = _Reader(load)
+    chain = (place,) if place else ()
+    laid = reader.laid_out(raw, None, chain)
+    principles = reader.principles(laid, chain)
+    plain = copy.deepcopy(_merged(load(BASIS).raw, laid.keys))
+    plain |= {"path": None, "extends": [], "mixture": {}}
+    if isinstance(plain["principles"], list):
+        plain["principles"] = [one.plain for one in principles]
+    if "path" not in raw and "principles" not in laid.keys:
+        del plain["path"]  # nothing says what the constitution is: the schema asks for it
+    places = {key: place for key, place in laid.places.items() if place is not None}
+    return Resolved(plain, tuple(one.origin for one in principles), places, tuple(reader.problems))
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """The keys of a constitution, with those of the files that it stands on below its own, and where each is set."""
+
+    keys: dict[str, Any]
+    places: dict[str, str | None]
+
+
+class _Reader:
+    """Follows references, and notes what is wrong with them."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.problems: list[Problem] = []
+
+    def laid_out(self, raw: Raw, place: str | None, chain: tuple[str, ...]) -> _Laid:
+        """A constitution's keys.
+
+        Args:
+            raw: its own.
+            place: where they stand.
+            chain: the files that led to it, its own included.
+        """
+        keys: dict[str, Any] = {}
+        places: dict[str, str | None] = {}
+        for reference in self._below(raw, place):
+            source = self._source(reference, chain)
+            if source is not None:
+                below = self.laid_out(source.raw, source.place, (*chain, source.place))
+                keys, places = _merged(keys, below.keys), {**places, **below.places}
+        own = {key: value for key, value in raw.items() if key not in ("path", INHERITED)}
+        return _Laid(_merged(keys, own), {**places, **dict.fromkeys(own, place)})
+
+    def principles(self, laid: _Laid, chain: tuple[str, ...]) -> list[_Principle]:
+        """All principles of a constitution, in order."""
+        found: list[_Principle] = []
+        for reference in self._extended(laid):
+            found += self._of(reference, chain)
+        for reference, share in self._mixed(laid):
+            found += self._scaled(self._of(reference, chain), share)
+        own = laid.keys.get("principles", [])
+        if isinstance(own, list):
+            place = laid.places.get("principles")
+            found += [_Principle(_filled(one), Origin(place, number)) for number, one in enumerate(own)]
+        return found
+
+    def _of(self, reference: _Reference, chain: tuple[str, ...]) -> list[_Principle]:
+        if reference.place is not None and reference.place not in chain:
+            chain = (*chain, reference.place)
+        source = self._source(reference, chain)
+        if source is None:
+            return []
+        chain = (*chain, source.place)
+        return self.principles(self.laid_out(source.raw, source.place, chain), chain)
+
+    def _source(self, reference: _Reference, chain: tuple[str, ...]) -> Source | None:
+        """What is referred to; None where there is no such thing, or it leads back here."""
+        try:
+            source = self.load(reference.name)
+        except ConfigError as error:
+            self.problems += [
+                Problem(reference.key, one.what, one.source or reference.place, one.fix) for one in error.problems
+            ]
+            return None
+        if source.place in chain:
+            circle = " -> ".join((*chain[chain.index(source.place) :], source.place))
+            self._complain(reference, f"goes in a circle: {circle}", "drop one of these references")
+            return None
+        for unknown in [name for name in source.raw if name not in KNOWN]:
+            alike = difflib.get_close_matches(str(unknown), KNOWN, n=1)
+            fix = f"did you mean {alike[0]}?" if alike else f"there are: {', '.join(KNOWN[1:])}"
+            self.problems.append(Problem(f"{KEY}.{unknown}", "there is no such key", source.place, fix))
+        return Source(source.place, {name: value for name, value in source.raw.items() if name in KNOWN})
+
+    def _below(self, raw: Raw, place: str | None) -> Iterator[_Reference]:
+        """What a constitution stands on: the options that its file begins with, and the file in its own place."""
+        inherited = raw.get(INHERITED, [])
+        for number, name in enumerate(inherited if isinstance(inherited, list) else [inherited]):
+            reference = _Reference(f"{KEY}.{INHERITED}.{number}", name, place)
+            if name != "_self_" and self._is_name(reference):
+                yield reference
+        path = raw.get("path")
+        reference = _Reference(f"{KEY}.path", path, place)
+        if path is not None and "principles" in raw:
+            fix = "keep one of the two; to add to a constitution, name it in the file's extends"
+            self._complain(reference, "a file is a whole constitution, and another one stands beside it", fix)
+        elif path is not None and self._is_name(reference):
+            yield reference
+
+    def _extended(self, laid: _Laid) -> Iterator[_Reference]:
+        names, place = laid.keys.get("extends", []), laid.places.get("extends")
+        if not isinstance(names, list):
+            what = f"expects a list of constitutions, got {names!r}"
+            self.problems.append(Problem(f"{KEY}.extends", what, place, "write [harmless, helpful]"))
+            return
+        references = [_Reference(f"{KEY}.extends.{number}", name, place) for number, name in enumerate(names)]
+        yield from filter(self._is_name, references)
+
+    def _mixed(self, laid: _Laid) -> Iterator[tuple[_Reference, float]]:
+        shares, place = laid.keys.get("mixture", {}), laid.places.get("mixture")
+        if not isinstance(shares, dict):
+            what = f"expects constitutions with their shares, got {shares!r}"
+            self.problems.append(Problem(f"{KEY}.mixture", what, place, "write {harmless: 2, helpful: 1}"))
+            return
+        for name, share in shares.items():
+            reference = _Reference(f"{KEY}.mixture.{name}", name, place)
+            if not _is_positive(share):
+                self._complain(reference, f"expects a number > 0, got {share!r}")
+            elif self._is_name(reference):
+                yield reference, float(share)
+
+    def _scaled(self, principles: list[_Principle], share: float) -> list[_Principle]:
+        """Principles with weights that have the share as their sum."""
+        weights: list[Any] = [one.plain.get("weight") if isinstance(one.plain, dict) else None for one in principles]
+        if not all(_is_positive(weight) for weight in weights):  # the schema complains of them
+            return principles
+        return [
+            _Principle({**one.plain, "weight": share * weight / sum(weights)}, one.origin)
+            for one, weight in zip(principles, weights, strict=True)
+        ]
+
+    def _is_name(self, reference: _Reference) -> bool:
+        if isinstance(reference.name, str) and reference.name:
+            return True
+        self._complain(reference, f"expects the name of a constitution, or a file, got {reference.name!r}")
+        return False
+
+    def _complain(self, reference: _Reference, what: str, fix: str | None = None) -> None:
+        self.problems.append(Problem(reference.key, what, reference.place, fix))
+
+
+def _merged(below: Raw, above: Raw) -> dict[str, Any]:
+    """Keys laid over others, as Hydra does it: mappings key by key, everything else as a whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _filled(principle: Any) -> Any:
+    """A principle with all that it may leave out."""
+    if not isinstance(principle, dict):
+        return principle
+    filled = {"weight": 1.0, "tags": [], "applies_to": None, "world": None, "fewshots": {}, **principle}
+    if isinstance(filled["fewshots"], dict):
+        filled["fewshots"] = {**{kind: [] for kind in EXAMPLES}, **filled["fewshots"]}
+    return filled
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
