@@ -1,0 +1,49 @@
+"""What a constitution does, told apart from what it is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
+
+HASH_LENGTH = 12
+"""Hexadecimal digits."""
+
+NAMES = frozenset({"name", "version", "path", "extends", "mixture"})
+"""What a constitution is called and made of; `principles` says what it came to."""
+
+LABELS = frozenset({"title", "tags"})
+"""What is said of a principle, and asked of no model."""
+
+OF_CRITIQUES = frozenset({"critique_request", "revision_request"})
+OF_JUDGEMENTS = frozenset({"preference_question", "pointwise_question"})
+
+
+def content_hash(constitution: ConstitutionSettings) -> str:
+    """A hash of everything that decides what models are asked, and how often: the same under another name."""
+    content = constitution.model_dump(mode="json", exclude=set(NAMES))
+    content["principles"] = [_without(principle, LABELS) for principle in constitution.principles]
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def critique_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
+    """What critiques and revisions are made by, of each principle."""
+    return [_part(principle, LABELS | OF_JUDGEMENTS, ("critique", "revision")) for principle in constitution.principles]
+
+
+def judge_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
+    """What a judge goes by, of each principle."""
+    return [_part(principle, LABELS | OF_CRITIQUES, ("judge",)) for principle in constitution.principles]
+
+
+def _part(principle: Principle, unread: frozenset[str], examples: tuple[str, ...]) -> dict[str, Any]:
+    part = _without(principle, unread)
+    part["fewshots"] = {kind: part["fewshots"][kind] for kind in examples}
+    return part
+
+
+def _without(principle: Principle, unread: frozenset[str]) -> dict[str, Any]:
+    return principle.model_dump(mode="json", exclude=set(unread))

@@ -1,0 +1,179 @@
+"""What a model is asked: a principle and a dialogue as turns of a conversation that ends with the user's request.
+
+A chat template, or the transcript that stands for one, makes the text of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlhf_lightning.constitutions.placeholders import fill
+from rlhf_lightning.records import Conversation, Message, Prompt
+from rlhf_lightning.settings.constitution import JudgeExample, Principle
+
+LETTERS = ("A", "B")
+YES_OR_NO = ("yes", "no")
+
+SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+"""As a transcript calls them: the names of the chat template for models that bring none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with two options.
+
+    Attributes:
+        turns: what the judge reads; the last turn is the user's, and asks.
+        options: the two words that it may answer.
+        opening: what its answer begins with, before the option.
+        conclusion: what leads from its reasoning, where it reasons first, to the option.
+    """
+
+    turns: Conversation
+    options: tuple[str, str]
+    opening: str = ""
+    conclusion: str = ""
+
+
+class Phrasing(Protocol):
+    """How models are asked."""
+
+    def critique(self, principle: Principle, dialogue: Conversation) -> Conversation:
+        """Asks what is wrong with the reply that the dialogue ends with."""
+        ...
+
+    def revision(self, principle: Principle, dialogue: Conversation, critique: str | None) -> Conversation:
+        """Asks for a better reply than the one that the dialogue ends with, after its critique where there is one."""
+        ...
+
+    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> Asked:
+        """Asks which of two replies is better; the first option names the first one."""
+        ...
+
+    def pointwise(self, principle: Principle, prompt: Prompt, reply: str, reasons: bool) -> Asked:
+        """Asks whether a reply follows the principle; the first option says that it does."""
+        ...
+
+
+class EnglishPhrasing:
+    """Requests in English.
+
+    A critique or revision is a further turn of the dialogue. A judge reads the dialogue as a transcript within one
+    turn, so that it takes no side's part.
+
+    Args:
+        fewshots: begin with the principle's examples, as earlier turns of the same form. A judge that reasons first
+            gets none, since they hold no reasoning.
+    """
+
+    def __init__(self, *, fewshots: bool) -> None:
+        self.fewshots = fewshots
+
+    def critique(self, principle: Principle, dialogue: Conversation) -> Conversation:
+        """The dialogue, and the critique request."""
+        earlier: list[Message] = []
+        for one in principle.fewshots.critique if self.fewshots else ():
+            shown = _exchange(one.prompt, one.reply)
+            earlier += [*shown, _user(_about(principle.critique_request, shown)), _assistant(one.critique)]
+        return _after(earlier, (*dialogue, _user(_about(principle.critique_request, dialogue))))
+
+    def revision(self, principle: Principle, dialogue: Conversation, critique: str | None) -> Conversation:
+        """The dialogue, the critique request with what was answered (if there is a critique), the revision request."""
+        earlier: list[Message] = []
+        for one in principle.fewshots.revision if self.fewshots else ():
+            shown = _exchange(one.prompt, one.reply)
+            said = one.critique if critique is not None else None
+            earlier += [*_to_revise(principle, shown, said), _assistant(one.revision)]
+        return _after(earlier, _to_revise(principle, dialogue, critique))
+
+    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> Asked:
+        """The transcript, the question, both replies under a letter each."""
+        opening = "The answer is ("
+
+        def asked(about: Prompt, replies: tuple[str, str]) -> Message:
+            values = {"prompt": about.plain(), "reply_a": replies[0], "reply_b": replies[1]}
+            return _user(
+                "Read this exchange and compare the two replies that could come next.",
+                transcript(turns_of(about)),
+                fill(principle.preference_question, values),
+                f"(A) {replies[0]}",
+                f"(B) {replies[1]}",
+                "First weigh the replies in a few sentences. Then end with: The answer is (A), or: The answer is (B)."
+                if reasons
+                else "Answer with one letter, A or B.",
+            )
+
+        earlier: list[Message] = []
+        for number, one in enumerate(self._judge_examples(principle, reasons)):
+            ordered = (one.better, one.worse) if number % 2 == 0 else (one.worse, one.better)
+            earlier += [asked(Prompt(one.prompt), ordered), _assistant(f"{opening}{LETTERS[number % 2]})")]
+        turns = (*earlier, asked(prompt, (first, second)))
+        return Asked(turns, LETTERS, opening, f"\n\n{opening}")
+
+    def pointwise(self, principle: Principle, prompt: Prompt, reply: str, reasons: bool) -> Asked:
+        """The transcript with the reply, and the question."""
+        opening = "The answer is"
+
+        def asked(about: Prompt, judged: str) -> Message:
+            return _user(
+                "Read this exchange and judge the assistant's last reply.",
+                transcript((*turns_of(about), _assistant(judged))),
+                fill(principle.pointwise_question, {"prompt": about.plain(), "reply": judged}),
+                "First weigh the reply in a few sentences. Then end with: The answer is yes, or: The answer is no."
+                if reasons
+                else "Answer with one word, yes or no.",
+            )
+
+        earlier: list[Message] = []
+        for number, one in enumerate(self._judge_examples(principle, reasons)):
+            shown = [(one.better, YES_OR_NO[0]), (one.worse, YES_OR_NO[1])]
+            for judged, answer in shown if number % 2 == 0 else reversed(shown):
+                earlier += [asked(Prompt(one.prompt), judged), _assistant(f"{opening} {answer}")]
+        return Asked((*earlier, asked(prompt, reply)), YES_OR_NO, opening, f"\n\n{opening}")
+
+    def _judge_examples(self, principle: Principle, reasons: bool) -> Sequence[JudgeExample]:
+        return principle.fewshots.judge if self.fewshots and not reasons else ()
+
+
+def turns_of(prompt: Prompt) -> Conversation:
+    """A prompt as turns; plain text is one turn of the user."""
+    return (_user(prompt.text),) if isinstance(prompt.text, str) else prompt.text
+
+
+def transcript(turns: Iterable[Message]) -> str:
+    """Turns as text, each under its speaker's name; a system turn as it is."""
+    return "\n\n".join(
+        f"{SPEAKERS[turn.role]}: {turn.content}" if turn.role in SPEAKERS else turn.content for turn in turns
+    )
+
+
+def _to_revise(principle: Principle, dialogue: Conversation, critique: str | None) -> Conversation:
+    between: Conversation = ()
+    if critique is not None:
+        between = (_user(_about(principle.critique_request, dialogue)), _assistant(critique))
+    return (*dialogue, *between, _user(_about(principle.revision_request, dialogue)))
+
+
+def _about(text: str, dialogue: Conversation) -> str:
+    """A request with what the dialogue puts in place of its placeholders."""
+    return fill(text, {"prompt": Prompt(dialogue[:-1]).plain(), "reply": dialogue[-1].content})
+
+
+def _after(earlier: Sequence[Message], turns: Conversation) -> Conversation:
+    """Turns after those of the examples; a system turn stays in front, where chat templates want it."""
+    system = turns[:1] if turns[0].role == "system" else ()
+    return (*system, *earlier, *turns[len(system) :])
+
+
+def _exchange(prompt: str, reply: str) -> Conversation:
+    return (_user(prompt), _assistant(reply))
+
+
+def _user(*paragraphs: str) -> Message:
+    return Message("user", "\n\n".join(paragraphs))
+
+
+def _assistant(text: str) -> Message:
+    return Message("assistant", text)
