@@ -86,6 +86,7 @@ class PreferenceBatch(TensorRecord):
         rejected_ids: (batch, rejected_time) int64.
         rejected_mask: (batch, rejected_time) int64.
         margin: (batch,) float32, zero where nobody said by how much.
+        probability: (batch,) float32, that the preferred reply is the better one; 1 where that is taken as certain.
         step_weight: how many pairs the whole optimizer step has, over all of its micro-batches and ranks.
     """
 
@@ -94,6 +95,7 @@ class PreferenceBatch(TensorRecord):
     rejected_ids: Tensor
     rejected_mask: Tensor
     margin: Tensor
+    probability: Tensor
     step_weight: int
 
     def __len__(self) -> int:

@@ -61,7 +61,7 @@ class RewardModel(pl.LightningModule):
 
     def training_step(self, batch: PreferenceBatch, _: int) -> Tensor:
         logits = self(batch)
-        losses = self.pair_losses(logits, batch.margin)
+        losses = self.pair_losses(logits, batch.margin, batch.probability)
         self._log(logits, losses, len(batch))
         # Lightning divides by the number of accumulated micro-batches, and averages the gradients of the processes;
         # the weight of the step is its pairs.
@@ -71,23 +71,24 @@ class RewardModel(pl.LightningModule):
         logits = self(batch)
         margin = (logits.chosen - logits.rejected)[:, self.positive]
         figures = {
-            "reward_model/validation_loss": self.pair_losses(logits, batch.margin).mean(),
+            "reward_model/validation_loss": self.pair_losses(logits, batch.margin, batch.probability).mean(),
             "reward_model/validation_accuracy": (margin > 0).float().mean(),
         }
         figures, pairs = pooled_means(figures, len(batch))
         self.log_dict(figures, on_epoch=True, batch_size=pairs)
 
-    def pair_losses(self, logits: PairLogits, margin: Tensor) -> Tensor:
+    def pair_losses(self, logits: PairLogits, margin: Tensor, probability: Tensor | float = 1.0) -> Tensor:
         """(pairs,) losses.
 
         Args:
             margin: (pairs,) recorded margins.
+            probability: (pairs,) soft labels.
         """
         chosen, rejected = logits.chosen[:, self.positive], logits.rejected[:, self.positive]
-        losses = bradley_terry_loss(chosen, rejected, self.settings.margin_coef * margin)
+        losses = bradley_terry_loss(chosen, rejected, self.settings.margin_coef * margin, probability)
         losses = losses + self.settings.centring_coef * centring_loss(chosen, rejected)
         if logits.chosen.shape[1] == 2:
-            losses = losses + classification_loss(logits.chosen, logits.rejected, self.positive)
+            losses = losses + classification_loss(logits.chosen, logits.rejected, self.positive, probability)
         return losses
 
     def _log(self, logits: PairLogits, losses: Tensor, pairs: int) -> None:

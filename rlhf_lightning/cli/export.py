@@ -15,7 +15,7 @@ from rlhf_lightning.cli.console import stdout
 if TYPE_CHECKING:
     from rlhf_lightning.experiment.export import Export
 
-STAGES = ("ppo", "sft", "reward_model")
+STAGES = ("ppo", "revision_sft", "sft", "reward_model")
 
 
 def main(argv: Sequence[str]) -> int:

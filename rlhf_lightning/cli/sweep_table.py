@@ -26,7 +26,7 @@ COLOURS: Mapping[JobState, str] = {
     "dead": "red",
     "interrupted": "yellow",
 }
-ROUNDS = {"sft": "epochs", "reward_model": "epochs", "ppo": "iterations"}
+ROUNDS = {"sft": "epochs", "revision_sft": "epochs", "reward_model": "epochs", "ppo": "iterations"}
 """The key that says how many rounds a stage has."""
 
 

@@ -51,7 +51,8 @@ def collate_preferences(preferences: Sequence[EncodedPreference], pad_id: int, s
     chosen_ids, chosen_mask = _with_mask([pair.prompt_ids + pair.chosen_ids for pair in preferences], pad_id)
     rejected_ids, rejected_mask = _with_mask([pair.prompt_ids + pair.rejected_ids for pair in preferences], pad_id)
     margin = torch.tensor([pair.margin for pair in preferences], dtype=torch.float32)
-    return PreferenceBatch(chosen_ids, chosen_mask, rejected_ids, rejected_mask, margin, step_weight)
+    probability = torch.tensor([pair.probability for pair in preferences], dtype=torch.float32)
+    return PreferenceBatch(chosen_ids, chosen_mask, rejected_ids, rejected_mask, margin, probability, step_weight)
 
 
 def _with_mask(sequences: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:

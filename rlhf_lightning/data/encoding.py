@@ -50,12 +50,13 @@ class EncodedDemonstration:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPreference:
-    """A preference's token ids and its margin, zero where nobody said."""
+    """A preference's token ids, its margin (zero where nobody said) and its soft label (1 where it has none)."""
 
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     margin: float
+    probability: float = 1.0
 
 
 @dataclass(slots=True)
@@ -154,7 +155,8 @@ class Encoder:
             if chosen_ids == rejected_ids:
                 report.indistinct += 1
                 continue
-            encoded.append(EncodedPreference(prompt_ids, chosen_ids, rejected_ids, record.margin or 0.0))
+            probability = 1.0 if record.probability is None else record.probability
+            encoded.append(EncodedPreference(prompt_ids, chosen_ids, rejected_ids, record.margin or 0.0, probability))
         return encoded, report
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

@@ -2,7 +2,8 @@
 
     demonstration   prompt + reply (or completion)       | messages, whose last assistant turn is the reply
     prompt          prompt                               | messages, which end with a user turn
-    preference      prompt + chosen + rejected [+ margin]| chosen + rejected as whole conversations
+    preference      prompt + chosen + rejected           | chosen + rejected as whole conversations
+                    [+ margin] [+ probability]
     ranking         prompt + replies + ranks (or scores)
 
 A prompt is text or a list of {role, content}; a reply is text or a list with the one assistant turn. A field that is
@@ -51,7 +52,7 @@ def parse_demonstration(fields: Fields, place: str) -> Demonstration:
 
 
 def parse_preference(fields: Fields, place: str) -> Preference:
-    """A preference from {prompt, chosen, rejected, margin?}, or from two whole conversations without a prompt."""
+    """A preference from {prompt, chosen, rejected, margin?, probability?}, or from two whole conversations."""
     for name in ("chosen", "rejected"):
         if not _present(fields, name):
             _missing(fields, place, name, "a string or a list of {role, content}")
@@ -62,7 +63,7 @@ def parse_preference(fields: Fields, place: str) -> Preference:
         prompt, chosen, rejected = _implicit_preference(fields, place)
     if chosen == rejected:
         _fail(place, "rejected", "must differ from 'chosen'", "the same text", fix="remove the record")
-    return Preference(prompt, chosen, rejected, _margin(fields, place))
+    return Preference(prompt, chosen, rejected, _margin(fields, place), _probability(fields, place))
 
 
 def parse_ranking(fields: Fields, place: str) -> Ranking:
@@ -110,7 +111,8 @@ def to_fields(record: Record) -> dict[str, Any]:
     if isinstance(record, Ranking):
         return {**fields, "replies": list(record.replies), "ranks": list(record.ranks)}
     fields |= {"chosen": record.chosen, "rejected": record.rejected}
-    return fields if record.margin is None else {**fields, "margin": record.margin}
+    optional = {"margin": record.margin, "probability": record.probability}
+    return fields | {name: value for name, value in optional.items() if value is not None}
 
 
 def _spelled(prompt: Prompt) -> str | list[dict[str, str]]:
@@ -228,6 +230,18 @@ def _margin(fields: Fields, place: str) -> float | None:
     if not math.isfinite(margin) or margin < 0:
         _fail(place, "margin", "must be finite and not negative", _shown(margin))
     return float(margin)
+
+
+def _probability(fields: Fields, place: str) -> float | None:
+    probability = fields.get("probability")
+    if probability is None:
+        return None
+    if not isinstance(probability, int | float) or isinstance(probability, bool):
+        _fail(place, "probability", "must be a number", _shown(probability))
+    if not 0.5 <= probability <= 1.0:
+        fix = "name the likelier reply 'chosen'"
+        _fail(place, "probability", "must be at least 0.5 and at most 1", _shown(probability), fix=fix)
+    return float(probability)
 
 
 def _ranks_of_scores(scores: Sequence[object], place: str) -> list[int]:

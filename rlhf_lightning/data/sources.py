@@ -46,6 +46,9 @@ class DataSource(Protocol):
     def evaluation_prompts(self) -> dict[str, list[Prompt]]:
         """Prompts that nothing is trained on, by the name of their split."""
 
+    def kind_of(self, prompt: Prompt) -> str | None:
+        """What a prompt asks for (harm, a fact, ...), where the data knows; else None."""
+
     def comparisons(self) -> Comparisons | None:
         """The recorded comparisons, or None where there are none and a stage has to gather them."""
 
@@ -93,6 +96,9 @@ class CourtesySource:
     def evaluation_prompts(self) -> dict[str, list[Prompt]]:
         return {split: courtesy.prompts(split) for split in courtesy.SPLITS if split != "train"}
 
+    def kind_of(self, prompt: Prompt) -> str:
+        return courtesy.parse_prompt(prompt.last_turn).kind
+
     def comparisons(self) -> None:
         return None
 
@@ -139,6 +145,9 @@ class RecordedSource:
     def evaluation_prompts(self) -> dict[str, list[Prompt]]:
         held_out = [prompt for prompt in self._pool() if self._held_out(prompt)]
         return {"held_out": self._non_empty(held_out, "held-out prompts")}
+
+    def kind_of(self, _: Prompt) -> None:
+        return None
 
     def comparisons(self) -> Comparisons | None:
         if not self.given_comparisons:

@@ -9,7 +9,7 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.worlds import courtesy
 
 Form = Literal["whole", "adapter", "merged"]
-ModelStage = Literal["sft", "reward_model", "ppo"]
+ModelStage = Literal["sft", "revision_sft", "reward_model", "ppo"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,16 @@ from rlhf_lightning.tracking.redaction import redact, redact_override
 
 MADE_BY = {
     "sft": "A language model that was fine-tuned on demonstrations",
+    "revision_sft": "A language model that was fine-tuned on revisions by the principles of a constitution",
     "ppo": "A language model that was optimised with PPO against a reward",
     "reward_model": "A reward model that was trained on comparisons of replies",
 }
-STARTS_FROM = {"sft": "policy_from", "ppo": "policy_from", "reward_model": "backbone_from"}
+STARTS_FROM = {
+    "sft": "policy_from",
+    "revision_sft": "policy_from",
+    "ppo": "policy_from",
+    "reward_model": "backbone_from",
+}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SYNTHETIC = (
     "**Synthetic.** All data are of the courtesy world: a small artificial language whose texts, comparisons and "

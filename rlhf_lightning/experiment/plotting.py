@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
+from rlhf_lightning.settings.readers import TRAINING
 from rlhf_lightning.settings.run import StageName
 from rlhf_lightning.tracking.history_file import read_history
 
@@ -21,7 +22,7 @@ def draw_plots(stage: StageName, metrics: Mapping[str, Any], run_dir: Path) -> l
     """
     folder = run_dir / PLOTS_FOLDER
     folder.mkdir(exist_ok=True)
-    if stage == "comparisons":
+    if stage not in TRAINING and stage != "evaluate":
         return []
     if stage == "evaluate":
         drawn = [evaluation_bars(metrics["evaluate"], folder / "evaluation.png")]

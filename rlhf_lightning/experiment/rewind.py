@@ -10,6 +10,7 @@ from rlhf_lightning.callbacks.checkpoint_reading import newest_readable
 from rlhf_lightning.callbacks.checkpoints import checkpoints_in
 from rlhf_lightning.callbacks.journals import LINES, Journals
 from rlhf_lightning.experiment.run_directory import RunDirectory, writing_to
+from rlhf_lightning.experiment.work_journal import IN_PROGRESS
 from rlhf_lightning.tracking.history import forget_stage
 from rlhf_lightning.tracking.history_file import HISTORY_FILE
 
@@ -25,7 +26,8 @@ def rewind(run: RunDirectory, stage: str) -> Path | None:
     """Makes the run directory what it was when the stage's newest checkpoint was written.
 
     Half an artifact and what was logged after the checkpoint are removed. Without a checkpoint the same goes for
-    everything that the stage left. Where a stage has not run before, there is nothing to do.
+    everything that the stage left, but for the journals of stages that go on by themselves (`WorkJournal`). Where a
+    stage has not run before, there is nothing to do.
 
     Returns:
         The checkpoint to go on from; None to begin.
@@ -38,7 +40,7 @@ def rewind(run: RunDirectory, stage: str) -> Path | None:
     directory = run.stage_dir(stage)
     with writing_to(run.path):
         for path in directory.iterdir():
-            if found is None or not path.match(LINES):
+            if not path.match(IN_PROGRESS if found is None else LINES):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if found is None:
             forget_stage(run.path, stage)

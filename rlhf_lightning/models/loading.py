@@ -225,16 +225,25 @@ def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
     Raises:
         ModelError: it does not.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    attached = virtual_tokens(model)
-    in_front = attached.longest() if attached is not None else 0
-    if isinstance(limit, int) and 0 < limit < tokens + in_front:
+    limit, in_front = readable_tokens(model), _tokens_in_front(model)
+    if limit is not None and limit < tokens:
         beside = f" beside {in_front} virtual ones" if in_front else ""
         raise ModelError(
-            f"Prompt and reply take up to {tokens} tokens, and the model reads {limit - in_front}{beside}.",
+            f"Prompt and reply take up to {tokens} tokens, and the model reads {limit}{beside}.",
             where=where,
-            fix=f"lower them so that their sum is at most {limit - in_front}",
+            fix=f"lower them so that their sum is at most {limit}",
         )
+
+
+def readable_tokens(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads beside its virtual ones; None where its config states no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit - _tokens_in_front(model) if isinstance(limit, int) and limit > 0 else None
+
+
+def _tokens_in_front(model: PreTrainedModel) -> int:
+    attached = virtual_tokens(model)
+    return attached.longest() if attached is not None else 0
 
 
 def _how_to_load(source: ModelSource) -> dict[str, Any]:

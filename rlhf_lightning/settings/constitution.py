@@ -82,8 +82,8 @@ class PrincipleSampling(Section):
     """Which principles a critique or a label goes by.
 
     Attributes:
-        mode: `weighted`: one, drawn by weight. `uniform`: one, each as likely. `round_robin`: one, in turn. `all`: every
-            one (a critique of all in turn; a label that averages over them, by weight).
+        mode: `weighted`: one, drawn by weight. `uniform`: one, each as likely. `round_robin`: one, in turn. `all`:
+            every one, in turn.
         per: drawn anew for each `step` of a chain, or once for the whole `chain`.
     """
 

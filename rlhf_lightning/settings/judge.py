@@ -19,6 +19,7 @@ class JudgeSection(Section):
         principles: `all`: a label averages over all principles that apply, by weight. `one`: it goes by one of them,
             drawn as the constitution says.
         phrasing: `english`, or the courtesy world's own words (`world`); `auto`: the world's where the data is its.
+        fewshots: examples before the question; `auto`: for models without a chat template.
         swap: ask in both orders and average (pairwise).
         label: `soft`: the probability. `hard`: 1 for the likelier reply.
         clamp: soft labels are kept within these bounds; None: off.
@@ -34,6 +35,7 @@ class JudgeSection(Section):
     mode: Literal["pairwise", "pointwise"]
     principles: Literal["all", "one"]
     phrasing: Literal["auto", "english", "world"]
+    fewshots: Literal["auto", "always", "never"]
     swap: bool
     label: Literal["soft", "hard"]
     clamp: Annotated[list[Probability], Field(min_length=2, max_length=2)] | None

@@ -12,12 +12,17 @@ from typing import Any
 from rlhf_lightning.settings.run import STAGE_NAMES, StageName
 
 EVERY: frozenset[StageName] = frozenset(STAGE_NAMES)
-TRAINING: frozenset[StageName] = frozenset({"sft", "reward_model", "ppo"})
+TRAINING: frozenset[StageName] = frozenset({"sft", "revision_sft", "reward_model", "ppo"})
+JUDGED: frozenset[StageName] = frozenset({"judge_calibration", "ai_feedback", "evaluate"})
 
 READERS: dict[str, frozenset[StageName]] = {
     **{stage: frozenset({stage}) for stage in STAGE_NAMES},
     **{section: frozenset({"ppo"}) for section in ("kl", "reference", "advantage", "reward")},
-    "reward_model.pairing": frozenset({"comparisons", "reward_model"}),
+    "constitution": JUDGED | {"critique_revision"},
+    **{f"constitution.{key}": frozenset({"critique_revision"}) for key in ("revisions", "critique", "train_on")},
+    "constitution.mix_helpful": frozenset({"critique_revision"}),
+    "judge": JUDGED,
+    "reward_model.pairing": frozenset({"comparisons", "judge_calibration", "reward_model"}),
     **{
         f"evaluate.{key}": frozenset({"reward_model", "evaluate"})
         for key in ("batch_size", "bootstrap_samples", "seed")
@@ -27,12 +32,15 @@ READERS: dict[str, frozenset[StageName]] = {
     **{f"peft.{key}": EVERY for key in ("quantization", "double_quantization")},
     "optimizer": TRAINING,
     "model.share_backbone": frozenset({"ppo"}),
-    "rollout": frozenset({"comparisons", "ppo", "evaluate"}),
+    "rollout": frozenset({"comparisons", "ai_feedback", "ppo", "evaluate"}),
     "rollout.batch_size": frozenset({"ppo"}),
-    "rollout.chunk_size": frozenset({"comparisons", "ppo"}),
-    "rollout.temperature": frozenset({"comparisons", "ppo"}),
+    "rollout.chunk_size": frozenset({"comparisons", "ai_feedback", "ppo"}),
+    "rollout.temperature": frozenset({"comparisons", "ai_feedback", "ppo"}),
     "callbacks.extra": TRAINING,
-    **{f"callbacks.{key}": frozenset({"ppo"}) for key in ("diary_every", "diary_samples", "self_checks")},
+    **{
+        f"callbacks.{key}": frozenset({"ppo"})
+        for key in ("diary_every", "diary_samples", "gold_monitor", "self_checks")
+    },
 }
 """The stages that read a section, or one of its keys: of two entries that fit a key, the longer one holds.
 
@@ -43,13 +51,17 @@ FREE = frozenset(
     {
         *("paths", "logger", "cache", "sweep", "launcher", "name", "notes", "tags", "resume"),
         *(f"callbacks.{key}" for key in ("progress_bar", "self_checks", "save_every", "save_every_steps", "keep_last")),
-        *("sft.micro_batch_size", "reward_model.micro_batch_size", "ppo.micro_batch_size"),
+        *("sft.micro_batch_size", "revision_sft.micro_batch_size"),
+        *("reward_model.micro_batch_size", "ppo.micro_batch_size"),
+        *("critique_revision.batch_size", "ai_feedback.batch_size", "judge.batch_size"),
+        *(f"judge.{key}" for key in ("concurrency", "requests_per_minute", "timeout", "max_retries", "cache")),
+        *("judge.api_key_env", "judge.price_per_million_input", "judge.price_per_million_output"),
         *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing"),
     }
 )
 """Sections and keys that decide neither what a stage learns nor what it leaves."""
 
-WATCHING = frozenset({"callbacks.extra", "callbacks.diary_every", "callbacks.diary_samples"})
+WATCHING = frozenset(f"callbacks.{key}" for key in ("extra", "diary_every", "diary_samples", "gold_monitor"))
 """What is watched and written along the way: a run may go on with other values, but what it leaves is another."""
 
 

@@ -71,6 +71,11 @@ def _share_problems(settings: RunSettings) -> list[Problem]:
     processes = settings.trainer.processes
     steps = {
         "sft": ("sft.batch_size", settings.sft.batch_size, settings.sft.micro_batch_size),
+        "revision_sft": (
+            "revision_sft.batch_size",
+            settings.revision_sft.batch_size,
+            settings.revision_sft.micro_batch_size,
+        ),
         "reward_model": (
             "reward_model.batch_size",
             settings.reward_model.batch_size,

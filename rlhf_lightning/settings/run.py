@@ -163,7 +163,10 @@ Inputs = list[tuple[str, str | None]]
 
 
 def _sft(settings: RunSettings) -> Inputs:
-    return [("sft.policy_from", settings.sft.policy_from), ("sft.demonstrations_from", settings.sft.demonstrations_from)]
+    return [
+        ("sft.policy_from", settings.sft.policy_from),
+        ("sft.demonstrations_from", settings.sft.demonstrations_from),
+    ]
 
 
 def _critique_revision(settings: RunSettings) -> Inputs:

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from rlhf_lightning.settings.section import Count, Finite, Name, NonNegative, OpenFraction, Positive, Section
 
-
 Kinds = Annotated[list[Name], Field(min_length=1)] | None
 """Kinds of prompts; None: all of them."""
 

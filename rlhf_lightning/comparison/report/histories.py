@@ -22,7 +22,7 @@ FIRST = (
     "policy/clip_fraction",
 )
 """The metrics that head the list, where they are there; the page opens with the first of them."""
-STAGES = ("ppo", "reward_model", "sft")
+STAGES = ("ppo", "reward_model", "revision_sft", "sft")
 COUNTERS = ("epoch", "rollout/episodes", "policy/optimizer_steps")
 """Logged, but the x-axis itself."""
 MOST_VALUES = 100_000

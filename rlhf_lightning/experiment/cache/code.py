@@ -16,6 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 NAME = PACKAGE.name
 
 STAGES = f"{NAME}.experiment.stages"
+SAME_CODE = {"revision_sft": "sft"}
+"""Stages that another stage's module runs."""
 
 DECIDES_NOTHING = {
     # What people see, and where it is written: a stage leaves the same whatever these do.
@@ -55,7 +57,7 @@ DECIDES_NOTHING = {
 
 def code_hash(stage: str, package: Path = PACKAGE) -> str:
     """SHA-256 of the code that a stage's result depends on."""
-    return hash_of_module(f"{STAGES}.{stage}", package)
+    return hash_of_module(f"{STAGES}.{SAME_CODE.get(stage, stage)}", package)
 
 
 def hash_of_module(module: str, package: Path = PACKAGE) -> str:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.constitutions.identity import critique_part, judge_part
 from rlhf_lightning.experiment.cache.code import NAME, code_hash, hash_of_module
 from rlhf_lightning.experiment.cache.content import (
     BASE,
@@ -23,9 +24,10 @@ from rlhf_lightning.experiment.cache.content import (
 )
 from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
 from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.settings.judge import HubJudge
 from rlhf_lightning.settings.peft import QLora
-from rlhf_lightning.settings.readers import FREE, TRAINING, is_among, leaves, readers_of
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, StageName, stage_inputs
+from rlhf_lightning.settings.readers import FREE, JUDGED, TRAINING, is_among, leaves, readers_of
+from rlhf_lightning.settings.run import FROM_DATA, STAGE_NAMES, RunSettings, StageName, stage_inputs
 
 PACKAGES = (
     "torch",
@@ -42,9 +44,14 @@ PACKAGES = (
 MIXTURE = "begun under one key, gone on under another"
 
 LENGTHS = frozenset({"data.max_prompt_length", "data.on_long_record"})
+DEMONSTRATORS = frozenset({"data.demonstrations", "data.demonstrator"})
 READ_FROM_DATA: dict[StageName, frozenset[str]] = {
-    "sft": LENGTHS | {"data.kind", "data.demonstrations", "data.demonstrator", "data.max_reply_length"},
+    "sft": LENGTHS | {"data.kind", "data.max_reply_length"} | DEMONSTRATORS,
+    "critique_revision": frozenset({"data.kind"}),
+    "revision_sft": LENGTHS | {"data.kind", "data.max_reply_length"} | DEMONSTRATORS,
     "comparisons": LENGTHS | {"data.kind", "data.annotator"},
+    "judge_calibration": frozenset({"data.kind"}),
+    "ai_feedback": LENGTHS | {"data.kind"},
     "reward_model": LENGTHS | {"data.max_reply_length"},
     "ppo": LENGTHS | {"data.kind"},
     "evaluate": LENGTHS | {"data.kind"},
@@ -54,9 +61,15 @@ READ_FROM_DATA: dict[StageName, frozenset[str]] = {
 SPLITTING = frozenset({"data.on_bad_record", "data.held_out_fraction", "data.max_records", "data.record"})
 """What decides, of recorded data, which records a stage sees."""
 
+FILES_OF_PROMPTS = ("prompts_from", "helpful_prompts_from")
+
 NAMES = frozenset(
     {
         *("sft.policy_from", "comparisons.policy_from", "reward_model.backbone_from", "reward_model.comparisons_from"),
+        *("sft.demonstrations_from", "revision_sft.policy_from", "revision_sft.demonstrations_from"),
+        *(f"critique_revision.{key}" for key in ("policy_from", "reviser_from", *FILES_OF_PROMPTS)),
+        *("judge.model_from", "judge.name_or_path", "judge_calibration.data"),
+        *("ai_feedback.policy_from", "ai_feedback.calibration_from", "reward_model.mix_from"),
         *("ppo.policy_from", "ppo.reward_from", "evaluate.reference_from", "evaluate.reward_from"),
         *("reward.models", "reward.name_or_path"),
     }
@@ -135,7 +148,7 @@ class StageKeys:
             stage=stage,
             settings=dict(settings_read(settings, stage)),
             inputs={} if only_reads else self._inputs(stage),
-            data=self._data if recorded and stage != "reward_model" else {},
+            data=self._data if recorded and _reads_records(settings, stage) else {},
             hardware={} if only_reads else self._hardware(stage),
             code={NAME: code_hash(stage), **_code_from_elsewhere(settings, stage)},
             packages=_versions(),
@@ -148,10 +161,13 @@ class StageKeys:
         return inputs
 
     def _named(self, stage: StageName) -> Iterator[tuple[str, str]]:
-        yield from stage_inputs(self.settings, stage)
-        reward = self.settings.reward
-        if stage == "ppo" and reward.kind == "classifier":
-            yield "reward.name_or_path", reward.name_or_path
+        settings = self.settings
+        yield from stage_inputs(settings, stage)
+        if stage == "ppo" and settings.reward.kind == "classifier":
+            yield "reward.name_or_path", settings.reward.name_or_path
+        if judges(settings, stage) and isinstance(settings.judge, HubJudge):
+            yield "judge.name_or_path", settings.judge.name_or_path
+        yield from files_named(settings, stage)
 
     def _identity(self, name: str) -> str:
         if name == BASE:
@@ -191,8 +207,15 @@ class StageKeys:
 def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of what a stage reads and what decides what it leaves."""
     for key, value in leaves(settings.model_dump(mode="json")):
-        if not is_among(key, FREE | NAMES) and _is_read(settings, stage, key):
-            yield key, value
+        if is_among(key, FREE | NAMES) or not _is_read(settings, stage, key):
+            continue
+        yield key, _part_read(settings, stage) if key == "constitution.principles" else value
+
+
+def _part_read(settings: RunSettings, stage: StageName) -> Any:
+    """What a stage reads of the principles: a critique does not ask what a judge is asked."""
+    read = critique_part if stage == "critique_revision" else judge_part
+    return read(settings.constitution)
 
 
 def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
@@ -206,11 +229,36 @@ def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
     if key in ("peft.quantization", "peft.double_quantization"):
         return isinstance(settings.peft, QLora)
     if key.startswith("data."):
-        splits = stage != "reward_model" and is_among(key, SPLITTING)
+        splits = _reads_records(settings, stage) and is_among(key, SPLITTING)
         content = recorded and key == "data.demonstrations"  # a path, whose content is in the key
-        return (is_among(key, READ_FROM_DATA[stage]) and not content) or splits
+        elsewhere = is_among(key, DEMONSTRATORS) and not _reads_records(settings, stage)
+        return (is_among(key, READ_FROM_DATA[stage]) and not content and not elsewhere) or splits
+    if is_among(key, frozenset({"constitution", "judge"})) and stage == "evaluate":
+        return judges(settings, stage)
     readers = readers_of(key)
     return readers is not None and stage in readers
+
+
+def judges(settings: RunSettings, stage: StageName) -> bool:
+    """Whether a stage asks the judge."""
+    return stage in JUDGED and (stage != "evaluate" or settings.evaluate.satisfaction is not None)
+
+
+def files_named(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, str]]:
+    """Files of records that a stage's own section names, by their keys."""
+    if stage == "critique_revision":
+        named = {key: getattr(settings.critique_revision, key) for key in FILES_OF_PROMPTS}
+        yield from ((f"critique_revision.{key}", path) for key, path in named.items() if path is not None)
+    if stage == "judge_calibration" and settings.judge_calibration.data is not None:
+        yield "judge_calibration.data", settings.judge_calibration.data
+
+
+def _reads_records(settings: RunSettings, stage: StageName) -> bool:
+    """Whether a stage reads records of the data group, and not only what other stages left."""
+    if stage in ("sft", "revision_sft"):
+        own = settings.sft if stage == "sft" else settings.revision_sft
+        return own.demonstrations_from == FROM_DATA
+    return stage != "reward_model"
 
 
 def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, str]:

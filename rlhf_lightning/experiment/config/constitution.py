@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader
 
+from rlhf_lightning.constitutions.checks import principle_problems
 from rlhf_lightning.constitutions.composition import INHERITED, Resolved, Source, resolve
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import display, line_of, yaml_problem
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, similar
+from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
 GROUP = "constitution"
 
@@ -109,7 +111,10 @@ def with_whole_constitution(plain: Mapping[str, Any], folders: Sequence[Path], o
     own = files.path_of(option) if option else None
     raw = anchored(raw, [Path.cwd(), *([own.parent] if own else [])])
     resolved = resolve(raw, files.load, display(own.resolve()) if own else None)
-    problems = [replace(one, source=one.source and files.line(one.source, one.key)) for one in resolved.problems]
+    problems = [
+        *(replace(one, source=one.source and files.line(one.source, one.key)) for one in resolved.problems),
+        *principle_problems(resolved, TRAITS),
+    ]
     return Completed({**plain, GROUP: resolved.plain}, tuple(problems), files, resolved)
 
 

@@ -90,14 +90,16 @@ def repaired(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunSetti
 
 def _repair(plain: dict[str, Any], details: ErrorDetails, defaults: Mapping[str, Any]) -> None:
     key, _ = locate(details["loc"])
-    *sections, leaf = [part for part in key.split(".") if not part.isdigit()]
+    parts = key.split(".")
+    in_list = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    *sections, leaf = parts[:in_list]  # a list gives way as a whole
     node: Any = plain
     default: Any = defaults
     for section in sections:
         node, default = node.get(section, {}), default.get(section, {})
     if not isinstance(node, dict):
         return
-    if details["type"] == "extra_forbidden":
+    if details["type"] == "extra_forbidden" and in_list is None:
         node.pop(leaf, None)
     elif details["type"] == "missing" and leaf not in default:
         node[leaf] = PLACEHOLDER
@@ -143,7 +145,9 @@ def _missing(complaint: Complaint) -> Problem:
     if spot.sections or spot.is_free:
         return Problem(key, "the whole section is missing", fix=f"choose an option: {key}=...")
     words = expectation(spot)
-    return Problem(key, NEEDS_A_VALUE + ("" if words.startswith("text") else f": {words}"), fix=f"add {key}=...")
+    in_list = any(part.isdigit() for part in key.split("."))  # no override reaches into one
+    fix = "add it where the list stands" if in_list else f"add {key}=..."
+    return Problem(key, NEEDS_A_VALUE + ("" if words.startswith("text") else f": {words}"), fix=fix)
 
 
 def _unknown(complaint: Complaint) -> Problem:

@@ -12,7 +12,11 @@ from rlhf_lightning.settings.run import StageName
 
 SAME_RESULT: dict[StageName, tuple[str, ...]] = {
     "sft": ("sft.micro_batch_size",),
+    "critique_revision": ("critique_revision.batch_size",),
+    "revision_sft": ("revision_sft.micro_batch_size",),
     "comparisons": ("rollout.chunk_size",),
+    "judge_calibration": ("judge.batch_size",),
+    "ai_feedback": ("ai_feedback.batch_size", "rollout.chunk_size", "judge.batch_size"),
     "reward_model": ("reward_model.micro_batch_size", "evaluate.batch_size"),
     "ppo": ("ppo.micro_batch_size", "rollout.chunk_size", "model.gradient_checkpointing=true"),
     "evaluate": ("evaluate.batch_size",),
@@ -21,7 +25,11 @@ SAME_RESULT: dict[StageName, tuple[str, ...]] = {
 
 OTHER_RESULT: dict[StageName, tuple[str, ...]] = {
     "sft": ("peft=lora", "data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
+    "critique_revision": ("critique_revision.max_new_tokens", "data.max_prompt_length"),
+    "revision_sft": ("peft=lora", "data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
     "comparisons": ("rollout.max_new_tokens", "data.max_prompt_length"),
+    "judge_calibration": ("judge=openai",),
+    "ai_feedback": ("rollout.max_new_tokens", "data.max_prompt_length", "judge=openai"),
     "reward_model": ("peft=lora", "data.max_prompt_length", "data.max_reply_length", "trainer.precision"),
     "ppo": (
         "peft=lora",

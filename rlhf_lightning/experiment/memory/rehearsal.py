@@ -101,7 +101,7 @@ def rehearse_reward_model(module: RewardModel, update: UpdateShape, length: int)
     with _rehearsing({"reward model": module.classifier}, module, update) as stage:
         ids, mask = _tokens(update, update.micro_batch, length)
         margin = torch.zeros(update.micro_batch, device=update.device)
-        batch = PreferenceBatch(ids, mask, ids, mask, margin, step_weight=1)
+        batch = PreferenceBatch(ids, mask, ids, mask, margin, torch.ones_like(margin), step_weight=1)
         stage.update(lambda: module.pair_losses(module(batch), margin).sum())
     return stage.footprint()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from random import Random
 
 from rlhf_lightning.algorithms.reward_model import RewardModel, pair_rewards
 from rlhf_lightning.data.collate import collate_preferences
@@ -33,7 +35,7 @@ def run_reward_model(context: StageContext) -> StageResult:
     """Train on pairs, measure on held-out pairs, and leave a Hugging Face directory."""
     settings = context.settings.reward_model
     context.seed_everything()
-    train, held_out = _comparisons(context).preferences(settings.pairing)
+    train, held_out, mixed_in = _pairs(context)
     source = context.inputs.model(settings.backbone_from)
     encoder = context.inputs.encoder(source)
     pairs = PreferenceDataModule(
@@ -72,6 +74,7 @@ def run_reward_model(context: StageContext) -> StageResult:
     report = pairs.train_report
     counts = {
         "training_pairs": report.kept,
+        "mixed_in": mixed_in,
         "truncated": report.truncated_prompts + report.truncated_replies,
         "dropped": report.dropped,
         "indistinct": report.indistinct,
@@ -91,15 +94,41 @@ def _forecast(context: StageContext, source: ModelSource, longest: int) -> None:
     context.memory.forecast(lambda: reward_model_footprint(settings, source, optimizer, shape, longest))
 
 
-def _comparisons(context: StageContext) -> Comparisons:
-    name = context.settings.reward_model.comparisons_from
+def _pairs(context: StageContext) -> tuple[list[Preference], list[Preference], int]:
+    """Pairs for training, held-out pairs, and how many of the former come from `mix_from`.
+
+    What is mixed in is drawn at random, each pair once before any comes twice; the held-out pairs of both sources are
+    all measured on, but for prompts that the other source trains on.
+    """
+    settings = context.settings.reward_model
+    train, held_out = _comparisons(context, "comparisons_from", settings.comparisons_from).preferences(settings.pairing)
+    if settings.mix_from is None:
+        return train, held_out, 0
+    others, others_held_out = _comparisons(context, "mix_from", settings.mix_from).preferences(settings.pairing)
+    if not others:
+        raise DataError(
+            "There are no comparisons to mix in.",
+            where=f"reward_model.mix_from={settings.mix_from}",
+            fix="name others, or set reward_model.mix_from=null and reward_model.mix_ratio=0",
+        )
+    wanted = round(settings.mix_ratio * len(train))
+    rng = Random(context.seed)
+    laps = [rng.sample(others, len(others)) for _ in range(math.ceil(wanted / len(others)))]
+    mixed = [pair for lap in laps for pair in lap][:wanted]
+    train = [*train, *mixed]
+    trained_on = {pair.prompt for pair in train}
+    return train, [pair for pair in (*held_out, *others_held_out) if pair.prompt not in trained_on], len(mixed)
+
+
+def _comparisons(context: StageContext, key: str, name: str) -> Comparisons:
     if name in STAGE_NAMES:
         return Comparisons.load(finished(context.inputs.run.stage_dir(name), name))
     if not all((Path(name) / side).is_file() for side in ("train.jsonl", "held_out.jsonl")):
         raise ArtifactError(
             "There are no comparisons there.",
-            where=f"reward_model.comparisons_from={name}",
-            fix="name a directory with train.jsonl and held_out.jsonl, as the comparisons stage leaves it",
+            where=f"reward_model.{key}={name}",
+            fix="name a directory with train.jsonl and held_out.jsonl, as comparisons, ai_feedback and "
+            "critique_revision leave them",
         )
     return Comparisons.load(name)
 

@@ -1,11 +1,15 @@
-"""Stage `sft`: demonstrations and a base model in, a policy that imitates them out."""
+"""Stages `sft` and `revision_sft`: demonstrations and a base model in, a policy that imitates them out."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.data.datamodules import DemonstrationDataModule
+from rlhf_lightning.data.demonstrations import DEMONSTRATIONS, read_demonstrations
+from rlhf_lightning.errors import ArtifactError
+from rlhf_lightning.experiment.artifacts import finished
 from rlhf_lightning.experiment.memory.forecast import sft_footprint, update_shape
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import fit_supervised
@@ -15,17 +19,20 @@ from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.models.tuning import tune
+from rlhf_lightning.records import Demonstration
+from rlhf_lightning.settings.run import FROM_DATA, STAGE_NAMES
+from rlhf_lightning.settings.stages import SftSettings
 
 
 def run_sft(context: StageContext) -> StageResult:
     """Fine-tune on demonstrations and leave a Hugging Face directory."""
-    settings = context.settings.sft
+    settings = _own(context)
     context.seed_everything()
     source = context.inputs.model(settings.policy_from)
     encoder = context.inputs.encoder(source)
     demonstrations = DemonstrationDataModule(
         encoder,
-        context.inputs.data.demonstrations(),
+        _demonstrations(context, settings.demonstrations_from),
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         validation_fraction=settings.held_out_fraction,
@@ -60,8 +67,31 @@ def run_sft(context: StageContext) -> StageResult:
     return StageResult(metrics, objective=-float(held_out))
 
 
+def _own(context: StageContext) -> SftSettings:
+    """The section of the stage that runs."""
+    return context.settings.revision_sft if context.name == "revision_sft" else context.settings.sft
+
+
+def _demonstrations(context: StageContext, name: str) -> list[Demonstration]:
+    """The data's demonstrations, or those that another stage left.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    if name == FROM_DATA:
+        return context.inputs.data.demonstrations()
+    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGE_NAMES else Path(name)
+    if not (directory / DEMONSTRATIONS).is_file():
+        raise ArtifactError(
+            "There are no demonstrations there.",
+            where=f"{context.name}.demonstrations_from={name}",
+            fix=f"name a directory with {DEMONSTRATIONS}, as stage critique_revision leaves it, or `data`",
+        )
+    return read_demonstrations(directory)
+
+
 def _forecast(context: StageContext, source: ModelSource, longest: int) -> None:
-    settings = context.settings
-    shape = update_shape(settings, context.device, settings.sft.batch_size, settings.sft.micro_batch_size)
+    settings, own = context.settings, _own(context)
+    shape = update_shape(settings, context.device, own.batch_size, own.micro_batch_size)
     optimizer = context.inputs.make_optimizer
     context.memory.forecast(lambda: sft_footprint(settings, source, optimizer, shape, longest))

@@ -8,6 +8,7 @@ from pathlib import Path
 from rlhf_lightning.worlds.courtesy.annotators import Annotator
 from rlhf_lightning.worlds.courtesy.behaviour import demonstrations
 from rlhf_lightning.worlds.courtesy.gold import GoldScore, best_reply, best_reward, judge
+from rlhf_lightning.worlds.courtesy.parser import parse_prompt
 from rlhf_lightning.worlds.courtesy.splits import SPLITS, prompts
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
 
@@ -22,6 +23,7 @@ __all__ = [
     "best_reward",
     "demonstrations",
     "judge",
+    "parse_prompt",
     "prompts",
 ]
 

@@ -1,0 +1,87 @@
+"""The judge that a config names, opened, and how it is asked."""
+
+from __future__ import annotations
+
+from rlhf_lightning.constitutions.rendering import EnglishPhrasing, Phrasing
+from rlhf_lightning.data.encoding import Encoder
+from rlhf_lightning.experiment.stage import StageContext
+from rlhf_lightning.feedback.judge_model import JudgeModel
+from rlhf_lightning.feedback.labelling import Labeller
+from rlhf_lightning.feedback.local_judge import LocalJudgeModel
+from rlhf_lightning.feedback.openai_judge import OpenAiJudgeModel
+from rlhf_lightning.models.hub import ModelSource
+from rlhf_lightning.models.loading import load_policy, load_tokenizer
+from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
+
+
+def open_labeller(context: StageContext) -> Labeller:
+    """The judge, ready to label pairs under the run's constitution."""
+    settings = context.settings
+    judge, is_plain = _open_judge(context)
+    fewshots = _wants_examples(settings.judge.fewshots, is_plain)
+    phrasing = phrasing_for(settings, settings.judge.phrasing, fewshots)
+    return Labeller(judge, settings.constitution, phrasing, settings.judge, context.seed)
+
+
+def chain_phrasing(context: StageContext, is_plain: bool) -> Phrasing:
+    """How critiques and revisions are asked for.
+
+    Args:
+        is_plain: the reviser has no chat template of its own.
+    """
+    fewshots = _wants_examples(context.settings.critique_revision.fewshots, is_plain)
+    return phrasing_for(context.settings, "auto", fewshots)
+
+
+def phrasing_for(settings: RunSettings, wanted: str, fewshots: bool) -> Phrasing:
+    """English, or the courtesy world's own words."""
+    speaks_world = isinstance(settings.data, CourtesyData) if wanted == "auto" else wanted == "world"
+    return CourtesyPhrasing() if speaks_world else EnglishPhrasing(fewshots=fewshots)
+
+
+def open_encoder(context: StageContext, source: ModelSource) -> tuple[Encoder, bool]:
+    """A model's encoder, and whether it has no chat template (the encoder would give it one)."""
+    tokenizer = load_tokenizer(source)
+    is_plain = tokenizer.chat_template is None
+    return Encoder(tokenizer, context.settings.data), is_plain
+
+
+def judge_source(context: StageContext) -> ModelSource | None:
+    """Where the judge's model lies; None for one behind a server."""
+    settings = context.settings.judge
+    if isinstance(settings, OpenAiJudge):
+        return None
+    if isinstance(settings, HubJudge):
+        return ModelSource(
+            settings.name_or_path,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            chat_template=settings.chat_template,
+        )
+    return context.inputs.model(settings.model_from)
+
+
+def _open_judge(context: StageContext) -> tuple[JudgeModel, bool]:
+    """The judge, and whether it is a model without a chat template."""
+    settings, source = context.settings.judge, judge_source(context)
+    if isinstance(settings, OpenAiJudge) or source is None:
+        assert isinstance(settings, OpenAiJudge)
+        return OpenAiJudgeModel(settings), False
+    encoder, is_plain = open_encoder(context, source)
+    model = LocalJudgeModel(
+        load_policy(source, context.device),
+        encoder,
+        name=source.name_or_path,
+        batch_size=settings.batch_size,
+        max_reasoning_tokens=settings.max_reasoning_tokens,
+        seed=context.seed,
+    )
+    return model, is_plain
+
+
+def _wants_examples(wanted: str, is_plain: bool) -> bool:
+    return is_plain if wanted == "auto" else wanted == "always"

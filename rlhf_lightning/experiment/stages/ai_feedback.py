@@ -1,0 +1,226 @@
+"""Stage `ai_feedback`: a policy's replies compared by a judge under the constitution.
+
+It leaves `labels.jsonl` (every reply, every opinion), and `train.jsonl` and `held_out.jsonl`: comparisons with soft
+labels, as a reward model takes them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.constitutions.identity import content_hash
+from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
+from rlhf_lightning.data.encoding import EncodedPrompt
+from rlhf_lightning.data.formats import parse_prompt, to_fields
+from rlhf_lightning.errors import ArtifactError, DataError
+from rlhf_lightning.experiment.artifacts import finished
+from rlhf_lightning.experiment.judging import open_labeller
+from rlhf_lightning.experiment.progress import track
+from rlhf_lightning.experiment.prompt_pool import of_kinds
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.stages.judge_calibration import CALIBRATION
+from rlhf_lightning.experiment.work_journal import WorkJournal
+from rlhf_lightning.feedback.labelling import Label, Labeller, Pair
+from rlhf_lightning.models.loading import load_policy
+from rlhf_lightning.records import Preference, Prompt
+from rlhf_lightning.rollouts.prompts import PromptStream
+from rlhf_lightning.rollouts.sampler import Completion, Sampler
+from rlhf_lightning.settings.run import STAGE_NAMES
+
+logger = logging.getLogger(__name__)
+
+LABELS = "labels.jsonl"
+
+TIE = 0.5
+
+
+def run_ai_feedback(context: StageContext) -> StageResult:
+    """Sample replies, have them compared, and leave comparisons; go on where an interrupted stage has stopped."""
+    constitution = context.settings.constitution
+    context.seed_everything()
+    require_calibration(context)
+    labeller = open_labeller(context) if constitution.principles else None
+    journal = WorkJournal(context.directory, LABELS, context.key)
+    _label(context, labeller, journal)
+    preferences = [pair for row in journal.rows for pair in preferences_of(row)]
+    if not preferences:
+        raise DataError(
+            f"The judge gave no label that tells two replies apart: {_reasons(journal.rows)}.",
+            where="ai_feedback, judge",
+            fix="look at the judge_calibration report; lower judge.min_option_mass or judge.abstain_margin, or choose "
+            "another judge",
+        )
+    comparisons = Comparisons.split(preferences, context.settings.ai_feedback.held_out_fraction)
+    comparisons.save(context.directory)
+    journal.finish()
+    labels = [pair for row in journal.rows for pair in row["pairs"]]
+    given = [pair["probability"] for pair in labels if pair["probability"] is not None]
+    metrics = {
+        "constitution": constitution.name,
+        "constitution_hash": content_hash(constitution),
+        "judge": labeller.judge.name if labeller is not None else None,
+        "comparisons": len(comparisons.train),
+        "held_out": len(comparisons.held_out),
+        "labels": len(labels),
+        "abstentions": dict(Counter(pair["reason"] for pair in labels if pair["reason"] is not None)),
+        "confidence": sum(max(one, 1.0 - one) for one in given) / len(given),
+        "option_mass": sum(pair["mass"] for pair in labels) / len(labels),
+        "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how much of the labels is length
+        "questions": sum(row["questions"] for row in journal.rows),
+        "input_tokens": sum(row["tokens"][0] for row in journal.rows),
+        "output_tokens": sum(row["tokens"][1] for row in journal.rows),
+    }
+    logger.info("AI feedback: %d labels, %d comparisons for training.", len(labels), len(comparisons.train))
+    return StageResult(metrics, objective=float(len(comparisons.train)))
+
+
+def require_calibration(context: StageContext) -> None:
+    """Refuses to label with a judge that is no better than a trivial baseline.
+
+    Raises:
+        ArtifactError: it is not, or was calibrated under another constitution, or there is no calibration there.
+    """
+    settings, constitution = context.settings.ai_feedback, context.settings.constitution
+    name = settings.calibration_from
+    if name is None:
+        logger.warning("How good the judge is was not measured (ai_feedback.calibration_from=null).")
+        return
+    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGE_NAMES else Path(name)
+    figures = _calibration_in(directory, name)
+    if figures["constitution_hash"] != content_hash(constitution):
+        raise ArtifactError(
+            f"The judge was calibrated under another constitution ({figures['constitution']}).",
+            where=f"ai_feedback.calibration_from={name}",
+            fix="run stage judge_calibration under this one, or set ai_feedback.calibration_from=null",
+        )
+    if figures["beats_baselines"] is not False:
+        return
+    verdict = figures["verdict"]
+    if settings.on_failed_calibration == "refuse":
+        raise ArtifactError(
+            f"The judge's labels are no better than a trivial baseline's: {verdict}",
+            where=str(directory / CALIBRATION),
+            fix="choose a better judge or other questions; or train on such labels all the same: "
+            "ai_feedback.on_failed_calibration=warn",
+        )
+    logger.warning("The judge's labels are no better than a trivial baseline's: %s", verdict)
+
+
+def preferences_of(row: Mapping[str, Any]) -> Iterator[Preference]:
+    """The comparisons of a row of `labels.jsonl`: its labelled pairs, the likelier reply as the chosen one."""
+    prompt = parse_prompt(row, LABELS)
+    for pair in row["pairs"]:
+        first, second = row["replies"][pair["first"]], row["replies"][pair["second"]]
+        probability = pair["probability"]
+        if probability is None or first == second:
+            continue
+        if probability < TIE:
+            first, second, probability = second, first, 1.0 - probability
+        yield Preference(prompt, first, second, probability=probability)
+
+
+def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
+    try:
+        figures: dict[str, Any] = json.loads((directory / CALIBRATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            "There is no calibration there.",
+            where=f"ai_feedback.calibration_from={name}",
+            fix="name the stage judge_calibration or a directory that it left, or null to label without one",
+        ) from error
+    return figures
+
+
+def _label(context: StageContext, labeller: Labeller | None, journal: WorkJournal) -> None:
+    """Fills the journal: a row a prompt."""
+    settings, rollout = context.settings.ai_feedback, context.settings.rollout
+    source = context.inputs.model(settings.policy_from)
+    encoder = context.inputs.encoder(source)
+    asked = _prompts(context, settings.prompts)
+    encoded, _ = encoder.prompts([prompt for prompt, _ in asked])
+    sampler = Sampler(
+        load_policy(source, context.device),
+        encoder.tokenizer,
+        temperature=rollout.temperature,
+        max_new_tokens=rollout.max_new_tokens,
+        seed=context.seed,
+    )
+    kinds = dict(asked)
+    starts = range(len(journal.rows), len(encoded), settings.batch_size)
+    for start in track(starts, "Comparing replies"):
+        batch = encoded[start : start + settings.batch_size]
+        groups = _sampled(sampler, batch, start, settings.replies, rollout.chunk_size)
+        journal.add(_rows(groups, [kinds[prompt.prompt] for prompt in batch], start, labeller))
+
+
+def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None]]:
+    data, settings = context.inputs.data, context.settings.ai_feedback
+    pool = of_kinds(data.prompts(), data, settings.kinds, context.settings.constitution.principles, "ai_feedback.kinds")
+    kinds = dict(pool)
+    stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], context.seed)
+    return [(taken.prompt, kinds[taken.prompt]) for taken in stream.take(count)]
+
+
+def _sampled(
+    sampler: Sampler, prompts: Sequence[EncodedPrompt], start: int, replies: int, chunk_size: int
+) -> list[list[Completion]]:
+    """So many replies to each prompt."""
+    repeated = [prompt for prompt in prompts for _ in range(replies)]
+    draws = range(start * replies, start * replies + len(repeated))
+    said = [one for samples in sampler.sample_in_chunks(repeated, draws, chunk_size) for one in samples.completions]
+    return [said[first : first + replies] for first in range(0, len(said), replies)]
+
+
+def _rows(
+    groups: Sequence[Sequence[Completion]], kinds: Sequence[str | None], start: int, labeller: Labeller | None
+) -> list[dict[str, Any]]:
+    """Rows of `labels.jsonl`: of each prompt its replies, and the label of every two of them."""
+    width = len(list(combinations(groups[0], 2)))
+    pairs = [
+        Pair((start + row) * width + place, one.prompt, one.reply, other.reply, kind)
+        for row, (group, kind) in enumerate(zip(groups, kinds, strict=True))
+        for place, (one, other) in enumerate(combinations(group, 2))
+    ]
+    before = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
+    # Without a principle every two replies are as good as each other.
+    labels = labeller.labels(pairs) if labeller is not None else [Label(TIE, None, TIE, ()) for _ in pairs]
+    after = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
+    questions, read, written = (new - old for new, old in zip(after, before, strict=True))
+    rows = []
+    for row, group in enumerate(groups):
+        own = zip(combinations(range(len(group)), 2), labels[row * width : (row + 1) * width], strict=True)
+        first_of_batch = row == 0  # the whole batch's counts stand in its first row
+        rows.append(
+            {
+                **to_fields(group[0].prompt),
+                "kind": kinds[row],
+                "replies": [done.reply for done in group],
+                "finished": [done.finished for done in group],
+                "pairs": [{"first": first, "second": second, **_spelled(label)} for (first, second), label in own],
+                "questions": questions if first_of_batch else 0,
+                "tokens": [read, written] if first_of_batch else [0, 0],
+            }
+        )
+    return rows
+
+
+def _spelled(label: Label) -> dict[str, Any]:
+    return {
+        "probability": label.probability,
+        "reason": label.reason,
+        "raw": label.raw,
+        "mass": label.mass,
+        "opinions": [asdict(opinion) for opinion in label.opinions],
+    }
+
+
+def _reasons(rows: Sequence[Mapping[str, Any]]) -> str:
+    counted = Counter(pair["reason"] or "identical replies" for row in rows for pair in row["pairs"])
+    return ", ".join(f"{count} {reason}" for reason, count in counted.most_common())

@@ -1,0 +1,191 @@
+"""Stage `critique_revision`: red-team prompts in; chains of replies, critiques and revisions out.
+
+It leaves `chains.jsonl` (every text), `demonstrations.jsonl` (revisions and helpful samples, for supervised
+fine-tuning), and `train.jsonl` and `held_out.jsonl` (last revision over first reply: comparisons without a judge).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from rlhf_lightning.constitutions.identity import content_hash
+from rlhf_lightning.data.comparisons import Comparisons
+from rlhf_lightning.data.demonstrations import write_demonstrations
+from rlhf_lightning.data.encoding import EncodedPrompt
+from rlhf_lightning.data.formats import parse_demonstration, to_fields
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.experiment.judging import chain_phrasing, open_encoder
+from rlhf_lightning.experiment.progress import track
+from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.work_journal import WorkJournal
+from rlhf_lightning.feedback.critique_revision import (
+    Chain,
+    ChainWriter,
+    revision_over_reply,
+    to_imitate,
+    turns_of,
+)
+from rlhf_lightning.feedback.speaker import SampledSpeaker
+from rlhf_lightning.models.loading import load_policy
+from rlhf_lightning.records import Demonstration, Prompt
+from rlhf_lightning.rollouts.prompts import PromptStream
+
+logger = logging.getLogger(__name__)
+
+CHAINS = "chains.jsonl"
+HELPFUL = "helpful.jsonl"
+
+Asked = tuple[Prompt, str | None]
+"""A prompt and its kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Who gives the replies, and who criticises and revises them."""
+
+    policy: SampledSpeaker
+    reviser: SampledSpeaker
+    reviser_is_plain: bool
+
+
+def run_critique_revision(context: StageContext) -> StageResult:
+    """Write the chains and the helpful samples; go on where an interrupted stage has stopped."""
+    settings, constitution = context.settings.critique_revision, context.settings.constitution
+    context.seed_everything()
+    speakers = _open_speakers(context)
+    writer = ChainWriter(
+        speakers.policy,
+        speakers.reviser,
+        constitution,
+        chain_phrasing(context, speakers.reviser_is_plain),
+        context.seed,
+    )
+    written, sampled = (WorkJournal(context.directory, name, context.key) for name in (CHAINS, HELPFUL))
+    chains = _chains(context, writer, written)
+    revised = [demonstration for chain in chains for demonstration in to_imitate(chain, constitution.train_on)]
+    helpful = _helpful_samples(context, speakers.policy, round(constitution.mix_helpful * len(revised)), sampled)
+    if not revised and not helpful:
+        raise DataError(
+            "No revision and no helpful sample ended itself: there is nothing to train on.",
+            where="critique_revision",
+            fix="raise critique_revision.max_new_tokens, or take a model that ends its replies",
+        )
+    write_demonstrations((*revised, *helpful), context.directory)
+    pairs = [pair for chain in chains if (pair := revision_over_reply(chain)) is not None]
+    Comparisons.split(pairs, settings.held_out_fraction).save(context.directory)
+    for journal in (written, sampled):  # at the end: what has its own name would be begun anew
+        journal.finish()
+    return StageResult(
+        {
+            "constitution": constitution.name,
+            "constitution_hash": content_hash(constitution),
+            **_counts(chains),
+            "revisions_to_imitate": len(revised),
+            "helpful_samples": len(helpful),
+            "pairs": len(pairs),
+            "truncated": speakers.policy.truncated + speakers.reviser.truncated,
+        },
+        objective=float(len(revised)),
+    )
+
+
+def _open_speakers(context: StageContext) -> Speakers:
+    settings = context.settings.critique_revision
+
+    def opened(name: str) -> tuple[SampledSpeaker, bool]:
+        source = context.inputs.model(name)
+        encoder, is_plain = open_encoder(context, source)
+        speaker = SampledSpeaker(
+            load_policy(source, context.device),
+            encoder,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=context.seed,
+            is_plain=is_plain,
+        )
+        return speaker, is_plain
+
+    policy, is_plain = opened(settings.policy_from)
+    if settings.reviser_from == settings.policy_from:
+        return Speakers(policy, policy, is_plain)
+    return Speakers(policy, *opened(settings.reviser_from))
+
+
+def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) -> list[Chain]:
+    settings = context.settings.critique_revision
+    data = context.inputs.data
+    pool = of_kinds(
+        prompts_to_use(data, settings.prompts_from, last_turn_only=settings.last_turn_only),
+        data,
+        settings.kinds,
+        context.settings.constitution.principles,
+        "critique_revision.kinds",
+    )
+    asked = _in_turn(pool, settings.prompts, context.seed)
+    origin = {
+        "policy": settings.policy_from,
+        "reviser": settings.reviser_from,
+        "constitution": content_hash(context.settings.constitution),
+        "seed": context.seed,
+    }
+    starts = range(len(journal.rows), len(asked), settings.batch_size)
+    for start in track(starts, "Writing chains of critiques and revisions"):
+        batch = asked[start : start + settings.batch_size]
+        numbers = range(start, start + len(batch))
+        chains = writer.write(numbers, [prompt for prompt, _ in batch], [kind for _, kind in batch])
+        journal.add([{**chain.to_row(), **origin} for chain in chains])
+    return [Chain.from_row(row) for row in journal.rows]
+
+
+def _helpful_samples(
+    context: StageContext, policy: SampledSpeaker, wanted: int, journal: WorkJournal
+) -> list[Demonstration]:
+    """The policy's own replies to helpful prompts, which keep what it is taught by the revisions from being all."""
+    settings = context.settings.critique_revision
+    if wanted:
+        data = context.inputs.data
+        pool = of_kinds(
+            prompts_to_use(data, settings.helpful_prompts_from, last_turn_only=settings.last_turn_only),
+            data,
+            settings.helpful_kinds,
+            (),
+            "critique_revision.helpful_kinds",
+        )
+        asked = _in_turn(pool, wanted, context.seed + 1)
+        for start in track(range(len(journal.rows), wanted, settings.batch_size), "Sampling helpful replies"):
+            batch = [prompt for prompt, _ in asked[start : start + settings.batch_size]]
+            # Draws below 0 are no chain's.
+            draws = [-1 - number for number in range(start, start + len(batch))]
+            said = policy.say([turns_of(prompt) for prompt in batch], draws)
+            journal.add(
+                [
+                    {**to_fields(Demonstration(prompt, turn.text)), "finished": turn.finished}
+                    for prompt, turn in zip(batch, said, strict=True)
+                ]
+            )
+    rows = [row for row in journal.rows if row["finished"] and row["reply"].strip()]
+    return [parse_demonstration(row, HELPFUL) for row in rows]
+
+
+def _in_turn(pool: Sequence[Asked], count: int, seed: int) -> list[Asked]:
+    """So many of the pool, shuffled, each once before any comes twice."""
+    kinds = dict(pool)
+    stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], seed)
+    return [(taken.prompt, kinds[taken.prompt]) for taken in stream.take(count)]
+
+
+def _counts(chains: Sequence[Chain]) -> dict[str, Any]:
+    steps = [step for chain in chains for step in chain.steps]
+    said = [[chain.reply, *(step.revision for step in chain.steps)] for chain in chains]
+    changed = sum(before != after for texts in said for before, after in pairwise(texts))
+    return {
+        "chains": len(chains),
+        "revisions": len(steps),
+        "changed": changed / len(steps) if steps else 0.0,
+        "unfinished": sum(not step.finished for step in steps),
+    }

@@ -1,0 +1,210 @@
+"""Stage `judge_calibration`: how often the judge, under this constitution, is right where people have judged before.
+
+It leaves `calibration.json` (figures), `calibration.md`, `reliability.png` and `judged.jsonl` (every pair).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rich.console import Console
+
+from rlhf_lightning.constitutions.identity import content_hash
+from rlhf_lightning.data.judged import read_human_comparisons
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.evaluation.judge_calibration import calibration_figures
+from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
+from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
+from rlhf_lightning.experiment.judging import open_labeller
+from rlhf_lightning.experiment.progress import track
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
+from rlhf_lightning.settings.constitution import ConstitutionSettings
+from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgement, preferred_under, recorded_judgements
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION = "calibration.json"
+JUDGED = "judged.jsonl"
+CHUNK = 64
+"""Pairs that the judge is asked about together."""
+
+
+@dataclass(frozen=True, slots=True)
+class HumanJudgement:
+    """What people said of a pair.
+
+    Attributes:
+        prefers_first: on the whole, or None where they prefer neither.
+        by_principle: the same under one principle alone, and whether each reply follows it; empty where nobody was
+            asked that.
+    """
+
+    prefers_first: bool | None
+    by_principle: dict[str, tuple[bool, bool]]
+
+
+def run_judge_calibration(context: StageContext) -> StageResult:
+    """Have the judge label what people have labelled, and report how the two agree."""
+    settings, constitution = context.settings.judge_calibration, context.settings.constitution
+    context.seed_everything()
+    origin = {"constitution": constitution.name, "constitution_hash": content_hash(constitution)}
+    if not constitution.principles:
+        logger.info("Constitution %s has no principles: there is nothing to judge by, and no judge.", constitution.name)
+        figures: dict[str, Any] = {**origin, "pairs": 0, "beats_baselines": None}
+        _write_json(context.directory / CALIBRATION, figures)
+        return StageResult(figures, objective=None)
+    pairs, people = _judged_by_people(context)
+    labeller = open_labeller(context)
+    labels: list[Label] = []
+    for start in track(range(0, len(pairs), CHUNK), "Judging what people have judged"):
+        labels += labeller.labels(pairs[start : start + CHUNK])
+    judged = [_judged(*three) for three in zip(pairs, labels, people, strict=True)]
+    by_principle = [one for three in zip(pairs, labels, people, strict=True) for one in _by_principle(*three)]
+    replies = [one for three in zip(pairs, labels, people, strict=True) for one in _replies(*three)]
+    figures = calibration_figures(
+        judged, by_principle, replies, bootstrap_samples=settings.bootstrap_samples, seed=context.seed
+    )
+    figures = {
+        **origin,
+        "judge": labeller.judge.name,
+        "mode": context.settings.judge.mode,
+        "questions": labeller.asked,
+        "input_tokens": labeller.tokens[0],
+        "output_tokens": labeller.tokens[1],
+        **figures,
+    }
+    _write_json(context.directory / CALIBRATION, figures)
+    write_calibration(figures, context.directory)
+    _write_judged(context.directory / JUDGED, pairs, labels, people)
+    Console().print(render_calibration(figures))
+    return StageResult(figures, objective=figures["accuracy"])
+
+
+def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudgement]]:
+    """Pairs, the better reply on either side by chance, and what people said of them.
+
+    Raises:
+        DataError: there are none.
+    """
+    settings, data = context.settings.judge_calibration, context.settings.data
+    if settings.data is None and isinstance(data, CourtesyData):
+        return _recorded_in_the_world(context.settings.constitution, settings.pairs)
+    if settings.data is not None:
+        comparisons = read_human_comparisons(Path(settings.data))
+    else:
+        recorded = context.inputs.data.comparisons()
+        if recorded is None:
+            raise DataError(
+                "The data holds no comparisons that the judge could be measured on.",
+                where="judge_calibration.data=null",
+                fix="name a file of comparisons with judge_calibration.data=FILE, or do without: "
+                "ai_feedback.calibration_from=null and a pipeline without judge_calibration",
+            )
+        pairing = context.settings.reward_model.pairing
+        comparisons = [pair for side in recorded.preferences(pairing) for pair in side]
+    rng = Random(context.seed)
+    chosen = rng.sample(comparisons, min(settings.pairs, len(comparisons)))
+    pairs, people = [], []
+    for number, one in enumerate(chosen):
+        better_first = rng.random() < 0.5
+        first, second = (one.chosen, one.rejected) if better_first else (one.rejected, one.chosen)
+        kind = context.inputs.data.kind_of(one.prompt) if settings.data is None else None
+        pairs.append(Pair(number, one.prompt, first, second, kind))
+        people.append(HumanJudgement(better_first, {}))
+    return pairs, people
+
+
+def _recorded_in_the_world(constitution: ConstitutionSettings, limit: int) -> tuple[list[Pair], list[HumanJudgement]]:
+    """The judgements that ship with the courtesy world, by the traits that the constitution's principles ask for."""
+    named = {one.id: one.world.tag for one in constitution.principles if one.world is not None}
+    weights: dict[str, float] = {}
+    for one in constitution.principles:
+        if one.world is not None:
+            weights[one.world.tag] = weights.get(one.world.tag, 0.0) + one.weight
+    pairs, people = [], []
+    for number, recorded in enumerate(recorded_judgements()[:limit]):
+        pairs.append(Pair(number, recorded.prompt, *recorded.replies))
+        people.append(HumanJudgement(preferred_under(recorded, weights), _under_each(recorded, named)))
+    return pairs, people
+
+
+def _under_each(recorded: RecordedJudgement, named: dict[str, str]) -> dict[str, tuple[bool, bool]]:
+    return {principle: recorded.traits[tag] for principle, tag in named.items()}
+
+
+def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
+    """A pair as the whole constitution sees it."""
+    answered = [opinion for opinion in label.opinions if opinion.probability is not None]
+    return JudgedPair(
+        group=pair.prompt,
+        replies=(pair.first, pair.second),
+        human_prefers_a=human.prefers_first,
+        probability=label.probability,
+        principle=None,
+        questions=len(label.opinions),
+        unanswered=len(label.opinions) - len(answered),
+        mass=label.mass,
+        as_asked=label.as_asked,
+    )
+
+
+def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedPair]:
+    """The pair as each principle alone sees it, against what people said of that, or else on the whole."""
+
+    def preferred(opinion: Opinion) -> bool | None:
+        if not human.by_principle:
+            return human.prefers_first
+        first, second = human.by_principle.get(opinion.principle, (False, False))
+        return None if first == second else first
+
+    return [
+        JudgedPair(
+            group=pair.prompt,
+            replies=(pair.first, pair.second),
+            human_prefers_a=preferred(opinion),
+            probability=opinion.probability,
+            principle=opinion.principle,
+            questions=1,
+            unanswered=int(opinion.probability is None),
+            mass=opinion.mass,
+            as_asked=opinion.as_asked,
+        )
+        for opinion in label.opinions
+    ]
+
+
+def _replies(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedReply]:
+    """Each reply of which both a person and a pointwise judge said whether it follows a principle."""
+    return [
+        JudgedReply(pair.prompt, opinion.principle, said, opinion.yes[side], opinion.mass)
+        for opinion in label.opinions
+        if opinion.yes is not None and opinion.principle in human.by_principle
+        for side, said in enumerate(human.by_principle[opinion.principle])
+    ]
+
+
+def _write_judged(path: Path, pairs: Sequence[Pair], labels: Sequence[Label], people: Sequence[HumanJudgement]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for pair, label, human in zip(pairs, labels, people, strict=True):
+            row = {
+                "prompt": pair.prompt.plain(),
+                "first": pair.first,
+                "second": pair.second,
+                "human_prefers_first": human.prefers_first,
+                "probability": label.probability,
+                "reason": label.reason,
+                "opinions": [asdict(opinion) for opinion in label.opinions],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

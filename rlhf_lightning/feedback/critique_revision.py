@@ -1,0 +1,173 @@
+"""Critique and revision by principle: the supervised half of Constitutional AI (arXiv 2212.08073, section 3).
+
+A reply to a prompt is criticised by a principle and revised; the revision takes the reply's place; and so on. Every
+text is kept. What is drawn for a chain depends on its number and the seed, and not on the chains beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rlhf_lightning.constitutions.drawing import applicable, drawn
+from rlhf_lightning.constitutions.rendering import Phrasing
+from rlhf_lightning.data.formats import parse_prompt, to_fields
+from rlhf_lightning.feedback.speaker import Said, Speaker
+from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt
+from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
+
+DRAWS_PER_CHAIN = 4096
+"""Numbers of draws that are a chain's own: one for its reply, two for each step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One revision.
+
+    Attributes:
+        principle: its id.
+        critique: None where the constitution revises at once.
+        finished: whether the revision was ended by the model itself.
+    """
+
+    principle: str
+    critique: str | None
+    revision: str
+    finished: bool
+
+
+@dataclass(slots=True)
+class Chain:
+    """A reply and its revisions.
+
+    Attributes:
+        number: of the chain in its stage.
+        kind: of the prompt; None where nobody knows.
+        finished: whether the first reply was ended by the model itself.
+    """
+
+    number: int
+    prompt: Prompt
+    kind: str | None
+    reply: str
+    finished: bool
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def last(self) -> str:
+        """What stands at the end."""
+        return self.steps[-1].revision if self.steps else self.reply
+
+    def to_row(self) -> dict[str, Any]:
+        """As `chains.jsonl` has it."""
+        return {
+            "number": self.number,
+            **to_fields(self.prompt),
+            "kind": self.kind,
+            "reply": self.reply,
+            "finished": self.finished,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Chain:
+        """What `to_row` made."""
+        return cls(
+            number=row["number"],
+            prompt=parse_prompt(row, "chains.jsonl"),
+            kind=row["kind"],
+            reply=row["reply"],
+            finished=row["finished"],
+            steps=[Step(**step) for step in row["steps"]],
+        )
+
+
+class ChainWriter:
+    """Writes chains, many at a time.
+
+    Args:
+        policy: gives the first replies.
+        reviser: writes critiques and revisions.
+        constitution: whose principles it goes by.
+        phrasing: how they are asked.
+        seed: decides which principles are drawn.
+    """
+
+    def __init__(
+        self, policy: Speaker, reviser: Speaker, constitution: ConstitutionSettings, phrasing: Phrasing, seed: int
+    ) -> None:
+        self.policy = policy
+        self.reviser = reviser
+        self.constitution = constitution
+        self.phrasing = phrasing
+        self.seed = seed
+
+    def write(self, numbers: Sequence[int], prompts: Sequence[Prompt], kinds: Sequence[str | None]) -> list[Chain]:
+        """A chain for each prompt."""
+        turns = [turns_of(prompt) for prompt in prompts]
+        replies = self.policy.say(turns, [number * DRAWS_PER_CHAIN for number in numbers])
+        chains = [
+            Chain(number, prompt, kind, reply.text, reply.finished)
+            for number, prompt, kind, reply in zip(numbers, prompts, kinds, replies, strict=True)
+        ]
+        plans = [self._plan(chain) for chain in chains]
+        for step in range(max(map(len, plans), default=0)):
+            going_on = [(chain, plan[step]) for chain, plan in zip(chains, plans, strict=True) if step < len(plan)]
+            self._revise(going_on, step)
+        return chains
+
+    def _plan(self, chain: Chain) -> list[Principle]:
+        """The principles of a chain's steps."""
+        fitting = applicable(self.constitution.principles, chain.kind)
+        if not fitting:
+            return []
+        rounds = range(self.constitution.revisions)
+        sampling = self.constitution.sampling
+        return [
+            one for step in rounds for one in drawn(fitting, sampling, chain=chain.number, step=step, seed=self.seed)
+        ]
+
+    def _revise(self, going_on: Sequence[tuple[Chain, Principle]], step: int) -> None:
+        dialogues = [(*turns_of(chain.prompt), Message("assistant", chain.last)) for chain, _ in going_on]
+        first_draws = [chain.number * DRAWS_PER_CHAIN + 1 + 2 * step for chain, _ in going_on]
+        critiques: list[Said | None] = [None] * len(going_on)
+        if self.constitution.critique:
+            requests = [
+                self.phrasing.critique(principle, dialogue)
+                for (_, principle), dialogue in zip(going_on, dialogues, strict=True)
+            ]
+            critiques = list(self.reviser.say(requests, first_draws))
+        requests = [
+            self.phrasing.revision(principle, dialogue, critique.text if critique is not None else None)
+            for (_, principle), dialogue, critique in zip(going_on, dialogues, critiques, strict=True)
+        ]
+        revisions = self.reviser.say(requests, [draw + 1 for draw in first_draws])
+        for (chain, principle), critique, revision in zip(going_on, critiques, revisions, strict=True):
+            words = critique.text if critique is not None else None
+            chain.steps.append(Step(principle.id, words, revision.text, revision.finished))
+
+
+def turns_of(prompt: Prompt) -> Conversation:
+    """A prompt as a conversation: text is one user turn."""
+    return (Message("user", prompt.text),) if isinstance(prompt.text, str) else prompt.text
+
+
+def to_imitate(chain: Chain, train_on: str) -> list[Demonstration]:
+    """The revisions of a chain that are trained on: `all`, or the `last`; a chain without any gives its reply.
+
+    What was cut off or is empty is left out: a policy must not learn to stop there.
+    """
+    if not chain.steps:
+        said = [(chain.reply, chain.finished)]
+    else:
+        steps = chain.steps if train_on == "all" else chain.steps[-1:]
+        said = [(step.revision, step.finished) for step in steps]
+    return [Demonstration(chain.prompt, text) for text, finished in said if finished and text.strip()]
+
+
+def revision_over_reply(chain: Chain) -> Preference | None:
+    """The last revision as preferred to the first reply: comparisons without a judge; None where they are the same."""
+    if not chain.steps or chain.last == chain.reply or not chain.steps[-1].finished or not chain.last.strip():
+        return None
+    return Preference(chain.prompt, chosen=chain.last, rejected=chain.reply)

@@ -1,0 +1,152 @@
+"""A causal LM of this process as a judge: the probabilities of the options are read off its next-token distribution."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.data.collate import collate_prompts
+from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
+from rlhf_lightning.errors import ModelError
+from rlhf_lightning.feedback.judge_model import Answer, Question
+from rlhf_lightning.models.loading import readable_tokens
+from rlhf_lightning.models.positions import position_arguments
+from rlhf_lightning.records import Prompt
+from rlhf_lightning.rollouts.sampler import Sampler
+
+
+class LocalJudgeModel:
+    """Reads options as single next tokens; with reasoning, after what the model has sampled at temperature 1.
+
+    Args:
+        model: a causal LM in eval mode, on its device.
+        encoder: of its tokenizer.
+        name: as reports call it.
+        batch_size: questions a forward pass.
+        max_reasoning_tokens: after which reasoning is cut off.
+        seed: of the reasoning.
+
+    Attributes:
+        truncated: questions that were cut from the left, since the model does not read so many tokens.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        *,
+        name: str,
+        batch_size: int,
+        max_reasoning_tokens: int,
+        seed: int,
+    ) -> None:
+        self.name = name
+        self.truncated = 0
+        self._model = model
+        self._encoder = encoder
+        self._batch_size = batch_size
+        self._seed = seed
+        self._max_reasoning_tokens = max_reasoning_tokens
+        self._option_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """An answer to each question, in order; questions of like length are read together."""
+        asked = [self._prompt_ids(question) for question in questions]
+        reasoning = self._reasoning(questions, asked)
+        ids = [
+            self._fitted([*prompt, *self._ids(text), *self._ids(question.conclusion if text else question.opening)])
+            for question, prompt, text in zip(questions, asked, reasoning, strict=True)
+        ]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        found: dict[int, Answer] = {}
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            probabilities = self._next_token([ids[row] for row in rows])
+            for row, distribution in zip(rows, probabilities, strict=True):
+                first, second = self._options(questions[row].options)
+                mass = (float(distribution[first].sum()), float(distribution[second].sum()))
+                written = len(self._ids(reasoning[row])) + 1
+                found[row] = Answer(mass, reasoning[row], input_tokens=len(ids[row]), output_tokens=written)
+        return [found[index] for index in range(len(questions))]
+
+    def _prompt_ids(self, question: Question) -> list[int]:
+        return self._encoder.prompt_ids(Prompt(question.turns))
+
+    def _reasoning(self, questions: Sequence[Question], asked: Sequence[list[int]]) -> list[str]:
+        """What the model thinks before it answers; empty where it is not asked to."""
+        texts = [""] * len(questions)
+        rows = [index for index, question in enumerate(questions) if question.reasons]
+        if not rows:
+            return texts
+        sampler = Sampler(
+            self._model,
+            self._encoder.tokenizer,
+            temperature=1.0,
+            max_new_tokens=self._max_reasoning_tokens,
+            seed=self._seed,
+        )
+        prompts = [EncodedPrompt(Prompt(questions[row].turns), tuple(asked[row])) for row in rows]
+        for start in range(0, len(rows), self._batch_size):
+            chunk = slice(start, start + self._batch_size)
+            draws = [_draw(questions[row]) for row in rows[chunk]]
+            for row, said in zip(rows[chunk], sampler.sample(prompts[chunk], draws).completions, strict=True):
+                texts[row] = said.reply
+        return texts
+
+    @torch.no_grad()
+    def _next_token(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """(batch, vocabulary) float32 probabilities of the token that follows each sequence."""
+        prompts = [EncodedPrompt(Prompt(""), tuple(row)) for row in ids]
+        batch = collate_prompts(prompts, self._encoder.pad_id).to(self._model.device)
+        logits = self._model(
+            input_ids=batch.input_ids,
+            **position_arguments(self._model, batch.attention_mask),
+            logits_to_keep=1,
+            use_cache=False,
+        ).logits
+        return torch.softmax(logits[:, -1].float(), dim=-1).cpu()
+
+    def _options(self, options: tuple[str, str]) -> tuple[list[int], list[int]]:
+        """The tokens that each option may begin with.
+
+        Raises:
+            ModelError: the tokenizer cannot tell the options apart.
+        """
+        if options not in self._option_ids:
+            first, second = (self._beginnings(option) for option in options)
+            if not first - second or not second - first:
+                raise ModelError(
+                    f"The judge's tokenizer cannot tell the answers {options[0]!r} and {options[1]!r} apart.",
+                    where=self.name,
+                    fix="choose a judge whose tokenizer has these words",
+                )
+            self._option_ids[options] = (sorted(first - second), sorted(second - first))
+        return self._option_ids[options]
+
+    def _beginnings(self, option: str) -> set[int]:
+        unknown = self._encoder.tokenizer.unk_token_id
+        spellings = {text for word in {option, option.capitalize()} for text in (word, f" {word}")}
+        # A space of its own says nothing about what comes after it.
+        blank = {self._ids(" ")[0]} if self._ids(" ") else set()
+        return {ids[0] for ids in map(self._ids, spellings) if ids} - {unknown} - blank
+
+    def _fitted(self, ids: list[int]) -> list[int]:
+        limit = readable_tokens(self._model)
+        if limit is None or len(ids) <= limit:
+            return ids
+        self.truncated += 1
+        return ids[len(ids) - limit :]
+
+    def _ids(self, text: str) -> list[int]:
+        encoded: list[int] = self._encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return encoded
+
+
+def _draw(question: Question) -> int:
+    """The number of the draw of its reasoning: a question's vote reasons alike, whatever is asked beside it."""
+    content = "\0".join((*(turn.content for turn in question.turns), str(question.vote)))
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")
