@@ -143,7 +143,7 @@ def test_an_unknown_key_is_answered_with_real_ones(tree: ConfigTree, override: s
 def test_a_name_like_no_other_is_answered_with_the_groups(tree: ConfigTree) -> None:
     fix = only(problems(tree, "zzz=1")).fix
     assert fix is not None
-    assert "data, model, peft, optimizer, pipeline" in fix
+    assert "data, model, peft, optimizer, constitution, judge" in fix
 
 
 @pytest.mark.parametrize(
