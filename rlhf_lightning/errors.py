@@ -75,6 +75,10 @@ class ModelError(RlhfError):
     """A model or tokenizer that cannot be loaded, or is of the wrong kind."""
 
 
+class JudgeError(RlhfError):
+    """A judge that cannot be asked, or does not answer as judges do."""
+
+
 class ArtifactError(RlhfError):
     """A stage's input is missing, incomplete, or of the wrong kind."""
 
