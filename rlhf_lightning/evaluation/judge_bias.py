@@ -13,9 +13,12 @@ from rlhf_lightning.evaluation.statistics import bootstrap_mean, bootstrap_stati
 
 Figures = dict[str, Any]
 
-RIDGE = 0.1
-"""Half the penalty on squared coefficients in the length fit: a normal prior of variance 10, which keeps a judge that
-goes by length alone, whose likelihood has no maximum, at a finite coefficient and hardly moves any other."""
+FEWEST_DISAGREEMENTS = 10
+"""With fewer there is no telling whether a judge goes by length or by what people prefer, which may go along with it:
+about ten rare outcomes a coefficient are needed (Peduzzi et al. 1996)."""
+RIDGE = 0.01
+"""The penalty in the length fit: a normal prior of variance 100, which keeps the coefficient of a judge that goes by
+length alone finite, and hardly moves any other."""
 MOST_STEPS = 50
 CONVERGED = 1e-8
 
@@ -57,18 +60,23 @@ def length_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures
         pairs: with a label of both, person and judge.
 
     Returns:
-        `length_bias`: by how much the log-odds of choosing a reply grow when it is twice as long; 0: not at all. None
-        where no two replies differ in length.
+        `length_bias`: by how much the log-odds of choosing a reply grow when it is twice as long; 0: not at all. Empty
+        where the two disagree on too few pairs to tell, or no two replies differ in length.
     """
+    human = np.asarray([1.0 if pair.human_prefers_a else -1.0 for pair in pairs])
+    choices = np.asarray(wins(np.asarray([_decided(pair) for pair in pairs])))
+    if np.sum(human * (choices - 0.5) < 0.0) < FEWEST_DISAGREEMENTS:
+        return {}
     lengths = np.asarray([[len(reply) + 1.0 for reply in pair.replies] for pair in pairs])
-    doublings = np.log2(lengths[:, 0] / lengths[:, 1]) if len(pairs) else np.zeros(0)
+    doublings = np.log2(lengths[:, 0] / lengths[:, 1])
     if not doublings.any():
         return {}
-    human = np.asarray([1.0 if pair.human_prefers_a else -1.0 for pair in pairs])
     features = np.stack([np.ones(len(pairs)), human, doublings], axis=1)
-    choices = np.asarray(wins(np.asarray([_decided(pair) for pair in pairs])))
     estimate = bootstrap_statistic(
-        lambda weights: logistic_fit(features, choices, weights)[:, 2], [pair.group for pair in pairs], samples, seed
+        lambda weights: logistic_fit(features, choices, weights, RIDGE)[:, 2],
+        [pair.group for pair in pairs],
+        samples,
+        seed,
     )
     return {"length_bias": estimate.mean, "length_bias_ci": estimate.interval}
 
@@ -98,7 +106,7 @@ def self_preference(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Fig
     }
 
 
-def logistic_fit(features: Floats, outcomes: Floats, weights: Floats, ridge: float = RIDGE) -> Floats:
+def logistic_fit(features: Floats, outcomes: Floats, weights: Floats, ridge: float) -> Floats:
     """Coefficients of penalised logistic regressions, by Newton's method.
 
     Each maximises sum_i w_i [y_i log p_i + (1 - y_i) log(1 - p_i)] - ridge / 2 |beta|^2, p = sigmoid(x . beta).

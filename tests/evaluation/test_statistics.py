@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from rlhf_lightning.evaluation.statistics import bootstrap_mean, paired_difference
+from rlhf_lightning.evaluation.statistics import (
+    NOTHING,
+    Floats,
+    bootstrap_mean,
+    bootstrap_statistic,
+    paired_difference,
+)
 
 SAMPLES = 4000
 
@@ -76,3 +83,30 @@ def test_pairs_must_match() -> None:
         paired_difference([1.0, 2.0], [1.0], SAMPLES, seed=0)
     with pytest.raises(ValueError, match="3 values, but 2 groups"):
         bootstrap_mean([1.0, 2.0, 3.0], SAMPLES, seed=0, groups="ab")
+
+
+def _weighted_mean(values: list[float]) -> Callable[[Floats], Floats]:
+    return lambda weights: (weights @ np.asarray(values)) / weights.sum(axis=1)
+
+
+def test_a_statistic_that_is_the_mean_has_the_intervals_of_the_mean() -> None:
+    values, groups = [1.0, 0.0, 2.0, 5.0, 1.0, 0.5], list("aabbcd")
+    mean = bootstrap_mean(values, 4000, seed=0, groups=groups)
+    statistic = bootstrap_statistic(_weighted_mean(values), groups, 4000, seed=0)
+    # The same draws of groups from the same seed, so the same resamples.
+    assert statistic.mean == pytest.approx(mean.mean)
+    assert statistic.interval == pytest.approx(mean.interval)
+    assert statistic.count == 6
+
+
+def test_resamples_without_a_value_are_left_out() -> None:
+    # The first value alone counts, and is missing from (1/2)^2 of the resamples: where it is there, the mean is 3.
+    def first_only(weights: Floats) -> Floats:
+        return np.where(weights[:, 0] > 0, 3.0, np.nan)
+
+    estimate = bootstrap_statistic(first_only, ["a", "b"], 200, seed=0)
+    assert (estimate.mean, estimate.low, estimate.high) == (3.0, 3.0, 3.0)
+    assert bootstrap_statistic(first_only, [], 200, seed=0) is NOTHING
+    undefined = bootstrap_statistic(lambda weights: np.full(len(weights), np.nan), ["a"], 200, seed=0)
+    assert math.isnan(undefined.mean)
+    assert math.isnan(undefined.low)
