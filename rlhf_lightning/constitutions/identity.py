@@ -24,9 +24,19 @@ OF_JUDGEMENTS = frozenset({"preference_question", "pointwise_question"})
 def content_hash(constitution: ConstitutionSettings) -> str:
     """A hash of everything that decides what models are asked, and how often: the same under another name."""
     content = constitution.model_dump(mode="json", exclude=set(NAMES))
-    content["principles"] = [_without(principle, LABELS) for principle in constitution.principles]
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+    return _hashed({**content, "principles": [_without(principle, LABELS) for principle in constitution.principles]})
+
+
+def critique_hash(constitution: ConstitutionSettings) -> str:
+    """A hash of what critiques, revisions and the data for fine-tuning are made by."""
+    content = constitution.model_dump(mode="json", exclude=set(NAMES))
+    return _hashed({**content, "principles": critique_part(constitution)})
+
+
+def judge_hash(constitution: ConstitutionSettings) -> str:
+    """A hash of what a judge goes by."""
+    sampling = constitution.sampling.model_dump(mode="json")
+    return _hashed({"sampling": sampling, "principles": judge_part(constitution)})
 
 
 def critique_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
@@ -37,6 +47,11 @@ def critique_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
 def judge_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
     """What a judge goes by, of each principle."""
     return [_part(principle, LABELS | OF_CRITIQUES, ("judge",)) for principle in constitution.principles]
+
+
+def _hashed(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
 def _part(principle: Principle, unread: frozenset[str], examples: tuple[str, ...]) -> dict[str, Any]:

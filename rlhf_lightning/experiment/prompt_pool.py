@@ -38,7 +38,7 @@ def prompts_to_use(data: DataSource, path: str | None, *, last_turn_only: bool =
 def of_kinds(
     prompts: Sequence[Prompt], data: DataSource, kinds: Sequence[str] | None, principles: Sequence[Principle], key: str
 ) -> list[tuple[Prompt, str | None]]:
-    """The prompts of some kinds, each with its kind.
+    """The prompts of some kinds, each with its kind; a prompt whose kind nobody knows is of any.
 
     Args:
         kinds: None: every kind that some principle applies to (all, if there is no principle).
@@ -49,12 +49,12 @@ def of_kinds(
     """
     known = [(prompt, data.kind_of(prompt)) for prompt in prompts]
     if kinds is not None:
-        left = [(prompt, kind) for prompt, kind in known if kind in kinds]
+        left = [(prompt, kind) for prompt, kind in known if kind is None or kind in kinds]
     else:
         left = [(prompt, kind) for prompt, kind in known if not principles or applicable(principles, kind)]
     if left:
         return left
-    counted = Counter("unknown" if kind is None else kind for _, kind in known)
+    counted = Counter(kind for _, kind in known)
     there = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
     wanted = f"of the kinds {', '.join(kinds)}" if kinds is not None else "that a principle applies to"
     raise DataError(

@@ -25,6 +25,10 @@ from rlhf_lightning.settings.reinforcement import EnsembleReward, LearnedReward
 
 logger = logging.getLogger(__name__)
 
+LEAST_SPREAD = 0.05
+"""Log-odds. A reward model whose scores differ by less has next to nothing to say (it learned from ties, say), and to
+divide by its spread would make a reward of its noise."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardStatistics:
@@ -143,4 +147,6 @@ def reward_statistics(
     size = context.settings.rollout.chunk_size
     chunks = [finished[start : start + size] for start in range(0, len(finished), size)]
     scored = [torch.cat([reward.score(chunk) for chunk in chunks]) for reward in rewards]
-    return [RewardStatistics(float(scores.mean()), max(float(scores.std()), 1e-6)) for scores in scored]
+    if any(float(scores.std()) < LEAST_SPREAD for scores in scored):
+        logger.warning("A reward hardly tells the starting policy's replies apart: it is not stretched to full size.")
+    return [RewardStatistics(float(scores.mean()), max(float(scores.std()), LEAST_SPREAD)) for scores in scored]

@@ -95,6 +95,10 @@ class Labeller:
         phrasing: how they are asked.
         settings: how answers become labels.
         seed: decides which principles are drawn.
+
+    Attributes:
+        asked: questions so far.
+        tokens: read and written for them.
     """
 
     def __init__(
@@ -191,10 +195,13 @@ class Labeller:
             for one in asked
             for vote in range(votes)
         ]
-        answers = self.judge.answers(questions)
-        self.asked += len(questions)
-        self.tokens[0] += sum(answer.input_tokens for answer in answers)
-        self.tokens[1] += sum(answer.output_tokens for answer in answers)
+        # Principles may share their words (in the courtesy world), and pairs their replies: what is the same is asked once.
+        distinct = list(dict.fromkeys(questions))
+        given = dict(zip(distinct, self.judge.answers(distinct), strict=True))
+        self.asked += len(distinct)
+        self.tokens[0] += sum(answer.input_tokens for answer in given.values())
+        self.tokens[1] += sum(answer.output_tokens for answer in given.values())
+        answers = [given[question] for question in questions]
         return [self._voted(answers[start : start + votes]) for start in range(0, len(answers), votes)]
 
     def _voted(self, answers: Sequence[Answer]) -> tuple[float, float]:

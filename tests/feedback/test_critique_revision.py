@@ -83,7 +83,9 @@ def test_without_critiques_it_revises_at_once() -> None:
 def test_chains_do_not_depend_on_what_is_written_beside_them() -> None:
     many = [principle(name, weight) for name, weight in (("kind", 1.0), ("brief", 2.0), ("true", 1.0))]
     together, policy, _ = write(range(8), principles=many, revisions=3)
-    apart = [chain for start in range(0, 8, 2) for chain in write(range(start, start + 2), principles=many, revisions=3)[0]]
+    apart = [
+        chain for start in range(0, 8, 2) for chain in write(range(start, start + 2), principles=many, revisions=3)[0]
+    ]
     assert together == apart
     assert len(set(policy.draws)) == 8
     assert len({step.principle for chain in together for step in chain.steps}) == 3

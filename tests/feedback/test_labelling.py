@@ -193,7 +193,7 @@ def test_pointwise_compares_log_odds() -> None:
 
 
 def test_pointwise_asks_once_about_a_reply_that_stands_in_several_pairs() -> None:
-    judge = Scripted(lambda text, _: (0.8, 0.2))
+    judge = Scripted(lambda *_: (0.8, 0.2))
     pairs = [Pair(0, PROMPT, "a", "b"), Pair(1, PROMPT, "a", "c"), Pair(2, PROMPT, "b", "c")]
     labeller(judge, mode="pointwise").labels(pairs)
     assert sorted(question.turns[-1].content for question in judge.asked) == ["kind: a", "kind: b", "kind: c"]
@@ -209,7 +209,8 @@ def test_votes_are_averaged_and_those_without_an_answer_left_out() -> None:
 
 def test_questions_and_tokens_are_counted() -> None:
     own = labeller(Scripted(likes_good), principle("kind"), principle("brief"))
-    own.labels([Pair(0, PROMPT, GOOD, BAD), Pair(1, PROMPT, GOOD, BAD)])
+    own.labels([Pair(0, PROMPT, GOOD, BAD), Pair(1, PROMPT, GOOD, BAD), Pair(2, PROMPT, GOOD, "ugly")])
+    # Two principles, two orders, two different pairs: the second pair is the first one again.
     assert (own.asked, own.tokens) == (8, [80, 8])
 
 

@@ -28,6 +28,7 @@ from rlhf_lightning.settings.judge import HubJudge
 from rlhf_lightning.settings.peft import QLora
 from rlhf_lightning.settings.readers import FREE, JUDGED, TRAINING, is_among, leaves, readers_of
 from rlhf_lightning.settings.run import FROM_DATA, STAGE_NAMES, RunSettings, StageName, stage_inputs
+from rlhf_lightning.worlds.courtesy.recorded import recorded_path
 
 PACKAGES = (
     "torch",
@@ -249,8 +250,11 @@ def files_named(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, 
     if stage == "critique_revision":
         named = {key: getattr(settings.critique_revision, key) for key in FILES_OF_PROMPTS}
         yield from ((f"critique_revision.{key}", path) for key, path in named.items() if path is not None)
-    if stage == "judge_calibration" and settings.judge_calibration.data is not None:
-        yield "judge_calibration.data", settings.judge_calibration.data
+    if stage == "judge_calibration":
+        if settings.judge_calibration.data is not None:
+            yield "judge_calibration.data", settings.judge_calibration.data
+        elif isinstance(settings.data, CourtesyData):
+            yield "judge_calibration.data", str(recorded_path())
 
 
 def _reads_records(settings: RunSettings, stage: StageName) -> bool:

@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.constitutions.identity import content_hash
+from rlhf_lightning.constitutions.identity import judge_hash
 from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.data.formats import parse_prompt, to_fields
@@ -64,7 +64,7 @@ def run_ai_feedback(context: StageContext) -> StageResult:
     given = [pair["probability"] for pair in labels if pair["probability"] is not None]
     metrics = {
         "constitution": constitution.name,
-        "constitution_hash": content_hash(constitution),
+        "constitution_hash": judge_hash(constitution),
         "judge": labeller.judge.name if labeller is not None else None,
         "comparisons": len(comparisons.train),
         "held_out": len(comparisons.held_out),
@@ -94,13 +94,13 @@ def require_calibration(context: StageContext) -> None:
         return
     directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGE_NAMES else Path(name)
     figures = _calibration_in(directory, name)
-    if figures["constitution_hash"] != content_hash(constitution):
+    if figures["constitution_hash"] != judge_hash(constitution):
         raise ArtifactError(
             f"The judge was calibrated under another constitution ({figures['constitution']}).",
             where=f"ai_feedback.calibration_from={name}",
             fix="run stage judge_calibration under this one, or set ai_feedback.calibration_from=null",
         )
-    if figures["beats_baselines"] is not False:
+    if figures["worth_training_on"] is not False:
         return
     verdict = figures["verdict"]
     if settings.on_failed_calibration == "refuse":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rlhf_lightning.constitutions.identity import content_hash
+from rlhf_lightning.constitutions.identity import critique_hash
 from rlhf_lightning.data.comparisons import Comparisons
 from rlhf_lightning.data.demonstrations import write_demonstrations
 from rlhf_lightning.data.encoding import EncodedPrompt
@@ -83,7 +83,7 @@ def run_critique_revision(context: StageContext) -> StageResult:
     return StageResult(
         {
             "constitution": constitution.name,
-            "constitution_hash": content_hash(constitution),
+            "constitution_hash": critique_hash(constitution),
             **_counts(chains),
             "revisions_to_imitate": len(revised),
             "helpful_samples": len(helpful),
@@ -130,7 +130,7 @@ def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) ->
     origin = {
         "policy": settings.policy_from,
         "reviser": settings.reviser_from,
-        "constitution": content_hash(context.settings.constitution),
+        "constitution": critique_hash(context.settings.constitution),
         "seed": context.seed,
     }
     starts = range(len(journal.rows), len(asked), settings.batch_size)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlhf_lightning.constitutions.identity import content_hash
+from rlhf_lightning.constitutions.identity import judge_hash
 from rlhf_lightning.data.judged import read_human_comparisons
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.judge_calibration import calibration_figures
@@ -55,10 +55,10 @@ def run_judge_calibration(context: StageContext) -> StageResult:
     """Have the judge label what people have labelled, and report how the two agree."""
     settings, constitution = context.settings.judge_calibration, context.settings.constitution
     context.seed_everything()
-    origin = {"constitution": constitution.name, "constitution_hash": content_hash(constitution)}
+    origin = {"constitution": constitution.name, "constitution_hash": judge_hash(constitution)}
     if not constitution.principles:
         logger.info("Constitution %s has no principles: there is nothing to judge by, and no judge.", constitution.name)
-        figures: dict[str, Any] = {**origin, "pairs": 0, "beats_baselines": None}
+        figures: dict[str, Any] = {**origin, "pairs": 0, "worth_training_on": None}
         _write_json(context.directory / CALIBRATION, figures)
         return StageResult(figures, objective=None)
     pairs, people = _judged_by_people(context)
@@ -85,7 +85,7 @@ def run_judge_calibration(context: StageContext) -> StageResult:
     write_calibration(figures, context.directory)
     _write_judged(context.directory / JUDGED, pairs, labels, people)
     Console().print(render_calibration(figures))
-    return StageResult(figures, objective=figures["accuracy"])
+    return StageResult(figures, objective=figures.get("accuracy"))
 
 
 def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudgement]]:
@@ -98,7 +98,8 @@ def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudg
     if settings.data is None and isinstance(data, CourtesyData):
         return _recorded_in_the_world(context.settings.constitution, settings.pairs)
     if settings.data is not None:
-        comparisons = read_human_comparisons(Path(settings.data))
+        on_bad_record = "error" if isinstance(data, CourtesyData) else data.on_bad_record
+        comparisons = read_human_comparisons(Path(settings.data), on_bad_record)
     else:
         recorded = context.inputs.data.comparisons()
         if recorded is None:
