@@ -12,7 +12,7 @@ BASH = """\
 _rlhf_complete() {
     local word="${COMP_WORDS[COMP_CWORD]}" choices
     if (( COMP_CWORD == 1 )); then
-        choices="train sweep score doctor compare export rerun cache completion --help --version"
+        choices="train sweep score doctor compare export rerun cache constitution completion --help --version"
     elif [ "${COMP_WORDS[1]}" = "train" ]; then
         choices=$(COMP_LINE="rlhf ${COMP_LINE#*train}" rlhf train -sc query=bash 2> /dev/null)
     elif [ "${COMP_WORDS[1]}" = "completion" ]; then
@@ -31,7 +31,7 @@ function _rlhf_complete
     set -l line (commandline -cp)
     set -l words (commandline -opc)
     if test (count $words) -le 1
-        printf '%s\\n' train sweep score doctor compare export rerun cache completion --help --version
+        printf '%s\\n' train sweep score doctor compare export rerun cache constitution completion --help --version
     else if test "$words[2]" = train
         set -lx COMP_LINE "rlhf "(string replace -r '^.*?train' '' -- $line)
         rlhf train -sc query=fish 2> /dev/null

@@ -69,6 +69,12 @@ def _sweep() -> Command:
     return main
 
 
+def _constitution() -> Command:
+    from rlhf_lightning.cli.constitution import main
+
+    return main
+
+
 def _completion() -> Command:
     from rlhf_lightning.cli.completion import main
 
@@ -90,6 +96,9 @@ SUBCOMMANDS = {
     "export": Subcommand(_export, "a model of a run as a Hugging Face directory with a model card"),
     "rerun": Subcommand(_rerun, "a finished run again, and whether it comes to the same figures"),
     "cache": Subcommand(_cache, "finished stages that later runs reuse: list, show, prune"),
+    "constitution": Subcommand(
+        _constitution, "constitutions: which there are, their principles, what models are asked"
+    ),
     "completion": Subcommand(_completion, "tab completion for bash, zsh or fish"),
     "run-job": Subcommand(_run_job, "a job of a sweep, or one of a run's processes", hidden=True),
 }

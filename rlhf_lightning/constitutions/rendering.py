@@ -16,8 +16,8 @@ from rlhf_lightning.settings.constitution import JudgeExample, Principle
 LETTERS = ("A", "B")
 YES_OR_NO = ("yes", "no")
 
-SPEAKERS = {"user": "Human", "assistant": "Assistant"}
-"""As a transcript calls them: the names of the chat template for models that bring none."""
+SPEAKERS = {"user": "User", "assistant": "Assistant"}
+"""As a transcript calls them. Turns of the conversation with the judge itself look different in every chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def turns_of(prompt: Prompt) -> Conversation:
 
 def transcript(turns: Iterable[Message]) -> str:
     """Turns as text, each under its speaker's name; a system turn as it is."""
-    return "\n\n".join(
+    return "\n".join(
         f"{SPEAKERS[turn.role]}: {turn.content}" if turn.role in SPEAKERS else turn.content for turn in turns
     )
 

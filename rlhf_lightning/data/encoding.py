@@ -14,22 +14,12 @@ from typing import cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.data.chat_template import DEFAULT_CHAT_TEMPLATE
 from rlhf_lightning.errors import DataError, ModelError
 from rlhf_lightning.records import Demonstration, Preference, Prompt
 from rlhf_lightning.settings.data import Lengths
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{{ '\n\nAssistant:' }}{% if message['content'] %}{{ ' ' + message['content'] }}{% endif %}"
-    "{% else %}{{ message['content'] }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
-"""The dialogue format of HH-RLHF, for tokenizers that bring no chat template. A system turn is written as it is."""
 
 
 @dataclass(frozen=True, slots=True)

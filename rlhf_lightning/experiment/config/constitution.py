@@ -9,12 +9,15 @@ from typing import Any
 
 import yaml
 from omegaconf._utils import get_yaml_loader
+from pydantic import ValidationError
 
 from rlhf_lightning.constitutions.checks import principle_problems
 from rlhf_lightning.constitutions.composition import INHERITED, Resolved, Source, resolve
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import display, line_of, yaml_problem
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, similar
+from rlhf_lightning.experiment.config.validation import schema_problems
+from rlhf_lightning.settings.constitution import ConstitutionSettings
 from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
 GROUP = "constitution"
@@ -116,6 +119,26 @@ def with_whole_constitution(plain: Mapping[str, Any], folders: Sequence[Path], o
         *principle_problems(resolved, TRAITS),
     ]
     return Completed({**plain, GROUP: resolved.plain}, tuple(problems), files, resolved)
+
+
+def load_constitution(name: str, folders: Sequence[Path]) -> ConstitutionSettings:
+    """A constitution by its name, or the path of its file, checked.
+
+    Raises:
+        ConfigError: there is none, or with everything that is wrong with it.
+    """
+    files = ConstitutionFiles(folders)
+    files.load(name)  # raises where there is none
+    path = name if is_path(name) else files.path_of(name)
+    completed = with_whole_constitution({GROUP: {"path": str(path)}}, folders, None)
+    problems = list(completed.problems)
+    try:
+        constitution = ConstitutionSettings.model_validate(completed.plain[GROUP])
+    except ValidationError as error:
+        problems += schema_problems(error, completed.plain, GROUP)
+    if problems:
+        raise ConfigError([replace(one, source=one.source or completed.source(one.key)) for one in problems])
+    return constitution
 
 
 def anchored(raw: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any]:

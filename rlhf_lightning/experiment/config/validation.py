@@ -70,9 +70,17 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
     return plain, problems
 
 
-def schema_problems(error: ValidationError, config: Mapping[str, Any]) -> list[Problem]:
-    """A pydantic error as problems with the keys and words that a user knows."""
-    return [_problem(details, config) for details in error.errors(include_url=False)]
+def schema_problems(error: ValidationError, config: Mapping[str, Any], section: str | None = None) -> list[Problem]:
+    """A pydantic error as problems with the keys and words that a user knows.
+
+    Args:
+        error: of the whole config, or of a section.
+        config: the whole config.
+        section: that the error is about; None: all.
+    """
+    above = () if section is None else (section,)
+    found = error.errors(include_url=False)
+    return [_problem({**details, "loc": (*above, *details["loc"])}, config) for details in found]
 
 
 def repaired(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunSettings | None:
