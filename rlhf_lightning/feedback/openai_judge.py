@@ -198,7 +198,8 @@ class OpenAiJudgeModel:
 
         request = chat_request(question, self._settings)
         for attempt in range(MALFORMED_TRIES):
-            await asyncio.sleep(self._rate.reserve())
+            while seconds := self._rate.seconds_to_wait():
+                await asyncio.sleep(seconds)
             try:
                 body = await self._send(client, request)
             except openai.APIError as error:

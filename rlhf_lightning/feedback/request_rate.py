@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class RequestRate:
-    """Spaces requests evenly, so that no minute holds more than its share.
+    """Keeps requests apart, so that no minute holds more than its share.
 
     Args:
         per_minute: at most; None: as often as one likes.
@@ -15,13 +15,14 @@ class RequestRate:
     """
 
     def __init__(self, per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval = 60.0 / per_minute if per_minute is not None else 0.0
+        self._apart = 60.0 / per_minute if per_minute is not None else 0.0
         self._clock = clock
         self._next = clock()
 
-    def reserve(self) -> float:
-        """Takes the next free place: the seconds to wait for it. A place that nobody took is not made up for."""
+    def seconds_to_wait(self) -> float:
+        """0: now it is the caller's turn, and the next one's comes later. Otherwise: ask again after so long."""
         now = self._clock()
-        place = max(now, self._next)
-        self._next = place + self._interval
-        return place - now
+        if now < self._next:
+            return self._next - now
+        self._next = now + self._apart
+        return 0.0

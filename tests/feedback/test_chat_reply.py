@@ -60,7 +60,7 @@ def test_what_follows_on_an_answer_does_not_count() -> None:
 
 
 def test_a_reply_may_begin_with_the_opening() -> None:
-    """"The answer is (" has probability 0.5 * 0.9 * 1 * 0.8 = 0.36; then A 0.75 and B 0.25."""
+    """ "The answer is (" has probability 0.5 * 0.9 * 1 * 0.8 = 0.36; then A 0.75 and B 0.25."""
     said = [position(("The", 0.5)), position((" answer", 0.9)), position(("▁is", 1.0)), position((" (", 0.8))]
     end = [position(("A", 0.75), ("B", 0.25)), position((")", 1.0))]
     assert mass_in_probabilities([*said, *end], LETTERS, "The answer is (") == pytest.approx((0.27, 0.09))
@@ -148,11 +148,14 @@ def test_a_refusal_is_a_reply_without_text(choice: Any) -> None:
     assert read_reply(body(choice)) == ChatReply("", False, None, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "<html>", "[]", "3", "null", '{"choices": []}', '{"choices": null}', '{"choices": [1]}', '{"choices": {}}']
-    + ['{"choices": [{"message": null}]}', '{"choices": [{"text": "A"}]}', '{"error": "busy"}', '{"choices": ['],
+NO_REPLIES = (
+    *("", "<html>", "[]", "3", "null", '{"choices": ['),
+    *('{"choices": []}', '{"choices": null}', '{"choices": [1]}', '{"choices": {}}'),
+    *('{"choices": [{"message": null}]}', '{"choices": [{"text": "A"}]}', '{"error": "busy"}'),
 )
+
+
+@pytest.mark.parametrize("text", NO_REPLIES)
 def test_what_is_no_reply(text: str) -> None:
     assert read_reply(text) is None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,12 @@ def test_what_it_cost() -> None:
 
 
 def test_requests_per_minute() -> None:
-    """600 a minute are a tenth of a second apart, however many may run at once."""
+    """300 a minute are a fifth of a second apart, however many may run at once."""
     with ChatServer(YES) as server:
-        judge(server, requests_per_minute=600, concurrency=8).answers(questions(6))
+        judge(server, requests_per_minute=300, concurrency=8).answers(questions(6))
     times = [received.time for received in server.received]
-    assert times[-1] - times[0] > 0.4  # 5 gaps, less what the way takes
-    assert times[-1] - times[0] < 3.0
+    assert len(times) == 6
+    assert times[-1] - times[0] > 0.6  # five gaps; the first request's way may be the longest, up to two of them
 
 
 @pytest.mark.parametrize(
@@ -268,28 +268,30 @@ def test_an_error_stops_all_others_at_once() -> None:
     assert len(server.received) == 4
 
 
-@pytest.mark.parametrize("handled_by", ["python", "a run"])
-def test_ctrl_c_stops_at_once(handled_by: str) -> None:
+@pytest.mark.parametrize("handled_by", [nullcontext, interruptible], ids=["python", "a run"])
+def test_ctrl_c_stops_at_once(handled_by: Callable[[], AbstractContextManager[object]]) -> None:
+    def press() -> None:
+        while len(server.received) < 8:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
     with ChatServer(says("yes", seconds=30.0)) as server, at_most(8.0):
-        threading.Timer(0.7, signal.raise_signal, (signal.SIGINT,)).start()
-        with pytest.raises(KeyboardInterrupt):
-            if handled_by == "python":
-                judge(server, timeout=100.0).answers(questions(50))
-            with interruptible():
-                judge(server, timeout=100.0).answers(questions(50))
+        threading.Thread(target=press).start()
+        with handled_by(), pytest.raises(KeyboardInterrupt):
+            judge(server, timeout=100.0).answers(questions(50))
         time.sleep(0.3)
     assert len(server.received) == 8
 
 
 @pytest.mark.parametrize(
     "malformed",
-    [sends("<html>busy</html>"), sends('{"choices": [{'), sends('{"choices": []}'), sends('{"error": {"code": 1}}')]
-    + [sends(""), sends(json.dumps("yes"))],
+    ["<html>busy</html>", '{"choices": [{', '{"choices": []}', '{"error": {"code": 1}}', "", '"yes"'],
 )
 def test_a_malformed_answer_is_asked_for_again_and_counts_as_none(
-    malformed: Callable[[Any], Response], caplog: pytest.LogCaptureFixture
+    malformed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with ChatServer(YES, first=[malformed, YES, *[malformed] * 3]) as server, caplog.at_level(logging.WARNING):
+    bad = sends(malformed)
+    with ChatServer(YES, first=[bad, YES, bad, bad, bad]) as server, caplog.at_level(logging.WARNING):
         model = judge(server, concurrency=1)
         answers = model.answers(questions(3))
     assert [answer.mass == UNANSWERED for answer in answers] == [False, True, False]
@@ -415,7 +417,7 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TINY_KEY", " sk-hush-hush\n")
     with ChatServer(YES) as server:
         judge(server, api_key_env="TINY_KEY").answers([question()])
-    assert server.received[0].headers["Authorization"] == "Bearer sk-hush-hush"
+    assert server.received[0].headers["authorization"] == "Bearer sk-hush-hush"
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])
