@@ -150,21 +150,25 @@ class _Reader:
         """All principles of a constitution, in order."""
         found: list[_Principle] = []
         for reference in self._extended(laid):
-            found += self._of(reference, chain)
+            found += self._of(reference, chain) or []
         for reference, share in self._mixed(laid):
-            found += self._scaled(self._of(reference, chain), share)
+            mixed = self._of(reference, chain)
+            if mixed == []:
+                self._complain(reference, "has no principles that could have a share")
+            found += _scaled(mixed or [], share)
         own = laid.keys.get("principles", [])
         if isinstance(own, list):
             place = laid.places.get("principles")
             found += [_Principle(_filled(one), Origin(place, number)) for number, one in enumerate(own)]
         return found
 
-    def _of(self, reference: _Reference, chain: tuple[str, ...]) -> list[_Principle]:
+    def _of(self, reference: _Reference, chain: tuple[str, ...]) -> list[_Principle] | None:
+        """The principles of another constitution; None where it cannot be had, which is noted."""
         if reference.place is not None and reference.place not in chain:
             chain = (*chain, reference.place)
         source = self._source(reference, chain)
         if source is None:
-            return []
+            return None
         chain = (*chain, source.place)
         return self.principles(self.laid_out(source.raw, source.place, chain), chain)
 
@@ -192,7 +196,7 @@ class _Reader:
         inherited = raw.get(INHERITED, [])
         for number, name in enumerate(inherited if isinstance(inherited, list) else [inherited]):
             reference = _Reference(f"{KEY}.{INHERITED}.{number}", name, place)
-            if name != "_self_" and self._is_name(reference):
+            if name not in ("_self_", BASIS) and self._is_name(reference):
                 yield reference
         path = raw.get("path")
         reference = _Reference(f"{KEY}.path", path, place)
@@ -224,16 +228,6 @@ class _Reader:
             elif self._is_name(reference):
                 yield reference, float(share)
 
-    def _scaled(self, principles: list[_Principle], share: float) -> list[_Principle]:
-        """Principles with weights that have the share as their sum."""
-        weights: list[Any] = [one.plain.get("weight") if isinstance(one.plain, dict) else None for one in principles]
-        if not all(_is_positive(weight) for weight in weights):  # the schema complains of them
-            return principles
-        return [
-            _Principle({**one.plain, "weight": share * weight / sum(weights)}, one.origin)
-            for one, weight in zip(principles, weights, strict=True)
-        ]
-
     def _is_name(self, reference: _Reference) -> bool:
         if isinstance(reference.name, str) and reference.name:
             return True
@@ -242,6 +236,17 @@ class _Reader:
 
     def _complain(self, reference: _Reference, what: str, fix: str | None = None) -> None:
         self.problems.append(Problem(reference.key, what, reference.place, fix))
+
+
+def _scaled(principles: list[_Principle], share: float) -> list[_Principle]:
+    """Principles with weights that have the share as their sum."""
+    weights: list[Any] = [one.plain.get("weight") if isinstance(one.plain, dict) else None for one in principles]
+    if not all(_is_positive(weight) for weight in weights):  # the schema complains of them
+        return principles
+    return [
+        _Principle({**one.plain, "weight": share * weight / sum(weights)}, one.origin)
+        for one, weight in zip(principles, weights, strict=True)
+    ]
 
 
 def _merged(below: Raw, above: Raw) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class ConstitutionFiles:
             fix = did_you_mean(similar(name, self.names()))
             fix = fix or f"there are: {', '.join(self.names())}; a file's path ends in {' or '.join(SUFFIXES)}"
             raise _wrong(f"there is no constitution {name!r}", fix)
+        if not path.exists():
+            fix = did_you_mean(f"{GROUP}={option}" for option in similar(path.stem, self.names()))
+            raise _wrong(f"{display(path)} does not exist", fix or "name an existing file")
         raw = _contents(path)
         place = display(path.resolve())
         self._read[place] = path
@@ -149,22 +152,20 @@ def anchored(raw: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any]:
         places: the first one counts where there is no such file anywhere.
     """
 
-    def absolute(name: Any) -> Any:
-        if not isinstance(name, str) or not is_path(name):
-            return name
-        found = next((place / name for place in places if (place / name).exists()), places[0] / name)
-        return str(found)
+    def absolute(name: str) -> str:
+        return str(next((place / name for place in places if (place / name).exists()), places[0] / name))
+
+    def named(name: Any) -> Any:
+        return absolute(name) if isinstance(name, str) and is_path(name) else name
 
     whole = dict(raw)
     if isinstance(raw.get("path"), str):
-        whole["path"] = str(
-            next((place / raw["path"] for place in places if (place / raw["path"]).exists()), places[0] / raw["path"])
-        )
+        whole["path"] = absolute(raw["path"])
     for key in ("extends", INHERITED):
         if isinstance(raw.get(key), list):
-            whole[key] = [absolute(name) for name in raw[key]]
+            whole[key] = [named(name) for name in raw[key]]
     if isinstance(raw.get("mixture"), dict):
-        whole["mixture"] = {absolute(name): share for name, share in raw["mixture"].items()}
+        whole["mixture"] = {named(name): share for name, share in raw["mixture"].items()}
     return whole
 
 
@@ -181,15 +182,12 @@ def _contents(path: Path) -> Mapping[str, Any]:
         raise ConfigError([yaml_problem(error)]) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise _wrong(
-            f"{display(path)} cannot be read: {reason}", "name an existing file, or the name of an option"
-        ) from error
+        raise _wrong(f"{display(path)} cannot be read: {reason}", "name another file, or mend this one") from error
     if raw is None:
         raise _wrong(f"{display(path)} is empty", "begin with: extends: [harmless]")
     if not isinstance(raw, dict):
-        raise _wrong(
-            f"{display(path)} holds a {type(raw).__name__}, not the keys of a constitution", "begin with: principles:"
-        )
+        what = "a list" if isinstance(raw, list) else "a single value"
+        raise _wrong(f"{display(path)} holds {what}, not the keys of a constitution", "begin with: principles:")
     return raw
 
 

@@ -153,14 +153,16 @@ def _missing(complaint: Complaint) -> Problem:
     if spot.sections or spot.is_free:
         return Problem(key, "the whole section is missing", fix=f"choose an option: {key}=...")
     words = expectation(spot)
-    in_list = any(part.isdigit() for part in key.split("."))  # no override reaches into one
-    fix = "add it where the list stands" if in_list else f"add {key}=..."
+    fix = "add it where the list stands" if _in_list(key) else f"add {key}=..."
     return Problem(key, NEEDS_A_VALUE + ("" if words.startswith("text") else f": {words}"), fix=fix)
 
 
 def _unknown(complaint: Complaint) -> Problem:
     key = complaint.key
     section, _, leaf = key.rpartition(".")
+    if _in_list(key):
+        names = _names_in(section)
+        return Problem(key, NO_SUCH_KEY, fix=did_you_mean(similar(leaf, names)) or f"there are: {', '.join(names)}")
     owners = [kind for kind in options_with(section, leaf) if kind] if section else []
     if not owners:
         return Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(key)))
@@ -189,6 +191,8 @@ def _not_a_section(complaint: Complaint) -> Problem:
     key = complaint.key
     names = [name for section in complaint.spot.sections for name in section.model_fields if name != "kind"]
     fix = f"set its keys one by one, e.g. {key}.{names[0]}=..." if names else None
+    if names and _in_list(key):
+        fix = f"write a mapping: {{{names[0]}: ...}}"
     return Problem(key, f"is a section, not a single value; got {show(complaint.given)}", fix=fix)
 
 
@@ -208,6 +212,17 @@ _EXPLANATIONS: dict[str, Callable[[Complaint], Problem]] = {
     "model_type": _not_a_section,
     "model_attributes_type": _not_a_section,
 }
+
+
+def _in_list(key: str) -> bool:
+    """Whether a key stands in an entry of a list, which no override reaches into."""
+    return any(part.isdigit() for part in key.split("."))
+
+
+def _names_in(section: str) -> list[str]:
+    """The keys that may stand in a section, list entries on the way to it included."""
+    _, spot = locate([int(part) if part.isdigit() else part for part in section.split(".")])
+    return [name for option in spot.sections for name in option.model_fields]
 
 
 def show(value: Any) -> str:
