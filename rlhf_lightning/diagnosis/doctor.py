@@ -31,6 +31,7 @@ CHECKS: tuple[Check, ...] = (
     critic.critic_does_not_learn,
     critic.value_explosion,
     critic.critic_worse_than_constant,
+    replies.collapsed_replies,
     replies.entropy_collapse,
     replies.vanishing_eos,
     replies.repetition,
@@ -54,6 +55,8 @@ SHOWN = (
     "rollout/length",
     "rollout/eos_rate",
     "rollout/repetition",
+    "rollout/top_opening_share",
+    "rollout/distinct_2",
     "rollout/logprob_mismatch",
     "rollout/score_length_correlation",
 )

@@ -23,7 +23,15 @@ OFF_TARGET = 0.25
 SETTLING_ITERATIONS = 50
 """The controller moves the coefficient by a few percent an iteration: it needs about thirty before it can be judged."""
 DRIFTS = frozenset(
-    {"exploding_kl", "overoptimisation", "entropy_collapse", "repetition", "length_drift", "vanishing_eos"}
+    {
+        "exploding_kl",
+        "overoptimisation",
+        "collapsed_replies",
+        "entropy_collapse",
+        "repetition",
+        "length_drift",
+        "vanishing_eos",
+    }
 )
 """What a policy does that nothing holds. It may also game length, unless it was told to."""
 HELD = 0.1

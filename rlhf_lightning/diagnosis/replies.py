@@ -15,6 +15,14 @@ FEWER_ENDS = 0.9
 """Share of the first rate of replies that end themselves."""
 LOOPS = 0.3
 """Share of repeated n-grams in replies that consist of loops."""
+OPENS_ALIKE = 0.15
+"""By how much the share of the most frequent opening has to grow: about four standard errors in a batch of 128."""
+LITTLE_VARIETY = 0.2
+"""Share of the first distinct-2 that is left. In batches of 64 to 512 replies of the embedded world (`behaviour.py`),
+flawless ones that all open with one polite phrase keep 0.29 to 0.45 of the base model's, those with any polite opening
+0.7 to 0.8, and refusals of every prompt 0.04 to 0.12."""
+MOST = 0.5
+"""More than half of the replies begin with the same three tokens."""
 
 
 def entropy_collapse(record: RunRecord) -> Finding | None:
@@ -35,6 +43,40 @@ def entropy_collapse(record: RunRecord) -> Finding | None:
             override("ppo.entropy_coef", 3 * coef if coef else 0.01),
             *((override("ppo.learning_rate", rate / 3),) if rate else ()),
         ),
+    )
+
+
+def collapsed_replies(record: RunRecord) -> Finding | None:
+    """Whatever the prompt, the reply is one of a few; or, which may be fine, replies only begin alike."""
+    opening, variety = record.ppo("rollout/top_opening_share"), record.ppo("rollout/distinct_2")
+    if opening is None or variety is None or opening.end < opening.first + OPENS_ALIKE:
+        return None
+    evidence = (opening.change(), variety.change())
+    if variety.end > LITTLE_VARIETY * variety.first:
+        if opening.end <= MOST:
+            return None
+        return Finding(
+            name="collapsed_replies",
+            severity=Severity.NOTE,
+            title="most replies begin alike",
+            evidence=evidence,
+            explanation=(
+                "What follows still differs from prompt to prompt, as where a policy has become polite in one way. "
+                "Look at samples.jsonl: is it an opening that was asked for?"
+            ),
+        )
+    coef = record.number("kl.coef")
+    return Finding(
+        name="collapsed_replies",
+        severity=Severity.WARNING,
+        title="the replies have collapsed: much the same one to every prompt",
+        evidence=evidence,
+        explanation=(
+            "A reply that the reward likes after any prompt has displaced the others, such as a refusal. What the "
+            "policy could do before is gone; if the reward is right, it does not look at the prompt."
+        ),
+        overrides=(override("kl.coef", 3 * coef),) if coef else ("kl=fixed",),
+        explains=frozenset({"entropy_collapse"}),
     )
 
 

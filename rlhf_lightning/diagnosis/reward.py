@@ -59,7 +59,15 @@ def length_gaming(record: RunRecord) -> Finding | None:
         ),
         overrides=("reward.length_penalty=0.02",) if not paid else ("reward.length_penalty=0",),
         explains=frozenset(
-            {"length_drift", "vanishing_eos", "overoptimisation", "exploding_kl", "repetition", "entropy_collapse"}
+            {
+                "length_drift",
+                "vanishing_eos",
+                "overoptimisation",
+                "exploding_kl",
+                "repetition",
+                "entropy_collapse",
+                "collapsed_replies",
+            }
         ),
     )
 

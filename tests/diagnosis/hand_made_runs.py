@@ -52,6 +52,8 @@ HEALTHY: dict[str, list[float]] = {
     "rollout/length": line(14.0, 12.0),
     "rollout/eos_rate": [1.0] * ITERATIONS,
     "rollout/repetition": [0.0] * ITERATIONS,
+    "rollout/top_opening_share": line(0.18, 0.34),
+    "rollout/distinct_2": line(0.30, 0.21),
     "rollout/logprob_mismatch": [1e-7] * ITERATIONS,
     "rollout/score_length_correlation": [-0.1] * ITERATIONS,
     "optimizer/grad_norm": [0.4] * ITERATIONS,

@@ -306,6 +306,33 @@ def test_entropy_is_judged_by_what_is_left_of_it(end: float, severity: Severity 
         assert "ppo.entropy_coef=0.01" in finding.overrides
 
 
+@pytest.mark.parametrize(
+    ("opening", "variety", "severity"),
+    [
+        (0.9, 0.05, Severity.WARNING),
+        (0.9, 0.07, Severity.NOTE),  # a fifth of 0.3 is 0.06
+        (0.45, 0.07, None),  # not most of them
+        (0.35, 0.05, Severity.WARNING),  # several refusals, with openings of their own
+        (0.3, 0.05, None),  # 0.1 more than at the start: chance
+    ],
+)
+def test_replies_that_are_all_alike(opening: float, variety: float, severity: Severity | None) -> None:
+    curves = {
+        "rollout/top_opening_share": [0.2, *constant(opening)[1:]],
+        "rollout/distinct_2": [0.3, *constant(variety)[1:]],
+    }
+    finding = replies.collapsed_replies(make_record(curves))
+    assert (finding and finding.severity) == severity
+    if finding is not None:
+        assert f"rollout/distinct_2 0.3 at the start, {variety} at the end" in finding.evidence
+        assert finding.overrides == (("kl.coef=0.12",) if severity is Severity.WARNING else ())
+
+
+def test_replies_were_alike_from_the_start() -> None:
+    curves = {"rollout/top_opening_share": constant(1.0), "rollout/distinct_2": constant(0.01)}
+    assert replies.collapsed_replies(make_record(curves)) is None
+
+
 def test_replies_that_stop_ending_themselves() -> None:
     finding = found(
         replies.vanishing_eos(make_record({"rollout/eos_rate": line(1.0, 0.1)}, {"ppo.missing_eos_penalty": None}))
