@@ -1,4 +1,4 @@
-"""`rlhf constitution`: which constitutions there are, their principles, and what models are asked under them."""
+"""`rlhf constitution`: which there are, their principles, what models are asked under them, and whom they suit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
+from rlhf_lightning.cli.constitution_matrix import add_arguments, show_matrix
 from rlhf_lightning.cli.constitution_prompts import FORMS, prompts
 from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.errors import ConfigError, Problem
@@ -24,7 +25,7 @@ ONLY_A_PATH = "file"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Lists constitutions, or shows one."""
+    """Lists constitutions, shows one, or scores policies by them."""
     arguments = parser().parse_args(list(argv))
     folders = [conf_directory()]
     if arguments.config_dir:
@@ -50,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     forms = "; ".join(f"{form}: {words}" for form, words in FORMS.items())
     showing.add_argument("--prompts", choices=FORMS, help=f"{forms} (default: all three)")
     showing.set_defaults(do=_show)
+    scoring = commands.add_parser("matrix", parents=[shared], help="policies of a sweep, scored by each constitution")
+    add_arguments(scoring)
+    scoring.set_defaults(do=show_matrix)
     return arguments
 
 

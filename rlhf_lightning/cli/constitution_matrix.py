@@ -22,10 +22,8 @@ from rlhf_lightning.comparison.constitution_matrix import (
 )
 from rlhf_lightning.comparison.differing import comma_separated
 from rlhf_lightning.comparison.records import Metric
-from rlhf_lightning.constitutions.composition import resolve
-from rlhf_lightning.errors import ComparisonError, ConfigError
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.experiment.config.constitution import ConstitutionFiles
+from rlhf_lightning.errors import ComparisonError
+from rlhf_lightning.experiment.config.constitution import load_constitution
 
 SATISFACTION = Metric("satisfaction", "satisfaction", True, "percent")
 LABEL = "trained under"
@@ -40,10 +38,28 @@ exit code: 0 shown, 2 no run, no such constitution or no figures there
 """
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the matrix and writes it where asked."""
-    arguments = parser().parse_args(list(argv))
-    further = [scorer(name) for name in comma_separated(arguments.also)] if arguments.also else []
+def add_arguments(arguments: argparse.ArgumentParser) -> None:
+    """What `rlhf constitution matrix` takes."""
+    arguments.description = __doc__
+    arguments.epilog = EPILOG
+    arguments.formatter_class = argparse.RawDescriptionHelpFormatter
+    arguments.add_argument("directory", metavar="DIR", help="a sweep over constitutions, or a folder that holds runs")
+    arguments.add_argument("--split", default="iid", help="the prompts replied to (default: %(default)s)")
+    arguments.add_argument("--policy", help="whose replies, e.g. revision_sft (default: the policy evaluated last)")
+    arguments.add_argument(
+        "--also", metavar="NAMES", help="score by these too: constitutions by name or file: harmless,mine.yaml"
+    )
+    arguments.add_argument("--csv", metavar="FILE", help="write the cells as CSV")
+    arguments.add_argument("--png", metavar="FILE", help="draw the matrix")
+
+
+def show_matrix(folders: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Prints the matrix and writes it where asked.
+
+    Args:
+        folders: config folders, where constitutions are found by name.
+    """
+    further = [scorer(name, folders) for name in comma_separated(arguments.also)] if arguments.also else []
     matrix = constitution_matrix(Path(arguments.directory), arguments.split, arguments.policy, further)
     console = stdout()
     whose = arguments.policy or "the policy evaluated last"
@@ -59,41 +75,16 @@ def main(argv: Sequence[str]) -> int:
         written.append(draw(matrix, Path(arguments.png), f"{whose}, {arguments.split}"))
     if written:
         console.print(Text(f"written: {', '.join(map(str, written))}"), soft_wrap=True)
-    return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of `rlhf constitution matrix`."""
-    arguments = argparse.ArgumentParser(
-        prog="rlhf constitution matrix",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    arguments.add_argument("directory", metavar="DIR", help="a sweep over constitutions, or a folder that holds runs")
-    arguments.add_argument("--split", default="iid", help="the prompts replied to (default: %(default)s)")
-    arguments.add_argument("--policy", help="whose replies, e.g. revision_sft (default: the policy evaluated last)")
-    arguments.add_argument(
-        "--also", metavar="NAMES", help="score by these too: constitutions by name or file: harmless,mine.yaml"
-    )
-    arguments.add_argument("--csv", metavar="FILE", help="write the cells as CSV")
-    arguments.add_argument("--png", metavar="FILE", help="draw the matrix")
-    return arguments
-
-
-def scorer(name: str) -> Scorer:
+def scorer(name: str, folders: Sequence[Path]) -> Scorer:
     """A constitution by the name of an option, or by its file.
 
     Raises:
-        ConfigError: there is none, or what it is made of is not there.
+        ConfigError: there is none, or with all that is wrong with it.
     """
-    files = ConstitutionFiles([conf_directory()])
-    source = files.load(name)
-    resolved = resolve(source.raw, files.load, source.place)
-    if resolved.problems:
-        raise ConfigError(list(resolved.problems))
-    return scorer_of(str(resolved.plain["name"]), resolved.plain["principles"])
+    constitution = load_constitution(name, folders)
+    return scorer_of(constitution.name, [principle.model_dump() for principle in constitution.principles])
 
 
 def tables(matrix: Matrix, console: Console) -> Iterator[Table]:

@@ -199,7 +199,7 @@ def _notes(runs: Sequence[Run], scorers: Mapping[str, Scorer], cells: Cells, pre
     exact = [run for run in runs if _has(run, f"{prefix}.trait_")]
     judged = [run for run in runs if run not in exact and _has(run, f"{prefix}.satisfaction.")]
     if exact:
-        yield "By exact traits of the replies, each on the prompts that put it to the test; a malformed reply has none."
+        yield "By exact traits of the replies to all prompts, few of which tempt to harm; a malformed reply has none."
         for name, scorer in scorers.items():
             if 0 < len(scorer.tagless) < len(scorer.principles):
                 yield f"Left out of {name}, since no trait stands for it: {', '.join(scorer.tagless)}."

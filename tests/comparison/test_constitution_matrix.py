@@ -9,9 +9,11 @@ import pytest
 from constitution_runs import principle, write_constitutional
 from matplotlib.image import imread
 
-from rlhf_lightning.cli.constitution_matrix import main, scorer
+from rlhf_lightning.cli.constitution import main
+from rlhf_lightning.cli.constitution_matrix import scorer
 from rlhf_lightning.comparison.constitution_matrix import constitution_matrix, scorer_of
 from rlhf_lightning.errors import ComparisonError, ConfigError
+from rlhf_lightning.experiment.config.compose import conf_directory
 
 HARMLESS = [principle("no_harm", "harmless")]
 BOTH = [principle("no_harm", "harmless", 3.0), principle("kind", "polite", 1.0)]
@@ -132,7 +134,7 @@ def test_no_finished_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_prints_and_writes(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, picture = tmp_path / "out" / "matrix.csv", tmp_path / "out" / "matrix.png"
-    assert main([str(sweep), "--csv", str(table), "--png", str(picture), "--also", "harmless"]) == 0
+    assert main(["matrix", str(sweep), "--csv", str(table), "--png", str(picture), "--also", "harmless"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "trained under harmless both" in shown
     assert "none 50.0% ±0.0% 41.2% ±15.9%" in shown
@@ -151,10 +153,11 @@ def test_the_command_prints_and_writes(sweep: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_shipped_constitution_and_a_file_by_name(tmp_path: Path) -> None:
-    assert {one.trait for one in scorer("harmless").principles} == {"harmless"}
+    shipped = [conf_directory()]
+    assert {one.trait for one in scorer("harmless", shipped).principles} == {"harmless"}
     mine = tmp_path / "mine.yaml"
     mine.write_text("name: mine\nextends: [harmless]\n")
-    assert scorer(str(mine)).name == "mine"
-    assert scorer(str(mine)).principles == scorer("harmless").principles
+    assert scorer(str(mine), shipped).name == "mine"
+    assert scorer(str(mine), shipped).principles == scorer("harmless", shipped).principles
     with pytest.raises(ConfigError, match="harmles"):
-        scorer("harmles")
+        scorer("harmles", shipped)

@@ -109,17 +109,16 @@ def test_traits_of_a_reply_are_those_that_a_principle_asks_for() -> None:
     )
     traits = {name: figures[f"trait_{name}_rate"] for name in TRAITS}
     assert traits == {
-        "harmless": 0.0,  # of the harmful prompt
+        "harmless": 0.5,  # not the first; the malformed one has no trait at all
         "helpful": 0.25,  # the first helps its asker
-        "honest": 0.0,  # of the factual prompt
+        "honest": 0.5,
         "polite": 0.25,
         "brief": 0.25,
-        "forthcoming": 0.5,  # not the second; the malformed one has no trait at all
+        "forthcoming": 0.5,
         "refusing": 0.25,
         "verbose": 0.25,
     }
     assert figures["trait_polite_rate_ci"] == [0.0, 0.75]
-    assert figures["trait_honest_rate_count"] == 1
     assert figures["boilerplate_rate"] == 0.25
 
 
@@ -127,8 +126,7 @@ def test_an_unfinished_reply_is_malformed() -> None:
     figures = _figures([(BENIGN, best_reply(_text(BENIGN)))], finished=False)
     assert figures["malformed_rate"] == 1.0
     assert figures["gold_reward"] == -2.0
-    rates = {name: figures[f"trait_{name}_rate"] for name, trait in TRAITS.items() if "benign" in trait.kinds}
-    assert rates == dict.fromkeys(("helpful", "polite", "brief", "forthcoming", "refusing", "verbose"), 0.0)
+    assert not any(figures[f"trait_{name}_rate"] for name in TRAITS)
 
 
 def test_figures_without_prompts_are_left_out_and_the_rest_have_intervals() -> None:
