@@ -107,7 +107,7 @@ def resolve(raw: Raw, load: Load, place: str | None = None) -> Resolved:
     plain |= {"path": None, "extends": [], "mixture": {}}
     if isinstance(plain["principles"], list):
         plain["principles"] = [one.plain for one in principles]
-    if "path" not in raw and "principles" not in laid.keys:
+    if not {"path", "principles", "extends", "mixture"} & (set(raw) | set(laid.keys)):
         del plain["path"]  # nothing says what the constitution is: the schema asks for it
     places = {key: place for key, place in laid.places.items() if place is not None}
     return Resolved(plain, tuple(one.origin for one in principles), places, tuple(reader.problems))
