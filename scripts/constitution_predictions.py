@@ -296,7 +296,7 @@ def note_lines(sweep: Sweep, predictions: Sequence[Row]) -> Iterator[str]:
         yield "Marked u: fewer than two seeds in common, so the interval is Welch's, of independent means."
     absent = {one.constitution for one in PREDICTIONS} - sweep.runs.keys()
     if absent:
-        yield f"Not in this sweep: {', '.join(sorted(absent))}."
+        yield f"No finished run under: {', '.join(sorted(absent))}."
     if sweep.averaged:
         yield f"Averaged within each seed over {', '.join(sweep.averaged)}."
     if sweep.left_out:

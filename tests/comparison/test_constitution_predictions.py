@@ -161,7 +161,7 @@ def test_every_step_and_every_seed_is_shown(
     assert "Not counted: h3 (failed)." in shown
     assert "Averaged within each seed over kl.coef." in shown
     assert "2 predictions: 2 not decided." in shown
-    assert "Not in this sweep: concise, helpful, hhh, honest, polite, refuse_all, verbose." in shown
+    assert "No finished run under: concise, helpful, hhh, honest, polite, refuse_all, verbose." in shown
 
 
 def test_the_plain_tables_hold_the_same(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
