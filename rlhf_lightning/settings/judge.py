@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -93,9 +95,10 @@ class OpenAiJudge(JudgeSection):
 
     Attributes:
         api_key_env: the environment variable that holds the key; None: the server wants none.
-        logprobs: read the options' probabilities; else the answer's text, which is a hard label.
+        logprobs: read the options' probabilities; else, and always after reasoning, the answer's text, which is a hard
+            label.
         concurrency: requests at once.
-        requests_per_minute: at most; None: no limit of our own.
+        requests_per_minute: at most, not counting those that are repeated; None: no limit of our own.
         timeout: seconds a request may take.
         max_retries: of a request that failed for a passing reason, with exponential back-off.
         cache: directory of answers by the request's hash; None: off.
@@ -114,6 +117,23 @@ class OpenAiJudge(JudgeSection):
     cache: Name | None
     price_per_million_input: NonNegative
     price_per_million_output: NonNegative
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> OpenAiJudge:
+        """The messages quote nothing: what stands in a wrong place may be a key."""
+        if self.api_key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise ValueError(
+                "api_key_env is the name of an environment variable in capitals, such as OPENAI_API_KEY; the key "
+                "itself never stands in a config"
+            )
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("base_url must be an address such as http://localhost:8000/v1")
+        if "@" in address.netloc or address.query or address.fragment:
+            raise ValueError(
+                "base_url must hold no user, password or query: a key is read from the environment (api_key_env)"
+            )
+        return self
 
 
 JudgeSettings = Annotated[SelfJudge | HubJudge | OpenAiJudge, Field(discriminator="kind")]

@@ -8,33 +8,51 @@ from typing import Any
 
 REDACTED = "<redacted>"
 
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+"""An environment variable's name, as opposed to a key that was given for one."""
+
 _SECRET_WORDS = frozenset(
     ("token", "key", "apikey", "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials")
 )
 _WORDS = re.compile(r"[A-Za-z][a-z0-9]*|[A-Z]+(?![a-z])")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_URL_QUERY = re.compile(r"([?&]([\w.-]+)=)[^&#\s]+")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?|true|false|null", re.IGNORECASE)
+_INNER_KEYS = re.compile(r"([\w.-]+)['\"]?\s*:")
 
 
 def redact(value: Any, key: str = "") -> Any:
     """A copy of a plain container without secrets.
 
     A text or list is a secret where a word of its key says so (`api_key`, `hfToken`, `password`, but not
-    `max_new_tokens`); a user name or password inside a URL is one anywhere. Numbers, booleans and nulls are kept.
+    `max_new_tokens`, nor `api_key_env` where it names an environment variable); a user name or password inside a URL,
+    or a key in its query, is one anywhere. Numbers, booleans and nulls are kept.
     """
     if isinstance(value, Mapping):
-        return {name: redact(inner, str(name)) for name, inner in value.items()}
+        return {name: redact(inner, key if is_secret(key) else str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner, key) for inner in value]
     if not isinstance(value, str):
         return value
-    return REDACTED if value and _is_secret(key) else _URL_CREDENTIALS.sub(REDACTED, value)
+    if value and is_secret(key) and not (key.endswith("_env") and VARIABLE.fullmatch(value)):
+        return REDACTED
+    return _URL_QUERY.sub(_without_secret, _URL_CREDENTIALS.sub(REDACTED, value))
 
 
 def redact_override(override: str) -> str:
-    """The same for a command-line override, `key=value`."""
+    """The same for a command-line override, `key=value`; a mapping (`key={api_key: ...}`) goes as a whole."""
     key, equals, value = override.partition("=")
+    if _NUMBER.fullmatch(value):
+        return override
+    if "{" in value and any(map(is_secret, _INNER_KEYS.findall(value))):
+        return f"{key}{equals}{REDACTED}"
     return f"{key}{equals}{redact(value, key)}"
 
 
-def _is_secret(key: str) -> bool:
+def is_secret(key: str) -> bool:
+    """Whether a key's last name says that its value is to be kept secret."""
     return any(word.lower() in _SECRET_WORDS for word in _WORDS.findall(key.rpartition(".")[2]))
+
+
+def _without_secret(query: re.Match[str]) -> str:
+    return f"{query[1]}{REDACTED}" if is_secret(query[2]) else query[0]

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
+from rlhf_lightning.tracking.redaction import redact_override
 
 CONFIG_NAME = "train"
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -182,11 +183,13 @@ def _entries(node: yaml.Node | None) -> Iterator[tuple[str, tuple[int, yaml.Node
 
 def _unreadable(text: str, error: HydraException) -> Problem:
     key, _, value = text.partition("=")
-    if value.startswith("~"):
+    shown = redact_override(text)
+    if value.startswith("~") and shown == text:
         return Problem(key, "~ means nothing here", text, f"write the path out: {key}={Path(value).expanduser()}")
-    reason = str(error).splitlines()[0]
+    # Hydra quotes what it could not read.
+    reason = f": {str(error).splitlines()[0]}" if shown == text else ""
     fix = "write KEY=VALUE; quote what the shell or Hydra reads as syntax, e.g. 'notes=\"a, b\"'"
-    return Problem(text, f"cannot be read as an override: {reason}", fix=fix)
+    return Problem(shown, f"cannot be read as an override{reason}", fix=fix)
 
 
 def yaml_problem(error: yaml.YAMLError) -> Problem:

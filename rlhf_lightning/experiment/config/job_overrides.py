@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.types import Override
 
@@ -11,7 +11,8 @@ from rlhf_lightning.errors import Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.schema import find
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, keys_like, options_like, similar
-from rlhf_lightning.experiment.config.validation import NO_SUCH_KEY
+from rlhf_lightning.experiment.config.validation import NO_SUCH_KEY, misplaced_secret
+from rlhf_lightning.tracking.redaction import REDACTED, redact_override
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def section_of(override: Override) -> str:
     return str(override.package or override.key_or_group.replace("/", "."))
 
 
+def as_shown(override: Override) -> str:
+    """An override as a message may quote it: as it was typed, without secrets."""
+    return redact_override(override.input_line or "")
+
+
 def _with_implied(tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:
     """The overrides, and the choice that goes without saying: of the option that holds nothing but a path, where
     `constitution.path` is all that is said of the constitution's origin."""
@@ -100,7 +106,7 @@ def _problem_of(tree: ConfigTree, override: Override, chosen: Sequence[str]) -> 
 
 
 def _choice_problem(tree: ConfigTree, override: Override, chosen: Sequence[str]) -> Problem | None:
-    group, name, source = override.key_or_group, _choice_name(override), override.input_line
+    group, name, source = override.key_or_group, _choice_name(override), as_shown(override)
     options = tree.options(group)
     if not options:
         fix = did_you_mean(similar(group, tree.groups()))
@@ -121,12 +127,15 @@ def _choice_problem(tree: ConfigTree, override: Override, chosen: Sequence[str])
 
 
 def _key_problem(tree: ConfigTree, override: Override) -> Problem | None:
-    key, source = str(override.key_or_group), override.input_line
+    key, source = str(override.key_or_group), as_shown(override)
     group, _, leaf = key.rpartition(".")
     if find(key) is None and group:
+        misplaced = misplaced_secret(key)
+        if misplaced is not None:
+            return replace(misplaced, source=f"{override.get_key_element()}={REDACTED}")
         return Problem(key, NO_SUCH_KEY, source, did_you_mean(keys_like(key)))
     if find(key) is None:
-        value = "" if override.is_delete() else f"={override.get_value_string()}"
+        value = "".join(source.partition("=")[1:])
         meant = [f"{name}{value}" for name in similar(key, tree.groups())] or keys_like(key)
         fix = did_you_mean(meant) or f"the groups are {', '.join(name for name in tree.groups() if '@' not in name)}"
         return Problem(key, "there is no such key or config group", source, fix)

@@ -18,7 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.constitution import GROUP, Completed, with_whole_constitution
-from rlhf_lightning.experiment.config.job_overrides import JobOverrides, as_hydra_reads, section_of, sort_overrides
+from rlhf_lightning.experiment.config.job_overrides import (
+    JobOverrides,
+    as_hydra_reads,
+    as_shown,
+    section_of,
+    sort_overrides,
+)
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP, split_jobs
 from rlhf_lightning.experiment.config.validation import (
@@ -32,6 +38,7 @@ from rlhf_lightning.experiment.config.validation import (
 from rlhf_lightning.settings.readers import readers_of
 from rlhf_lightning.settings.rules import cross_field_problems
 from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.tracking.redaction import redact_override
 
 JOBS_NAMED = 3
 """Jobs of a sweep named beside a problem that not all of them share."""
@@ -78,7 +85,7 @@ def check_run(tree: ConfigTree, overrides: Sequence[str], *, to_show: bool = Fal
     swept = [override for override in parsed if override.is_sweep_override()]
     problems = [
         Problem(
-            section_of(override), "several values are a sweep", override.input_line, "add -m, or write [a,b] for a list"
+            section_of(override), "several values are a sweep", as_shown(override), "add -m, or write [a,b] for a list"
         )
         for override in swept
     ]
@@ -152,7 +159,7 @@ def _assemble(tree: ConfigTree, composed: DictConfig, values: Sequence[Override]
             apply_value(config, override)
         except (OmegaConfBaseException, KeyError) as error:
             what = "there is nothing to delete" if isinstance(error, KeyError) else f"cannot be set: {error}"
-            problems.append(Problem(section_of(override), what.splitlines()[0], override.input_line))
+            problems.append(Problem(section_of(override), what.splitlines()[0], as_shown(override)))
     _as_if_running(config, number)
     before = HydraConfig.instance().cfg
     try:
@@ -204,7 +211,7 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
             absent = " or ".join(sorted(readers))
             what = f"has no effect: pipeline {pipeline['name']!r} has no {absent} stage"
             fix = f"drop it, or choose a pipeline that runs {absent}"
-            problems.append(Problem(key, what, override.input_line, fix))
+            problems.append(Problem(key, what, as_shown(override), fix))
     return problems
 
 
@@ -214,7 +221,7 @@ def _lonely_problems(job: JobOverrides) -> list[Problem]:
         override for override in (*job.choices, *job.values) if section_of(override).split(".")[0] in OF_THE_SWEEP
     ]
     what = "has no effect: it is for sweeps, and this is a single run"
-    return [Problem(section_of(one), what, one.input_line, "add -m, or drop it") for one in lonely]
+    return [Problem(section_of(one), what, as_shown(one), "add -m, or drop it") for one in lonely]
 
 
 def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
@@ -267,9 +274,10 @@ def _is_gap(problem: Problem) -> bool:
 
 
 def _in_jobs(problem: Problem, numbers: Sequence[int], jobs: Sequence[Sequence[str]]) -> Problem:
-    with_source = [number for number, job in enumerate(jobs) if problem.source in job]
+    shown = [[redact_override(text) for text in job] for job in jobs]
+    with_source = [number for number, job in enumerate(shown) if problem.source in job]
     if len(numbers) == len(jobs) or numbers == with_source:
         return problem
-    named = "; ".join(f"job {number}: {' '.join(jobs[number])}" for number in numbers[:JOBS_NAMED])
+    named = "; ".join(f"job {number}: {' '.join(shown[number])}" for number in numbers[:JOBS_NAMED])
     more = f"; and {len(numbers) - JOBS_NAMED} more" if len(numbers) > JOBS_NAMED else ""
     return replace(problem, source=", ".join(filter(None, [problem.source, f"{named}{more}"])))

@@ -12,8 +12,10 @@ from rlhf_lightning.experiment.config.target_policy import refusals
 from rlhf_lightning.experiment.run_directory import already_taken, holds_a_run
 from rlhf_lightning.ranks import this_place
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
+from rlhf_lightning.settings.judge import OpenAiJudge
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.peft import PeftSettings, QLora
+from rlhf_lightning.settings.readers import JUDGED
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, TrainerSettings, stage_inputs
 from rlhf_lightning.tracking.requirements import logger_problems
 
@@ -25,6 +27,7 @@ def surrounding_problems(settings: RunSettings) -> list[Problem]:
         *_artifact_problems(settings),
         *_target_problems(settings),
         *_process_problems(settings.trainer),
+        *_judge_problems(settings),
         *(() if _runs_elsewhere(settings) else _gpu_problems(settings)),
         *logger_problems(settings.logger),
     ]
@@ -113,6 +116,21 @@ def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
     elif started == 1 and trainer.nodes > 1:
         fix = "start the same command on each node with torchrun or srun (README, More than one process)"
         yield Problem("trainer.nodes", f"{trainer.nodes} nodes need a launcher, and none started this", fix=fix)
+
+
+def _judge_problems(settings: RunSettings) -> Iterator[Problem]:
+    """A judge behind a server, whose key or library is not here."""
+    judge = settings.judge
+    if not isinstance(judge, OpenAiJudge) or not JUDGED & set(settings.pipeline.stages):
+        return
+    if find_spec("openai") is None:
+        yield Problem(
+            "judge", "needs the openai package, which is not installed", fix="pip install 'rlhf-lightning[judge]'"
+        )
+    if judge.api_key_env is not None and not os.environ.get(judge.api_key_env, "").strip():
+        what = f"the environment variable {judge.api_key_env} is not set"
+        fix = f"export {judge.api_key_env}=..., or set judge.api_key_env=null for a server that wants no key"
+        yield Problem("judge.api_key_env", what, fix=fix)
 
 
 def _runs_elsewhere(settings: RunSettings) -> bool:

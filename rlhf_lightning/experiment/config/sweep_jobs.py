@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads, section_of, sort_overrides
+from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads, as_shown, section_of, sort_overrides
 
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
@@ -33,7 +33,7 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
     swept = [override for override in typed if is_of_the_sweep(override) and override.is_sweep_override()]
     if swept:
         what = "Hydra's own settings, launcher and sweep concern the sweep as a whole and cannot be swept"
-        raise ConfigError([Problem(section_of(one), what, one.input_line, "give one value") for one in swept])
+        raise ConfigError([Problem(section_of(one), what, as_shown(one), "give one value") for one in swept])
     config = shared_config(tree, typed)
     task = swept_overrides(tree, config, typed)
     if draws(config):
@@ -42,7 +42,7 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
     if intervals:
         what = "an interval needs a sweeper that draws from it"
         fix = "list values (a,b,c) or range(start,stop,step), or choose hydra/sweeper="
-        raise ConfigError([Problem(section_of(one), what, one.input_line, fix) for one in intervals])
+        raise ConfigError([Problem(section_of(one), what, as_shown(one), fix) for one in intervals])
     jobs = [[*own, *job] for batch in BasicSweeper.split_arguments(task, None) for job in batch]
     if not jobs:
         raise ConfigError([Problem("-m", "the sweep has no job", fix="a range(...) or glob(...) in it is empty")])

@@ -17,6 +17,7 @@ from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.schema import Spot, expectation, find, kind_of, locate, options_with
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, keys_like, similar
 from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.tracking.redaction import is_secret, redact
 
 NO_SUCH_KEY = "there is no such key"
 
@@ -148,6 +149,15 @@ def _problem(details: ErrorDetails, config: Mapping[str, Any]) -> Problem:
     return explain(Complaint(key, spot, details["input"], details["msg"], config))
 
 
+def misplaced_secret(key: str) -> Problem | None:
+    """The judge's secret where a config would hold it; None where an unknown key is nothing of that kind."""
+    section, _, leaf = key.partition(".")
+    if section != "judge" or not is_secret(leaf):
+        return None
+    what = "keys never stand in a config, which is written down with every run: they are read from the environment"
+    return Problem(key, what, fix="set judge.api_key_env=NAME, and export NAME in the shell")
+
+
 def _missing(complaint: Complaint) -> Problem:
     key, spot = complaint.key, complaint.spot
     if spot.sections or spot.is_free:
@@ -165,7 +175,7 @@ def _unknown(complaint: Complaint) -> Problem:
         return Problem(key, NO_SUCH_KEY, fix=did_you_mean(similar(leaf, names)) or f"there are: {', '.join(names)}")
     owners = [kind for kind in options_with(section, leaf) if kind] if section else []
     if not owners:
-        return Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(key)))
+        return misplaced_secret(key) or Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(key)))
     chosen = complaint.config[section]["kind"]
     wanted = " or ".join(f"{section}={owner}" for owner in owners)
     return Problem(
@@ -193,11 +203,11 @@ def _not_a_section(complaint: Complaint) -> Problem:
     fix = f"set its keys one by one, e.g. {key}.{names[0]}=..." if names else None
     if names and _in_list(key):
         fix = f"write a mapping: {{{names[0]}: ...}}"
-    return Problem(key, f"is a section, not a single value; got {show(complaint.given)}", fix=fix)
+    return Problem(key, f"is a section, not a single value; got {show(redact(complaint.given, key))}", fix=fix)
 
 
 def _wrong_value(complaint: Complaint) -> Problem:
-    given, words = complaint.given, expectation(complaint.spot)
+    given, words = redact(complaint.given, complaint.key), expectation(complaint.spot)
     allowed = words.removeprefix("one of ").split(", ") if words.startswith("one of ") else []
     fix = did_you_mean(similar(str(given), allowed))
     return Problem(complaint.key, f"expects {words}, got {show(given)}", fix=fix)
