@@ -21,8 +21,10 @@ LITTLE_VARIETY = 0.2
 """Share of the first distinct-2 that is left. In batches of 64 to 512 replies of the embedded world (`behaviour.py`),
 flawless ones that all open with one polite phrase keep 0.29 to 0.45 of the base model's, those with any polite opening
 0.7 to 0.8, and refusals of every prompt 0.04 to 0.12."""
-MOST = 0.5
-"""More than half of the replies begin with the same three tokens."""
+MANY = 0.4
+"""Share of replies with one opening that is more than a mixture: politeness with any of its phrases gives 0.34. Where
+policies of the embedded world had learned to refuse nearly everything, with random fillers, it was 0.35 to 0.5, and 0.7
+of distinct-2 was left: those are told from polite ones by what they say alone, so this is a note."""
 
 
 def entropy_collapse(record: RunRecord) -> Finding | None:
@@ -53,16 +55,16 @@ def collapsed_replies(record: RunRecord) -> Finding | None:
         return None
     evidence = (opening.change(), variety.change())
     if variety.end > LITTLE_VARIETY * variety.first:
-        if opening.end <= MOST:
+        if opening.end <= MANY:
             return None
         return Finding(
             name="collapsed_replies",
             severity=Severity.NOTE,
-            title="most replies begin alike",
+            title="many replies begin alike",
             evidence=evidence,
             explanation=(
-                "What follows still differs from prompt to prompt, as where a policy has become polite in one way. "
-                "Look at samples.jsonl: is it an opening that was asked for?"
+                "What follows still differs, as where a policy has become polite in one way; or where it refuses in "
+                "many words. Look at samples.jsonl, and at evasion and over-refusal in metrics.json."
             ),
         )
     coef = record.number("kl.coef")

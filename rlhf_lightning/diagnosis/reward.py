@@ -154,7 +154,8 @@ def reward_model_at_chance(record: RunRecord) -> Finding | None:
             f"'prefer the {figures['best_baseline']}' is as good: lift {figures['lift']:.1%} "
             f"[{lift[0]:.1%}, {lift[1]:.1%}]"
         )
-    rate, prompts = record.number("reward_model.learning_rate"), record.number("comparisons.prompts")
+    labels = record.setting("reward_model.comparisons_from") or "comparisons"
+    rate, prompts = record.number("reward_model.learning_rate"), record.number(f"{labels}.prompts")
     return Finding(
         name="reward_model_at_chance",
         severity=Severity.SERIOUS if at_chance else Severity.WARNING,
@@ -162,7 +163,7 @@ def reward_model_at_chance(record: RunRecord) -> Finding | None:
         evidence=tuple(evidence),
         explanation="PPO against such a reward learns its noise. More or cleaner comparisons come first.",
         overrides=(
-            *((f"comparisons.prompts={int(2 * prompts)}",) if prompts else ()),
+            *((f"{labels}.prompts={int(2 * prompts)}",) if prompts else ()),
             "reward_model.epochs=2",
             *((override("reward_model.learning_rate", rate / 3),) if rate else ()),
         ),

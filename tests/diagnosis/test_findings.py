@@ -295,6 +295,14 @@ def test_a_reward_model_at_chance() -> None:
     assert "'prefer the longer' is as good" in only_length.evidence[1]
 
 
+@pytest.mark.parametrize(("source", "proposed"), [(None, "comparisons"), ("ai_feedback", "ai_feedback")])
+def test_more_comparisons_are_asked_of_the_stage_that_made_them(source: str | None, proposed: str) -> None:
+    settings = {"comparisons.prompts": 500, "ai_feedback.prompts": 500, "reward_model.comparisons_from": source}
+    chance = reward_model(accuracy=0.51, accuracy_ci=[0.46, 0.56])
+    finding = found(reward.reward_model_at_chance(make_record(settings=settings, metrics=chance)))
+    assert finding.overrides == (f"{proposed}.prompts=1000", "reward_model.epochs=2")
+
+
 # Replies
 
 
@@ -311,7 +319,8 @@ def test_entropy_is_judged_by_what_is_left_of_it(end: float, severity: Severity 
     [
         (0.9, 0.05, Severity.WARNING),
         (0.9, 0.07, Severity.NOTE),  # a fifth of 0.3 is 0.06
-        (0.45, 0.07, None),  # not most of them
+        (0.45, 0.2, Severity.NOTE),
+        (0.39, 0.2, None),  # not many of them
         (0.35, 0.05, Severity.WARNING),  # several refusals, with openings of their own
         (0.3, 0.05, None),  # 0.1 more than at the start: chance
     ],
