@@ -80,7 +80,7 @@ def make_record(
     config = {section: dict(values) for section, values in CONFIG.items()}
     for key, value in (settings or {}).items():
         section, _, name = key.partition(".")
-        config[section][name] = value
+        config.setdefault(section, {})[name] = value
     history = [
         HistoryRow("ppo", 8 * (iteration + 1), BATCH_SIZE * (iteration + 1), name, value)
         for iteration in range(max(map(len, figures.values())))
