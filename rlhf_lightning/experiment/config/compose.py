@@ -126,6 +126,7 @@ class ConfigTree:
                 return found
         return None
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019
     def _defaults(self, overrides: tuple[str, ...]) -> DefaultsList:
         loader = self.hydra.config_loader
         found: DefaultsList = loader.compute_defaults_list(CONFIG_NAME, list(overrides), RunMode.RUN)

@@ -253,7 +253,22 @@ def _source(tree: ConfigTree, job: JobOverrides, key: str, what: str) -> str | N
     setting = job.setting(key) or next(filter(None, map(job.setting, mentioned)), None)
     own = [value for value in job.values if value.key_or_group in siblings]
     override = setting or next(iter(own), None)
-    return override.input_line if override else tree.origin(key, tuple(as_hydra_reads(tree, job.choices)))
+    if override is None:
+        return tree.origin(key, tuple(as_hydra_reads(tree, job.choices)))
+    line = _line_of_entry(tree, job, key) if override in job.choices else None
+    return line or as_shown(override)
+
+
+def _line_of_entry(tree: ConfigTree, job: JobOverrides, key: str) -> str | None:
+    """The file and line of a key in a list's entry, or of the entry where it lacks the key; None for any other key.
+
+    A choice does not say which entry of a long list in its file is meant.
+    """
+    parts = key.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    lengths = range(len(parts), numbers[-1], -1) if numbers else ()
+    choices = tuple(as_hydra_reads(tree, job.choices))
+    return next(filter(None, (tree.origin(".".join(parts[:length]), choices) for length in lengths)), None)
 
 
 def _distinct(problems: Sequence[Problem]) -> list[Problem]:
