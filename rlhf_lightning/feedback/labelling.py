@@ -124,6 +124,21 @@ class Labeller:
         opinions = examine(pairs, principles)
         return [self._label(own, chosen) for own, chosen in zip(opinions, principles, strict=True)]
 
+    def follows(self, replies: Sequence[tuple[Prompt, str, str | None]]) -> list[dict[str, float | None]]:
+        """How surely each reply follows each principle that applies to it.
+
+        Args:
+            replies: prompt, reply, and the kind of the prompt.
+
+        Returns:
+            P(yes) to the pointwise question by the principle's id; None where the judge did not answer.
+        """
+        own = [(prompt, reply, applicable(self.constitution.principles, kind)) for prompt, reply, kind in replies]
+        masses = self._verdicts((prompt, reply, one) for prompt, reply, fitting in own for one in fitting)
+        return [
+            {one.id: self._share(masses[prompt, reply, one.id]) for one in fitting} for prompt, reply, fitting in own
+        ]
+
     def _principles(self, pair: Pair) -> list[Principle]:
         fitting = applicable(self.constitution.principles, pair.kind)
         if self.settings.principles == "all" or len(fitting) < 2:
@@ -159,21 +174,12 @@ class Labeller:
 
     def _rate(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
         """Yes or no to each reply; one that stands in several pairs is asked about once."""
-        jobs = list(
-            dict.fromkeys(
-                (pair.prompt, reply, principle.id)
-                for pair, own in zip(pairs, principles, strict=True)
-                for principle in own
-                for reply in (pair.first, pair.second)
-            )
+        masses = self._verdicts(
+            (pair.prompt, reply, principle)
+            for pair, own in zip(pairs, principles, strict=True)
+            for principle in own
+            for reply in (pair.first, pair.second)
         )
-        by_id = {principle.id: principle for principle in self.constitution.principles}
-
-        def ask(job: tuple[Prompt, str, str]) -> Asked:
-            prompt, reply, principle = job
-            return self.phrasing.pointwise(by_id[principle], prompt, reply, self.settings.cot)
-
-        masses = dict(zip(jobs, self._ask(map(ask, jobs)), strict=True))
 
         def opinion(pair: Pair, principle: Principle) -> Opinion:
             both = [masses[pair.prompt, reply, principle.id] for reply in (pair.first, pair.second)]
@@ -187,6 +193,17 @@ class Labeller:
 
         return [[opinion(pair, principle) for principle in own] for pair, own in zip(pairs, principles, strict=True)]
 
+    def _verdicts(
+        self, wanted: Iterable[tuple[Prompt, str, Principle]]
+    ) -> dict[tuple[Prompt, str, str], tuple[float, float]]:
+        """The mass of yes and of no to whether a reply follows a principle, by prompt, reply and the principle's id."""
+        jobs = {(prompt, reply, principle.id): principle for prompt, reply, principle in wanted}
+        asked = [
+            self.phrasing.pointwise(principle, prompt, reply, self.settings.cot)
+            for (prompt, reply, _), principle in jobs.items()
+        ]
+        return dict(zip(jobs, self._ask(asked), strict=True))
+
     def _ask(self, asked: Iterable[Asked]) -> list[tuple[float, float]]:
         """The options' mass in the judge's answer to each question, averaged over its votes."""
         votes = self.settings.votes
@@ -195,7 +212,7 @@ class Labeller:
             for one in asked
             for vote in range(votes)
         ]
-        # Principles may share their words (in the courtesy world), and pairs their replies: what is the same is asked once.
+        # Principles may share their words (in the courtesy world), and pairs their replies: each question is asked once.
         distinct = list(dict.fromkeys(questions))
         given = dict(zip(distinct, self.judge.answers(distinct), strict=True))
         self.asked += len(distinct)

@@ -18,9 +18,11 @@ from rlhf_lightning.evaluation.samples import SAMPLES_FILE, SampleRow, write_sam
 from rlhf_lightning.evaluation.statistics import bootstrap_mean
 from rlhf_lightning.evaluation.summary import short_name
 from rlhf_lightning.evaluation.text_statistics import text_statistics
+from rlhf_lightning.experiment.judging import open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.rewards import open_reward_model
 from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.feedback.labelling import Labeller
 from rlhf_lightning.models.actor_critic import reply_logits
 from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.models.reference import FrozenReference
@@ -64,6 +66,11 @@ def run_evaluate(context: StageContext) -> StageResult:
         name: {split: policy_figures(context, said) for split, said in by_split.items()}
         for name, by_split in answers.items()
     }
+    if settings.satisfaction is not None:
+        labeller = open_labeller(context)
+        for name, by_split in answers.items():
+            for split, said in by_split.items():
+                evaluation[name][split] |= judged_figures(context, labeller, said.completions[: settings.satisfaction])
     for number, name in enumerate(settings.policies):
         write_answers(answers[name], context.directory / f"{number}_{short_name(name).replace('/', '_')}.jsonl")
     rows = sample_rows(context, answers[settings.policies[0]], answers[settings.policies[-1]])
@@ -176,6 +183,26 @@ def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
     figures |= {"kl": kl.mean, "kl_ci": kl.interval, "entropy": answers.entropy}
     own_tokens = [done.reply_ids[:-1] if done.finished else done.reply_ids for done in completions]
     return figures | text_statistics(own_tokens, finished, samples, seed)
+
+
+def judged_figures(context: StageContext, labeller: Labeller, completions: Sequence[Completion]) -> dict[str, Any]:
+    """How far replies follow each principle of the constitution, to the judge.
+
+    Returns:
+        `satisfaction`: by the principle's id, the mean probability of yes over the replies that it applies to and that
+        the judge answered for; `satisfaction_ci`, its bootstrap 95% interval; `satisfaction_count`, how many replies.
+    """
+    data, settings = context.inputs.data, context.settings.evaluate
+    rated = labeller.follows([(done.prompt, done.reply, data.kind_of(done.prompt)) for done in completions])
+    figures: dict[str, dict[str, Any]] = {"satisfaction": {}, "satisfaction_ci": {}, "satisfaction_count": {}}
+    for principle in context.settings.constitution.principles:
+        given = [value for one in rated if (value := one.get(principle.id)) is not None]
+        if given:
+            estimate = bootstrap_mean(given, settings.bootstrap_samples, settings.seed)
+            figures["satisfaction"][principle.id] = estimate.mean
+            figures["satisfaction_ci"][principle.id] = estimate.interval
+            figures["satisfaction_count"][principle.id] = estimate.count
+    return figures
 
 
 def write_answers(by_split: dict[str, Answers], path: Path) -> None:
