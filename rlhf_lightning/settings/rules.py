@@ -6,6 +6,7 @@ from rlhf_lightning.errors import Problem
 from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.settings.model import CourtesyModel, ScratchModel
 from rlhf_lightning.settings.peft import NoPeft, QLora, TopLayers
+from rlhf_lightning.settings.readers import JUDGED
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
 
 
@@ -18,6 +19,7 @@ def cross_field_problems(settings: RunSettings) -> list[Problem]:
         *_precision_problems(settings),
         *_length_problems(settings),
         *_world_problems(settings),
+        *_phrasing_problems(settings),
         *_critic_problems(settings),
         *_reference_problems(settings),
         *_sharing_problems(settings),
@@ -141,6 +143,24 @@ def _world_problems(settings: RunSettings) -> list[Problem]:
             )
         ]
     return []
+
+
+def _phrasing_problems(settings: RunSettings) -> list[Problem]:
+    """What the courtesy world has no words for, where models are asked in them."""
+    stages, in_world = set(settings.pipeline.stages), isinstance(settings.data, CourtesyData)
+    judged = JUDGED & stages if settings.evaluate.satisfaction is not None else (JUDGED & stages) - {"evaluate"}
+    to_judge = bool(judged) and (settings.judge.phrasing == "world" or (settings.judge.phrasing == "auto" and in_world))
+    to_revise = in_world and "critique_revision" in stages
+    problems = []
+    for number, principle in enumerate(settings.constitution.principles if to_judge or to_revise else ()):
+        if principle.world is None:
+            what = f"principle {principle.id!r} has no name in the courtesy world, whose model knows no English"
+            fix = "give it one, e.g. world: {tag: harmless}, or choose other data and another model"
+            problems.append(Problem(f"constitution.principles.{number}.world", what, fix=fix))
+    if to_judge and settings.judge.cot:
+        fix = "set judge.cot=false, or judge.phrasing=english with a judge that knows it"
+        problems.append(Problem("judge.cot", "the courtesy world has no words for reasoning", fix=fix))
+    return problems
 
 
 def _critic_problems(settings: RunSettings) -> list[Problem]:

@@ -226,6 +226,19 @@ def test_everything_wrong_is_said_at_once_with_its_line(tree: ConfigTree, write:
     assert found["principles.1.weigth"].fix == "did you mean weight?"
 
 
+def test_a_principle_needs_a_name_in_the_world_only_where_its_words_are_spoken(tree: ConfigTree, write: Write) -> None:
+    write("mine.yaml", OWN.replace("    world: {tag: brief}\n", ""))
+    write("prompts.jsonl", "")
+    mine = ["constitution.path=mine.yaml", "judge.cot=true"]
+    found = problems(tree, *mine)
+    assert found.keys() == {"principles.0.world", "judge.cot"}
+    assert found["principles.0.world"].source == "mine.yaml:3"
+    assert problems(tree, *mine, "judge.phrasing=english").keys() == {"principles.0.world"}  # the reviser's still
+    files = ["data=files", "data.prompts=prompts.jsonl", "model=scratch"]
+    assert ids(constitution(tree, *mine, *files)) == ["own"]
+    assert problems(tree, *mine, *files, "judge.phrasing=world").keys() == {"principles.0.world", "judge.cot"}
+
+
 def test_the_rest_of_the_config_is_checked_as_well(tree: ConfigTree, write: Write) -> None:
     write("mine.yaml", WRONG)
     assert "ppo.minibatches" in problems(tree, "constitution.path=mine.yaml", "ppo.minibatches=7")
