@@ -170,8 +170,8 @@ def test_the_server_says_how_long_to_wait() -> None:
 
 
 def test_a_slow_answer_is_not_waited_for() -> None:
-    with ChatServer(YES, first=[says("yes", seconds=3.0)]) as server, at_most(3.0):
-        (answer,) = judge(server, timeout=0.3).answers([question()])
+    with ChatServer(YES, first=[says("yes", seconds=20.0)]) as server, at_most(10.0):
+        (answer,) = judge(server, timeout=1.0).answers([question()])
     assert answer.total_mass > 0.8
     assert len(server.received) == 2
 
@@ -260,11 +260,12 @@ def test_what_does_not_pass(status: int, said: str) -> None:
 
 
 def test_an_error_stops_all_others_at_once() -> None:
-    """A request that takes a minute and one that waits to be repeated are dropped, and none of the rest begins."""
+    """Requests that take a minute and one that waits to be repeated are dropped, and none of the rest begins."""
     slow = says("yes", seconds=60.0)
-    with ChatServer(YES, first=[slow, fails(500), says("x", seconds=0.3), fails(401)]) as server, at_most(5.0):
-        error_of(server, asked=100, logprobs=True, concurrency=4, timeout=100.0, max_retries=6)
-        time.sleep(1.0)
+    busy = fails(503, retry_after="1")
+    with ChatServer(YES, first=[slow, busy, slow, fails(401)]) as server, at_most(8.0):
+        error_of(server, asked=100, concurrency=4, timeout=100.0)
+        time.sleep(1.5)
     assert len(server.received) == 4
 
 
