@@ -93,7 +93,9 @@ def _of_status(error: APIStatusError, settings: OpenAiJudge, tries: str, said: s
         return JudgeError(
             f"The judge's server does not take the request ({status}): {said}",
             where=f"judge.model={settings.model}, {server}",
-            fix="set judge.logprobs=false" if settings.logprobs and "logprobs" in said else "check judge.model, and what the server says",
+            fix="set judge.logprobs=false"
+            if settings.logprobs and "logprobs" in said
+            else "check judge.model, and what the server says",
         )
     return JudgeError(
         f"The judge's server fails, in {tries} ({status}): {said}", where=server, fix="look at the server's log"
