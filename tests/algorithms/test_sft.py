@@ -22,6 +22,7 @@ MakeModel = Callable[..., PreTrainedModel]
 
 SETTINGS = SftSettings(
     policy_from="base",
+    demonstrations_from="data",
     held_out_fraction=0.0,
     epochs=1,
     batch_size=8,
