@@ -22,6 +22,8 @@ MakeModel = Callable[..., PreTrainedModel]
 SETTINGS = RewardModelSettings(
     backbone_from="sft",
     comparisons_from="comparisons",
+    mix_from=None,
+    mix_ratio=0.0,
     head="scalar",
     pairing="all",
     margin_coef=0.0,
@@ -86,6 +88,17 @@ def test_two_labels_add_the_classification_of_both_replies(make_reward_model: Ma
     # The chosen reply's logit of the positive label, the second, makes all three right.
     right = two.pair_losses(PairLogits(torch.tensor([[0.0, 9.0]]), torch.tensor([[0.0, -9.0]])), torch.zeros(1))
     assert right.item() < 0.001
+
+
+def test_soft_labels_reach_every_part_of_the_loss(make_reward_model: MakeModel) -> None:
+    logits = PairLogits(torch.tensor([[0.0, math.log(3.0)]]), torch.zeros(1, 2))
+    losses = module(make_reward_model(labels=("rejected", "chosen"))).pair_losses(
+        logits, torch.zeros(1), torch.tensor([0.75])
+    )
+    # The lead and the chosen reply's two labels say 3 to 1, as the label does: its entropy for both. The rejected
+    # reply's labels say nothing: ln 2.
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert losses.item() == pytest.approx(2.0 * entropy + math.log(2.0))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -162,3 +175,24 @@ def test_training_puts_the_preferred_replies_first(
     fit(RewardModel(model, positive, settings, steps, total_steps=30), steps, batches(8), epochs=30)
     chosen, rejected = pair_rewards(model, positive, batches(8)[0])
     assert all(better > worse for better, worse in zip(chosen, rejected, strict=True))
+
+
+@pytest.mark.parametrize("labels", [("reward",), ("rejected", "chosen")])
+@pytest.mark.parametrize("probability", [0.5, 0.75, 0.9])
+def test_training_on_soft_labels_of_one_pair_leads_to_the_label(
+    probability: float, labels: tuple[str, ...], make_reward_model: MakeModel, fit: Any, stepping: Any
+) -> None:
+    model = make_reward_model(labels=labels, initializer_range=0.05)
+    steps = stepping(partial(torch.optim.AdamW, eps=1e-5, weight_decay=0.0))
+    # A linear fall of the rate to 0 lets it settle.
+    settings = SETTINGS.model_copy(update={"learning_rate": 0.01})
+    pair = EncodedPreference((5, 9, 7), (12, 30, 1), (8, 1), 0.0, probability)
+    positive = len(labels) - 1
+    batch = collate_preferences([pair] * 4, 0, 4)
+    fitted = fit(RewardModel(model, positive, settings, steps, total_steps=60), steps, [batch], epochs=60)
+    chosen, rejected = pair_rewards(model, positive, batch)
+    assert torch.sigmoid(torch.tensor(chosen[0] - rejected[0])).item() == pytest.approx(probability, abs=0.01)
+    # The entropy of the label, for the pair and, with two labels, for each of its replies: no loss can be less.
+    entropy = -probability * math.log(probability) - (1.0 - probability) * math.log(1.0 - probability)
+    parts = 1 if len(labels) == 1 else 3
+    assert fitted.recorder.series("reward_model/loss")[-1] == pytest.approx(parts * entropy, abs=0.001)
