@@ -26,6 +26,12 @@ def open_labeller(context: StageContext) -> Labeller:
     return Labeller(judge, settings.constitution, phrasing, settings.judge, context.seed)
 
 
+def judge_usage(labeller: Labeller) -> dict[str, dict[str, float]]:
+    """What a judge behind a server has cost since it was opened, for the figures; nothing of a local one."""
+    judge = labeller.judge
+    return {"judge_usage": judge.usage.figures()} if isinstance(judge, OpenAiJudgeModel) else {}
+
+
 def chain_phrasing(context: StageContext, is_plain: bool) -> Phrasing:
     """How critiques and revisions are asked for.
 
@@ -79,6 +85,7 @@ def _open_judge(context: StageContext) -> tuple[JudgeModel, bool]:
         batch_size=settings.batch_size,
         max_reasoning_tokens=settings.max_reasoning_tokens,
         seed=context.seed,
+        is_plain=is_plain,
     )
     return model, is_plain
 

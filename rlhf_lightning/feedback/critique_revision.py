@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rlhf_lightning.constitutions.drawing import applicable, drawn
-from rlhf_lightning.constitutions.rendering import Phrasing
+from rlhf_lightning.constitutions.rendering import Phrasing, turns_of
 from rlhf_lightning.data.formats import parse_prompt, to_fields
 from rlhf_lightning.feedback.speaker import Said, Speaker
-from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt
+from rlhf_lightning.records import Demonstration, Message, Preference, Prompt
 from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
 
 DRAWS_PER_CHAIN = 4096
@@ -146,11 +146,6 @@ class ChainWriter:
         for (chain, principle), critique, revision in zip(going_on, critiques, revisions, strict=True):
             words = critique.text if critique is not None else None
             chain.steps.append(Step(principle.id, words, revision.text, revision.finished))
-
-
-def turns_of(prompt: Prompt) -> Conversation:
-    """A prompt as a conversation: text is one user turn."""
-    return (Message("user", prompt.text),) if isinstance(prompt.text, str) else prompt.text
 
 
 def to_imitate(chain: Chain, train_on: str) -> list[Demonstration]:

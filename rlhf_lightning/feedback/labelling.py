@@ -212,7 +212,7 @@ class Labeller:
             for one in asked
             for vote in range(votes)
         ]
-        # Principles may share their words (in the courtesy world), and pairs their replies: each question is asked once.
+        # Principles may share their words (in the courtesy world), and pairs their replies: each is asked once.
         distinct = list(dict.fromkeys(questions))
         given = dict(zip(distinct, self.judge.answers(distinct), strict=True))
         self.asked += len(distinct)

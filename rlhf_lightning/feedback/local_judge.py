@@ -29,6 +29,7 @@ class LocalJudgeModel:
         batch_size: questions a forward pass.
         max_reasoning_tokens: after which reasoning is cut off.
         seed: of the reasoning.
+        is_plain: it has no chat template of its own, and a turn of the transcript begins after a space.
 
     Attributes:
         truncated: questions that were cut from the left, since the model does not read so many tokens.
@@ -43,6 +44,7 @@ class LocalJudgeModel:
         batch_size: int,
         max_reasoning_tokens: int,
         seed: int,
+        is_plain: bool,
     ) -> None:
         self.name = name
         self.truncated = 0
@@ -50,6 +52,7 @@ class LocalJudgeModel:
         self._encoder = encoder
         self._batch_size = batch_size
         self._seed = seed
+        self._space = " " if is_plain else ""
         self._max_reasoning_tokens = max_reasoning_tokens
         self._option_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
@@ -58,7 +61,7 @@ class LocalJudgeModel:
         asked = [self._prompt_ids(question) for question in questions]
         reasoning = self._reasoning(questions, asked)
         ids = [
-            self._fitted([*prompt, *self._ids(text), *self._ids(question.conclusion if text else question.opening)])
+            self._fitted([*prompt, *self._ids(self._said_so_far(question, text))])
             for question, prompt, text in zip(questions, asked, reasoning, strict=True)
         ]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
@@ -72,6 +75,11 @@ class LocalJudgeModel:
                 written = len(self._ids(reasoning[row])) + 1
                 found[row] = Answer(mass, reasoning[row], input_tokens=len(ids[row]), output_tokens=written)
         return [found[index] for index in range(len(questions))]
+
+    def _said_so_far(self, question: Question, reasoning: str) -> str:
+        """The judge's turn up to the option."""
+        text = f"{reasoning}{question.conclusion}" if reasoning else question.opening
+        return f"{self._space}{text}" if text else ""
 
     def _prompt_ids(self, question: Question) -> list[int]:
         return self._encoder.prompt_ids(Prompt(question.turns))

@@ -76,6 +76,11 @@ class JudgeUsage:
         """In the currency of the prices."""
         return (self.input_tokens * self.input_price + self.output_tokens * self.output_price) / 1e6
 
+    def figures(self) -> dict[str, float]:
+        """As metrics.json has it."""
+        counts = ("requests", "cached", "retries", "malformed", "turned_down", "input_tokens", "output_tokens")
+        return {**{name: getattr(self, name) for name in counts}, "cost": self.cost}
+
 
 class OpenAiJudgeModel:
     """Asks a server, several questions at once.

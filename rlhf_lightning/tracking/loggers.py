@@ -11,9 +11,11 @@ from typing import Any, Protocol
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.settings.readers import readers_of
 from rlhf_lightning.settings.run import RunSettings, TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking.history import HistoryLogger
 from rlhf_lightning.tracking.lineage import Artifact
@@ -132,6 +134,8 @@ def run_card(
     Of a pipeline that `wandb agent` started, the run of the last stage is the agent's trial.
     """
     name = settings.name or run_name(chosen_for(run_dir, overrides), default=run_dir.resolve().name)
+    if _goes_by_a_constitution(settings):
+        name += f" {settings.constitution.name}@{content_hash(settings.constitution)}"
     return RunCard(
         project=wandb.project,
         entity=wandb.entity,
@@ -142,6 +146,13 @@ def run_card(
         notes=settings.notes,
         config=settings.model_dump(mode="json"),
         trial=agent_trial() if is_trial(settings, run_dir, stage) else None,
+    )
+
+
+def _goes_by_a_constitution(settings: RunSettings) -> bool:
+    readers = readers_of("constitution") or frozenset()
+    return bool(settings.constitution.principles) and any(
+        stage in readers and stage != "evaluate" for stage in settings.pipeline.stages
     )
 
 

@@ -21,7 +21,7 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.data.formats import parse_prompt, to_fields
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.judging import open_labeller
+from rlhf_lightning.experiment.judging import judge_usage, open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.prompt_pool import of_kinds
 from rlhf_lightning.experiment.stage import StageContext, StageResult
@@ -76,6 +76,7 @@ def run_ai_feedback(context: StageContext) -> StageResult:
         "questions": sum(row["questions"] for row in journal.rows),
         "input_tokens": sum(row["tokens"][0] for row in journal.rows),
         "output_tokens": sum(row["tokens"][1] for row in journal.rows),
+        **(judge_usage(labeller) if labeller is not None else {}),
     }
     logger.info("AI feedback: %d labels, %d comparisons for training.", len(labels), len(comparisons.train))
     return StageResult(metrics, objective=float(len(comparisons.train)))

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from rlhf_lightning.constitutions.identity import critique_hash
+from rlhf_lightning.constitutions.rendering import turns_of
 from rlhf_lightning.data.comparisons import Comparisons
 from rlhf_lightning.data.demonstrations import write_demonstrations
 from rlhf_lightning.data.encoding import EncodedPrompt
@@ -28,7 +29,6 @@ from rlhf_lightning.feedback.critique_revision import (
     ChainWriter,
     revision_over_reply,
     to_imitate,
-    turns_of,
 )
 from rlhf_lightning.feedback.speaker import SampledSpeaker
 from rlhf_lightning.models.loading import load_policy

@@ -21,7 +21,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.judge_calibration import calibration_figures
 from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
 from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
-from rlhf_lightning.experiment.judging import open_labeller
+from rlhf_lightning.experiment.judging import judge_usage, open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
@@ -79,6 +79,7 @@ def run_judge_calibration(context: StageContext) -> StageResult:
         "questions": labeller.asked,
         "input_tokens": labeller.tokens[0],
         "output_tokens": labeller.tokens[1],
+        **judge_usage(labeller),
         **figures,
     }
     _write_json(context.directory / CALIBRATION, figures)
