@@ -1,28 +1,26 @@
-"""The judge that a config names, opened, and how it is asked."""
+"""The judge that a config names, opened."""
 
 from __future__ import annotations
 
-from rlhf_lightning.constitutions.rendering import EnglishPhrasing, Phrasing
-from rlhf_lightning.data.encoding import Encoder
+from rlhf_lightning.experiment.phrasing import open_encoder, phrasing_for
 from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.feedback.judge_model import JudgeModel
 from rlhf_lightning.feedback.labelling import Labeller
 from rlhf_lightning.feedback.local_judge import LocalJudgeModel
 from rlhf_lightning.feedback.openai_judge import OpenAiJudgeModel
 from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.models.loading import load_policy, load_tokenizer
-from rlhf_lightning.settings.data import CourtesyData
+from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
-from rlhf_lightning.settings.run import RunSettings
-from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
+
+CALIBRATION = "calibration.json"
+"""Figures that stage `judge_calibration` leaves of a judge."""
 
 
 def open_labeller(context: StageContext) -> Labeller:
     """The judge, ready to label pairs under the run's constitution."""
     settings = context.settings
     judge, is_plain = _open_judge(context)
-    fewshots = _wants_examples(settings.judge.fewshots, is_plain)
-    phrasing = phrasing_for(settings, settings.judge.phrasing, fewshots)
+    phrasing = phrasing_for(settings, settings.judge.phrasing, settings.judge.fewshots, is_plain)
     return Labeller(judge, settings.constitution, phrasing, settings.judge, context.seed)
 
 
@@ -30,29 +28,6 @@ def judge_usage(labeller: Labeller) -> dict[str, dict[str, float]]:
     """What a judge behind a server has cost since it was opened, for the figures; nothing of a local one."""
     judge = labeller.judge
     return {"judge_usage": judge.usage.figures()} if isinstance(judge, OpenAiJudgeModel) else {}
-
-
-def chain_phrasing(context: StageContext, is_plain: bool) -> Phrasing:
-    """How critiques and revisions are asked for.
-
-    Args:
-        is_plain: the reviser has no chat template of its own.
-    """
-    fewshots = _wants_examples(context.settings.critique_revision.fewshots, is_plain)
-    return phrasing_for(context.settings, "auto", fewshots)
-
-
-def phrasing_for(settings: RunSettings, wanted: str, fewshots: bool) -> Phrasing:
-    """English, or the courtesy world's own words."""
-    speaks_world = isinstance(settings.data, CourtesyData) if wanted == "auto" else wanted == "world"
-    return CourtesyPhrasing() if speaks_world else EnglishPhrasing(fewshots=fewshots)
-
-
-def open_encoder(context: StageContext, source: ModelSource) -> tuple[Encoder, bool]:
-    """A model's encoder, and whether it has no chat template (the encoder would give it one)."""
-    tokenizer = load_tokenizer(source)
-    is_plain = tokenizer.chat_template is None
-    return Encoder(tokenizer, context.settings.data), is_plain
 
 
 def judge_source(context: StageContext) -> ModelSource | None:
@@ -88,7 +63,3 @@ def _open_judge(context: StageContext) -> tuple[JudgeModel, bool]:
         is_plain=is_plain,
     )
     return model, is_plain
-
-
-def _wants_examples(wanted: str, is_plain: bool) -> bool:
-    return is_plain if wanted == "auto" else wanted == "always"

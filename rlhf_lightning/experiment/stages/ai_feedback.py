@@ -21,11 +21,10 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.data.formats import parse_prompt, to_fields
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.judging import judge_usage, open_labeller
+from rlhf_lightning.experiment.judging import CALIBRATION, judge_usage, open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.prompt_pool import of_kinds
 from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.stages.judge_calibration import CALIBRATION
 from rlhf_lightning.experiment.work_journal import WorkJournal
 from rlhf_lightning.feedback.labelling import Label, Labeller, Pair
 from rlhf_lightning.models.loading import load_policy

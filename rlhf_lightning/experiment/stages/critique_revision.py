@@ -19,7 +19,7 @@ from rlhf_lightning.data.demonstrations import write_demonstrations
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.data.formats import parse_demonstration, to_fields
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.experiment.judging import chain_phrasing, open_encoder
+from rlhf_lightning.experiment.phrasing import open_encoder, phrasing_for
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
 from rlhf_lightning.experiment.stage import StageContext, StageResult
@@ -62,7 +62,7 @@ def run_critique_revision(context: StageContext) -> StageResult:
         speakers.policy,
         speakers.reviser,
         constitution,
-        chain_phrasing(context, speakers.reviser_is_plain),
+        phrasing_for(context.settings, "auto", settings.fewshots, speakers.reviser_is_plain),
         context.seed,
     )
     written, sampled = (WorkJournal(context.directory, name, context.key) for name in (CHAINS, HELPFUL))

@@ -21,7 +21,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.judge_calibration import calibration_figures
 from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
 from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
-from rlhf_lightning.experiment.judging import judge_usage, open_labeller
+from rlhf_lightning.experiment.judging import CALIBRATION, judge_usage, open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
@@ -31,7 +31,6 @@ from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgement, preferred
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION = "calibration.json"
 JUDGED = "judged.jsonl"
 CHUNK = 64
 """Pairs that the judge is asked about together."""
