@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_lightning.settings.run import STAGE_NAMES, StageName
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, StageName
 
 EVERY: frozenset[StageName] = frozenset(STAGE_NAMES)
 TRAINING: frozenset[StageName] = frozenset({"sft", "revision_sft", "reward_model", "ppo"})
@@ -70,6 +70,12 @@ def readers_of(key: str) -> frozenset[StageName] | None:
     parts = key.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
+
+
+def judging_stages(settings: RunSettings) -> frozenset[StageName]:
+    """The stages of the pipeline that ask the judge."""
+    asking = JUDGED if settings.evaluate.satisfaction is not None else JUDGED - {"evaluate"}
+    return asking & set(settings.pipeline.stages)
 
 
 def is_among(key: str, sections: frozenset[str]) -> bool:

@@ -6,7 +6,7 @@ from rlhf_lightning.errors import Problem
 from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.settings.model import CourtesyModel, ScratchModel
 from rlhf_lightning.settings.peft import NoPeft, QLora, TopLayers
-from rlhf_lightning.settings.readers import JUDGED
+from rlhf_lightning.settings.readers import judging_stages
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
 
 
@@ -148,8 +148,9 @@ def _world_problems(settings: RunSettings) -> list[Problem]:
 def _phrasing_problems(settings: RunSettings) -> list[Problem]:
     """What the courtesy world has no words for, where models are asked in them."""
     stages, in_world = set(settings.pipeline.stages), isinstance(settings.data, CourtesyData)
-    judged = JUDGED & stages if settings.evaluate.satisfaction is not None else (JUDGED & stages) - {"evaluate"}
-    to_judge = bool(judged) and (settings.judge.phrasing == "world" or (settings.judge.phrasing == "auto" and in_world))
+    to_judge = bool(judging_stages(settings)) and (
+        settings.judge.phrasing == "world" or (settings.judge.phrasing == "auto" and in_world)
+    )
     to_revise = in_world and "critique_revision" in stages
     problems = []
     for number, principle in enumerate(settings.constitution.principles if to_judge or to_revise else ()):

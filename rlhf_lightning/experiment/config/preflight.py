@@ -35,10 +35,13 @@ from rlhf_lightning.experiment.config.validation import (
     resolve,
     settings_from,
 )
-from rlhf_lightning.settings.readers import readers_of
+from rlhf_lightning.settings.readers import is_among, readers_of
 from rlhf_lightning.settings.rules import cross_field_problems
 from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.tracking.redaction import redact_override
+
+OF_THE_JUDGE = frozenset({"constitution", "judge"})
+"""What evaluation reads only where it asks a judge."""
 
 JOBS_NAMED = 3
 """Jobs of a sweep named beside a problem that not all of them share."""
@@ -203,10 +206,13 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
     if not isinstance(pipeline, dict) or any(key.startswith("pipeline") for key in wrong):
         return []
     running = set(pipeline["stages"])
+    judged = isinstance(plain.get("evaluate"), dict) and plain["evaluate"].get("satisfaction") is not None
     problems = []
     for override in (*job.choices, *job.values):
         key = section_of(override)
         readers = readers_of(key)
+        if readers is not None and not judged and is_among(key, OF_THE_JUDGE):
+            readers -= {"evaluate"}
         if readers is not None and not readers & running:
             absent = " or ".join(sorted(readers))
             what = f"has no effect: pipeline {pipeline['name']!r} has no {absent} stage"

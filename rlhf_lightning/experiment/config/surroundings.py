@@ -12,10 +12,10 @@ from rlhf_lightning.experiment.config.target_policy import refusals
 from rlhf_lightning.experiment.run_directory import already_taken, holds_a_run
 from rlhf_lightning.ranks import this_place
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
-from rlhf_lightning.settings.judge import OpenAiJudge
+from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.peft import PeftSettings, QLora
-from rlhf_lightning.settings.readers import JUDGED
+from rlhf_lightning.settings.readers import judging_stages
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, TrainerSettings, stage_inputs
 from rlhf_lightning.tracking.requirements import logger_problems
 
@@ -74,6 +74,21 @@ def _files_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
                 yield f"data.{name}", value
     if isinstance(model, HubModel) and model.chat_template is not None:
         yield "model.chat_template", model.chat_template
+    yield from feedback_files(settings)
+
+
+def feedback_files(settings: RunSettings) -> Iterator[tuple[str, str]]:
+    """Files that stages of the pipeline read beside the data group's."""
+    judge, own = settings.judge, settings.critique_revision
+    named = {}
+    if "critique_revision" in settings.pipeline.stages:
+        named["critique_revision.prompts_from"] = own.prompts_from
+        named["critique_revision.helpful_prompts_from"] = own.helpful_prompts_from
+    if "judge_calibration" in settings.pipeline.stages:
+        named["judge_calibration.data"] = settings.judge_calibration.data
+    if isinstance(judge, HubJudge) and judging_stages(settings):
+        named["judge.chat_template"] = judge.chat_template
+    yield from ((key, path) for key, path in named.items() if path is not None)
 
 
 def _artifact_problems(settings: RunSettings) -> Iterator[Problem]:
@@ -91,6 +106,8 @@ def artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
         yield "data.name", settings.data.name
     if settings.reward.kind == "classifier" and "ppo" in settings.pipeline.stages:
         yield "reward.name_or_path", settings.reward.name_or_path
+    if isinstance(settings.judge, HubJudge) and judging_stages(settings):
+        yield "judge.name_or_path", settings.judge.name_or_path
     for stage in settings.pipeline.stages:
         yield from stage_inputs(settings, stage)
 
@@ -121,7 +138,7 @@ def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
 def _judge_problems(settings: RunSettings) -> Iterator[Problem]:
     """A judge behind a server, whose key or library is not here."""
     judge = settings.judge
-    if not isinstance(judge, OpenAiJudge) or not JUDGED & set(settings.pipeline.stages):
+    if not isinstance(judge, OpenAiJudge) or not judging_stages(settings):
         return
     if find_spec("openai") is None:
         yield Problem(

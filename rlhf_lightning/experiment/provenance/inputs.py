@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_lightning.experiment.config.surroundings import artifacts_named
+from rlhf_lightning.experiment.config.surroundings import artifacts_named, feedback_files
 from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
 from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_hash
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
+from rlhf_lightning.settings.judge import HubJudge
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
 
@@ -49,9 +50,10 @@ def hub_commits(settings: RunSettings) -> dict[str, str | None]:
     """The commit of each model and dataset of the hub, as this machine's cache has it; None while it has none."""
     asked = {name: "main" for name in _names(settings) if not Path(name).exists()}
     commits = {name: _cached_commit("models", name, revision) for name, revision in asked.items()}
-    model, data = settings.model, settings.data
-    if isinstance(model, HubModel) and model.name_or_path in commits:
-        commits[model.name_or_path] = _cached_commit("models", model.name_or_path, model.revision or "main")
+    data = settings.data
+    for model in (settings.judge, settings.model):
+        if isinstance(model, HubModel | HubJudge) and model.name_or_path in commits:
+            commits[model.name_or_path] = _cached_commit("models", model.name_or_path, model.revision or "main")
     if isinstance(data, HubData) and not Path(data.name).exists():
         commits[f"datasets/{data.name}"] = _cached_commit("datasets", data.name, "main")
     return commits
@@ -67,6 +69,7 @@ def _data_paths(settings: RunSettings) -> Iterator[str]:
         yield data.name
     if isinstance(settings.model, HubModel) and settings.model.chat_template is not None:
         yield settings.model.chat_template
+    yield from (path for _, path in feedback_files(settings))
 
 
 def _names(settings: RunSettings) -> Iterator[str]:
