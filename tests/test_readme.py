@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.cli import compare, completion, doctor, export, main, score, sweep, train
+from rlhf_lightning.cli import compare, completion, constitution, doctor, export, main, score, sweep, train
 from rlhf_lightning.cli.train_help import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
 from rlhf_lightning.diagnosis.doctor import CHECKS
@@ -32,9 +32,11 @@ from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-FILES = ("pairs.jsonl", "rankings.jsonl", "replies.jsonl", "harmless-base.jsonl.gz")
+FILES = ("pairs.jsonl", "rankings.jsonl", "replies.jsonl", "helpful.jsonl", "harmless-base.jsonl.gz")
 """The files that the commands name, as a user would have them."""
-ARTIFACTS = tuple(f"{run}/{stage}" for run in ("RUN", "outputs/latest") for stage in ("sft", "reward_model", "ppo"))
+ARTIFACTS = tuple(
+    f"{run}/{stage}" for run in ("RUN", "outputs/latest") for stage in ("sft", "comparisons", "reward_model", "ppo")
+)
 """The finished artifacts that they name."""
 
 
@@ -79,6 +81,8 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).touch()
     for name in ARTIFACTS:
         (tmp_path / name).mkdir(parents=True)
+    (example,) = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
@@ -115,6 +119,9 @@ def test_inline_commands_are_known_too(tree: ConfigTree, tmp_path: Path, monkeyp
     assert ["rlhf", "train", "--config-dir", "mine", "experiment=first"] in inline
     for words in inline:
         arguments = train.parser().parse_intermixed_args(words[2:])
+        if arguments.multirun:
+            assert words[2:] in TRAIN  # where it is checked
+            continue
         own = ConfigTree.load(Path(arguments.config_dir)) if arguments.config_dir else tree
         settings = check_run(own, arguments.overrides).settings
         assert settings is not None
@@ -133,6 +140,17 @@ def test_the_torchrun_command_passes_the_preflight(tree: ConfigTree, monkeypatch
     settings = check_run(tree, words[module + 3 :]).settings
     assert settings is not None
     assert settings.trainer.processes == processes
+
+
+@pytest.mark.usefixtures("prepared")
+def test_every_constitution_command_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    consulting = [words[2:] for words in README_COMMANDS if words[:2] == ["rlhf", "constitution"]]
+    parsed = [constitution.parser().parse_args(words) for words in consulting]
+    assert [hasattr(arguments, "directory") for arguments in parsed].count(True) == 1
+    for words in consulting:
+        if words[0] != "matrix":  # which asks for a sweep
+            assert main.main(["constitution", *words]) == 0
+    assert "name_the_tool" in capsys.readouterr().out
 
 
 def test_every_score_command_is_understood() -> None:

@@ -150,8 +150,10 @@ commands:
 begin with:
   rlhf train                            the embedded world: SFT, reward model, PPO, evaluation, in minutes on a CPU
   rlhf train debug=tiny                 the same in seconds, to see that everything runs
+  rlhf train pipeline=constitutional constitution=hhh    Constitutional AI: feedback from a model, by principles
   rlhf train -m kl.coef=0.02,0.2 seed=1,2
   rlhf sweep resume outputs/latest      the jobs of the newest sweep that did not finish
+  rlhf constitution show hhh            its principles, and what models are asked under them
   rlhf doctor outputs/latest            is the newest run healthy?
   rlhf compare outputs/latest           the newest sweep: which settings are best, and by how much?
   rlhf export outputs/latest            the newest run's model, to give away

@@ -9,7 +9,7 @@ from rlhf_lightning.experiment.config.compose import ConfigTree
 WIDTH = 118
 
 INTRODUCTION = """\
-rlhf train: supervised fine-tuning, reward model, PPO and evaluation in one command
+rlhf train: supervised fine-tuning, reward model, PPO and evaluation, or Constitutional AI, in one command
 
 usage: rlhf train [GROUP=OPTION ...] [KEY=VALUE ...] [flags]
 """
@@ -29,6 +29,8 @@ examples:
   rlhf train                                            the whole pipeline in the embedded world
   rlhf train debug=tiny                                 everything runs, nothing is learned: seconds
   rlhf train kl=none seed=2                             without a KL penalty: watch the reward being hacked
+  rlhf train pipeline=constitutional constitution=hhh   Constitutional AI: feedback from a model, by principles
+  rlhf train -m sweep=constitution                      nine constitutions, three seeds: what does each do to a policy?
   rlhf train -m kl.coef=0.02,0.2 seed=1,2               four runs, one table
   rlhf train experiment=hh_rlhf_scratch data.path=harmless-base.jsonl.gz
   rlhf train model=hub model.name_or_path=DIR data=files data.preferences=pairs.jsonl trainer=gpu

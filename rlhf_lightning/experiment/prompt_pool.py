@@ -56,7 +56,7 @@ def of_kinds(
         return left
     counted = Counter(kind for _, kind in known)
     there = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
-    wanted = f"of the kinds {', '.join(kinds)}" if kinds is not None else "that a principle applies to"
+    wanted = f"of the kinds {', '.join(kinds)}" if kinds is not None else "one that a principle applies to"
     raise DataError(
         f"All prompts are filtered out: none is {wanted}, and there are {there}.",
         where=key if kinds is not None else f"{key}=null, constitution.principles",

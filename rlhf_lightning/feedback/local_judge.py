@@ -13,6 +13,7 @@ from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
 from rlhf_lightning.errors import ModelError
 from rlhf_lightning.feedback.judge_model import Answer, Question
+from rlhf_lightning.feedback.speaker import own_turn
 from rlhf_lightning.models.loading import readable_tokens
 from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.records import Prompt
@@ -29,7 +30,8 @@ class LocalJudgeModel:
         batch_size: questions a forward pass.
         max_reasoning_tokens: after which reasoning is cut off.
         seed: of the reasoning.
-        is_plain: it has no chat template of its own, and a turn of the transcript begins after a space.
+        is_plain: it has no chat template of its own: a turn of the transcript begins after a space, and ends where the
+            next one begins.
 
     Attributes:
         truncated: questions that were cut from the left, since the model does not read so many tokens.
@@ -52,7 +54,7 @@ class LocalJudgeModel:
         self._encoder = encoder
         self._batch_size = batch_size
         self._seed = seed
-        self._space = " " if is_plain else ""
+        self._is_plain = is_plain
         self._max_reasoning_tokens = max_reasoning_tokens
         self._option_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
@@ -60,10 +62,15 @@ class LocalJudgeModel:
         """An answer to each question, in order; questions of like length are read together."""
         asked = [self._prompt_ids(question) for question in questions]
         reasoning = self._reasoning(questions, asked)
-        ids = [
-            self._fitted([*prompt, *self._ids(self._said_so_far(question, text))])
+        whole = [
+            [*prompt, *self._ids(self._said_so_far(question, text))]
             for question, prompt, text in zip(questions, asked, reasoning, strict=True)
         ]
+        ids = [self._last(one, 0) for one in whole]
+        self.truncated += sum(
+            len(read) < len(one) or (question.reasons and len(self._to_reason(prompt)) < len(prompt))
+            for read, one, question, prompt in zip(ids, whole, questions, asked, strict=True)
+        )
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         found: dict[int, Answer] = {}
         for start in range(0, len(order), self._batch_size):
@@ -79,7 +86,7 @@ class LocalJudgeModel:
     def _said_so_far(self, question: Question, reasoning: str) -> str:
         """The judge's turn up to the option."""
         text = f"{reasoning}{question.conclusion}" if reasoning else question.opening
-        return f"{self._space}{text}" if text else ""
+        return f" {text}" if text and self._is_plain else text
 
     def _prompt_ids(self, question: Question) -> list[int]:
         return self._encoder.prompt_ids(Prompt(question.turns))
@@ -97,13 +104,16 @@ class LocalJudgeModel:
             max_new_tokens=self._max_reasoning_tokens,
             seed=self._seed,
         )
-        prompts = [EncodedPrompt(Prompt(questions[row].turns), tuple(asked[row])) for row in rows]
+        prompts = [EncodedPrompt(Prompt(questions[row].turns), tuple(self._to_reason(asked[row]))) for row in rows]
         for start in range(0, len(rows), self._batch_size):
             chunk = slice(start, start + self._batch_size)
             draws = [_draw(questions[row]) for row in rows[chunk]]
             for row, said in zip(rows[chunk], sampler.sample(prompts[chunk], draws).completions, strict=True):
-                texts[row] = said.reply
+                texts[row] = self._own_turn(said.reply)
         return texts
+
+    def _own_turn(self, text: str) -> str:
+        return own_turn(text)[0] if self._is_plain else text
 
     @torch.no_grad()
     def _next_token(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -142,12 +152,13 @@ class LocalJudgeModel:
         blank = {self._ids(" ")[0]} if self._ids(" ") else set()
         return {ids[0] for ids in map(self._ids, spellings) if ids} - {unknown} - blank
 
-    def _fitted(self, ids: list[int]) -> list[int]:
+    def _to_reason(self, prompt: list[int]) -> list[int]:
+        return self._last(prompt, self._max_reasoning_tokens)
+
+    def _last(self, ids: list[int], room: int) -> list[int]:
+        """As many of the last tokens as the model reads and still has room for so many more."""
         limit = readable_tokens(self._model)
-        if limit is None or len(ids) <= limit:
-            return ids
-        self.truncated += 1
-        return ids[len(ids) - limit :]
+        return ids if limit is None or len(ids) <= limit - room else ids[len(ids) - (limit - room) :]
 
     def _ids(self, text: str) -> list[int]:
         encoded: list[int] = self._encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

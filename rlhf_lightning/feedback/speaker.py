@@ -88,5 +88,11 @@ class SampledSpeaker:
     def _turn(self, text: str, finished: bool) -> Said:
         if not self._is_plain:
             return Said(text, finished)
-        own, next_speaker, _ = text.partition(NEXT_SPEAKER)
-        return Said(own.strip(), finished or bool(next_speaker))
+        own, let_speak = own_turn(text)
+        return Said(own, finished or let_speak)
+
+
+def own_turn(text: str) -> tuple[str, bool]:
+    """What a model without a chat template says until it lets the other one speak, and whether it does."""
+    own, next_speaker, _ = text.partition(NEXT_SPEAKER)
+    return own.strip(), bool(next_speaker)

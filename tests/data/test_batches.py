@@ -36,14 +36,16 @@ def test_the_loss_is_on_the_reply_and_its_end() -> None:
 
 
 def test_both_sides_of_a_pair_are_whole_sequences() -> None:
-    pairs = [EncodedPreference((1,), (2, END), (3, 4, END), 0.5), EncodedPreference((5, 6), (END,), (7, END), 0.0)]
+    soft = EncodedPreference((1,), (2, END), (3, 4, END), 0.5, 0.75)
+    pairs = [soft, EncodedPreference((5, 6), (END,), (7, END), 0.0)]
     batch = collate_preferences(pairs, pad_id=0, step_weight=2)
     assert batch.chosen_ids.tolist() == [[1, 2, END], [5, 6, END]]
     assert batch.chosen_mask.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert batch.rejected_ids.tolist() == [[1, 3, 4, END], [5, 6, 7, END]]
     assert batch.rejected_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert batch.margin.tolist() == [0.5, 0.0]
-    assert batch.margin.dtype == torch.float32
+    assert batch.probability.tolist() == [0.75, 1.0]
+    assert batch.margin.dtype == batch.probability.dtype == torch.float32
 
 
 def test_a_tokenizer_without_a_padding_token_pads_with_its_end(

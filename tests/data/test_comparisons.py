@@ -16,7 +16,7 @@ from rlhf_lightning.settings.data import FileData
 
 CHAT = Prompt((Message("system", "é"), Message("user", "why?\nso")))
 RANKINGS = [Ranking(Prompt(f"question {number}"), ("a", "b", ""), (1, 2, 2)) for number in range(20)]
-PREFERENCES = [Preference(CHAT, "a", "\u2028b", margin=0.5), Preference(Prompt("p"), "", "b")]
+PREFERENCES = [Preference(CHAT, "a", "\u2028b", margin=0.5, probability=0.75), Preference(Prompt("p"), "", "b")]
 
 
 def test_saved_comparisons_are_read_back_and_read_as_files(
@@ -39,6 +39,19 @@ def test_an_incomplete_directory(tmp_path: Path) -> None:
     (tmp_path / "held_out.jsonl").unlink()
     with pytest.raises(DataError, match="does not exist"):
         Comparisons.load(tmp_path)
+
+
+def test_a_soft_label_out_of_its_range_is_refused_with_its_place(
+    tmp_path: Path, make_file_data: Callable[..., FileData]
+) -> None:
+    Comparisons((PREFERENCES[1], PREFERENCES[0]), ()).save(tmp_path)
+    path = tmp_path / "train.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("0.75", "0.25"), encoding="utf-8")
+    read_otherwise = open_source(make_file_data(preferences=path), seed=0)
+    for read in (lambda: Comparisons.load(tmp_path), read_otherwise.comparisons):
+        with pytest.raises(DataError, match=r"must be at least 0\.5 and at most 1; got float 0\.25") as caught:
+            read()
+        assert caught.value.where == f"{path}:2, field 'probability'"
 
 
 def test_rankings_become_pairs_and_preferences_stay() -> None:

@@ -140,6 +140,13 @@ def test_pairs_that_truncation_makes_equal_are_left_out(make_encoder: Callable[.
     assert "1 of 2 records kept" in report.summary()
 
 
+def test_a_soft_label_is_kept_and_none_is_a_certain_one(make_encoder: Callable[..., Encoder]) -> None:
+    encoded, _ = make_encoder().preferences(
+        [Preference(Prompt("a"), "x", "y", probability=0.75), Preference(Prompt("a"), "x", "y")]
+    )
+    assert [pair.probability for pair in encoded] == [0.75, 1.0]
+
+
 def test_errors(make_encoder: Callable[..., Encoder], make_tokenizer: MakeTokenizer, make_lengths: MakeLengths) -> None:
     refuses = make_encoder(chat_template="{{ raise_exception('the system turn is unknown') }}")
     with pytest.raises(DataError, match="refuses a conversation: the system turn is unknown") as caught:

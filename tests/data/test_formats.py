@@ -41,6 +41,20 @@ def said(text: str) -> list[dict[str, str]]:
             {"prompt": "hello", "chosen": "hi", "rejected": "", "margin": 2},
             Preference(Prompt("hello"), "hi", "", 2.0),
         ),
+        # As a judge labels it; both bounds belong to the range.
+        *(
+            (
+                parse_preference,
+                {"prompt": "hello", "chosen": "hi", "rejected": "no", "margin": None, "probability": probability},
+                Preference(Prompt("hello"), "hi", "no", None, float(probability)),
+            )
+            for probability in (0.5, 0.75, 1)
+        ),
+        (
+            parse_preference,
+            {"chosen": HELLO + said("hi"), "rejected": HELLO + said("no"), "probability": 0.8, "margin": 1.5},
+            Preference(CHAT, "hi", "no", 1.5, 0.8),
+        ),
         (parse_preference, {"prompt": HELLO, "chosen": "hi", "rejected": "no"}, Preference(CHAT, "hi", "no")),
         (
             parse_preference,
@@ -106,6 +120,22 @@ def test_well_formed_records(parse: Any, fields: dict[str, Any], record: Any) ->
         ),
         (parse_preference, {"prompt": "hello", "chosen": "a", "rejected": "b", "margin": -1}, "margin", "not negative"),
         (parse_preference, {"prompt": "hello", "chosen": "a", "rejected": "b", "margin": True}, "margin", "got bool"),
+        *(
+            (
+                parse_preference,
+                {"prompt": "hello", "chosen": "a", "rejected": "b", "probability": probability},
+                "probability",
+                what,
+            )
+            for probability, what in (
+                (0.49, "must be at least 0.5 and at most 1; got float 0.49"),
+                (1.01, "must be at least 0.5 and at most 1; got float 1.01"),
+                (0, "must be at least 0.5 and at most 1"),
+                (float("nan"), "must be at least 0.5 and at most 1"),
+                ("0.75", "must be a number"),
+                (True, "must be a number; got bool"),
+            )
+        ),
         (
             parse_preference,
             {"prompt": "bye", "chosen": HELLO + said("a"), "rejected": HELLO + said("b")},
@@ -142,6 +172,14 @@ def test_malformed_records_name_the_place_and_the_field(
     assert what in caught.value.what
     assert caught.value.fix is not None
     assert "data.on_bad_record=skip" in caught.value.fix
+
+
+def test_a_label_for_the_other_reply_is_told_what_to_do() -> None:
+    fields = {"prompt": "hello", "chosen": "a", "rejected": "b", "probability": 0.25}
+    with pytest.raises(DataError) as caught:
+        parse_preference(fields, "pairs.jsonl:7")
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith("name the likelier reply 'chosen'")
 
 
 def test_a_comparison_is_told_by_its_fields() -> None:

@@ -10,10 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME, PACKAGE, STAGES, code_hash, modules_below
-from rlhf_lightning.settings.run import STAGE_NAMES
+from rlhf_lightning.experiment.cache.code import (
+    DECIDES_NOTHING,
+    NAME,
+    PACKAGE,
+    SAME_CODE,
+    STAGES,
+    code_hash,
+    modules_below,
+)
+from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
 
 S, C, R, P, E = "sft", "comparisons", "reward_model", "ppo", "evaluate"
+K, V, J, F = "critique_revision", "revision_sft", "judge_calibration", "ai_feedback"
+
+MODULES = {stage: f"{STAGES}.{SAME_CODE.get(stage, stage)}" for stage in STAGE_NAMES}
 
 Edit = Callable[[str, Callable[[str], str]], set[str]]
 
@@ -48,18 +59,31 @@ def one_line_more(text: str) -> str:
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        ("algorithms/sft.py", {S}),
+        ("algorithms/sft.py", {S, V}),
         ("algorithms/reward_model.py", {R}),
         ("algorithms/ppo.py", {P}),
         ("objectives/ppo.py", {P}),
         ("objectives/preference.py", {R}),
-        ("rollouts/sampler.py", {C, P, E}),
-        ("worlds/courtesy/gold.py", {S, C, R, P, E}),
-        ("worlds/courtesy/__init__.py", {S, C, R, P, E}),
-        ("experiment/training.py", {S, R, P}),
+        ("rollouts/sampler.py", {K, C, J, F, P, E}),
+        ("worlds/courtesy/gold.py", set(STAGE_NAMES)),
+        ("worlds/courtesy/__init__.py", set(STAGE_NAMES)),
+        ("experiment/training.py", {S, V, R, P}),
+        ("experiment/stages/sft.py", {S, V}),
         ("experiment/stages/comparisons.py", {C}),
+        ("experiment/stages/judge_calibration.py", {J}),
+        ("experiment/prompt_pool.py", {K, F}),
+        ("data/demonstrations.py", {S, K, V}),
+        ("constitutions/rendering.py", {K, J, F, E}),
+        ("feedback/critique_revision.py", {K}),
+        ("feedback/speaker.py", {K, J, F, E}),
+        ("feedback/labelling.py", {J, F, E}),
+        ("feedback/local_judge.py", {J, F, E}),
+        ("feedback/openai_judge.py", {J, F, E}),
+        ("worlds/courtesy/recorded.py", {J}),
+        ("evaluation/judge_calibration.py", {J}),
+        ("evaluation/judge_report.py", {J}),
         ("evaluation/gold.py", {E}),
-        ("evaluation/statistics.py", {R, E}),
+        ("evaluation/statistics.py", {J, R, E}),
         ("callbacks/kl_budget.py", {P}),
         ("tracking/wandb_run.py", set()),
         ("cli/train.py", set()),
@@ -115,7 +139,7 @@ def test_what_counts_for_nothing_is_there() -> None:
 
 def test_packages_whose_code_is_not_followed_hold_no_code() -> None:
     """Importing `a.b` runs `a/__init__.py` too; only what is imported by name is followed."""
-    followed = set().union(*(modules_below(f"{STAGES}.{stage}") for stage in STAGE_NAMES))
+    followed = set().union(*(modules_below(module) for module in MODULES.values()))
     packages = {parent for name in followed for parent in parents(name)} - followed - {STAGES, NAME}
     for name in packages:
         file = PACKAGE.joinpath(*name.split(".")[1:]) / "__init__.py"
@@ -137,10 +161,20 @@ def test_imports_in_the_package_are_written_in_full() -> None:
 
 
 def test_a_stage_does_not_depend_on_another() -> None:
-    for stage in STAGE_NAMES:
-        others = {f"{STAGES}.{other}" for other in STAGE_NAMES if other != stage}
-        assert not others & modules_below(f"{STAGES}.{stage}")
-        assert f"{NAME}.algorithms.ppo" not in modules_below(f"{STAGES}.{stage}") or stage == P
+    for stage, module in MODULES.items():
+        followed = modules_below(module)
+        assert not (set(MODULES.values()) - {module}) & followed, stage
+        assert f"{NAME}.algorithms.ppo" not in followed or stage == P
+
+
+def test_stages_of_one_module_are_of_one_kind() -> None:
+    """A stage without a module of its own runs another's, and has its section's class."""
+    fields = RunSettings.model_fields
+    for stage, module in MODULES.items():
+        assert (PACKAGE.parent / f"{module.replace('.', '/')}.py").is_file(), stage
+    assert {stage: fields[stage].annotation for stage in SAME_CODE} == {
+        stage: fields[other].annotation for stage, other in SAME_CODE.items()
+    }
 
 
 def test_it_takes_no_time(tmp_path: Path) -> None:

@@ -80,7 +80,10 @@ def test_the_defaults_have_no_problem(tree: ConfigTree) -> None:
     assert settings.pipeline.name == "rlhf"
 
 
-@pytest.mark.parametrize("pipeline", ["rlhf", "sft", "reward_model"])
+@pytest.mark.parametrize(
+    "pipeline",
+    ["rlhf", "sft", "reward_model", "constitutional", "constitutional_sl", "rlaif", "judge_calibration"],
+)
 def test_shipped_pipelines_that_need_no_artifact_have_no_problem(tree: ConfigTree, pipeline: str) -> None:
     assert problems(tree, f"pipeline={pipeline}") == {}
 
@@ -237,6 +240,24 @@ def test_contradictions_inside_a_section_name_the_override(tree: ConfigTree) -> 
 
 
 @pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["judge.clamp=[0.6,0.9]"], "clamp [0.6, 0.9] must hold 0.5, as [0.4, 0.6] does"),
+        (["judge.clamp=[0.9,0.1]"], "clamp [0.9, 0.1] must hold 0.5, as [0.4, 0.6] does"),
+        (["judge.votes=3"], "votes differ only by their reasoning: set cot=true, or votes=1"),
+        (["judge.abstain_on_disagreement=true"], "compares two orders, and mode=pointwise has none"),
+        (["judge.mode=pairwise", "judge.swap=false", "judge.abstain_on_disagreement=true"], "orders: set swap=true"),
+        (["reward_model.mix_ratio=0.5"], "mix_from and mix_ratio go together: give both"),
+        (["reward_model.mix_from=critique_revision"], "mix_from and mix_ratio go together: give both"),
+    ],
+)
+def test_contradictions_of_feedback_name_an_override(tree: ConfigTree, overrides: list[str], said: str) -> None:
+    problem = only(problems(tree, "pipeline=constitutional", *overrides))
+    assert said in problem.what
+    assert problem.source in overrides
+
+
+@pytest.mark.parametrize(
     ("overrides", "key", "said"),
     [
         (["trainer.precision=16-mixed"], "trainer.precision", "16-mixed needs a GPU"),
@@ -275,6 +296,38 @@ def test_an_override_that_any_running_stage_reads_is_accepted(tree: ConfigTree) 
     assert set(problems(tree, "pipeline=sft", "rollout.max_new_tokens=20")) == {"rollout.max_new_tokens"}
 
 
+@pytest.mark.parametrize("override", ["constitution=hhh", "constitution.sampling.mode=all", "judge.label=hard"])
+def test_what_only_a_judge_reads_is_refused_where_none_is_asked(tree: ConfigTree, override: str) -> None:
+    problem = only(problems(tree, override))
+    assert problem.what.startswith("has no effect: pipeline 'rlhf' has no ai_feedback or")
+    assert "evaluate" not in problem.what, "it has that stage"
+    assert problem.source == override
+    # The evaluation asks the judge where it is told to, and the other pipelines do so at other stages.
+    assert problems(tree, override, "evaluate.satisfaction=16") == {}
+    assert problems(tree, override, "pipeline=judge_calibration") == {}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "override"),
+    [
+        ("rlhf", "critique_revision.prompts=10"),
+        ("rlhf", "revision_sft.epochs=2"),
+        ("rlhf", "ai_feedback.replies=2"),
+        ("constitutional_sl", "ai_feedback.replies=2"),
+        ("constitutional_sl", "judge_calibration.pairs=50"),
+        ("constitutional_sl", "judge.label=hard"),
+        ("rlaif", "constitution.revisions=1"),
+        ("rlaif", "critique_revision.prompts=10"),
+        ("constitutional", "comparisons.prompts=10"),
+        ("judge_calibration", "callbacks.gold_monitor=false"),
+    ],
+)
+def test_a_key_of_constitutional_ai_is_refused_where_no_stage_reads_it(
+    tree: ConfigTree, pipeline: str, override: str
+) -> None:
+    assert only(problems(tree, f"pipeline={pipeline}", override)).what.startswith("has no effect: pipeline")
+
+
 def test_what_a_file_sets_may_be_without_effect(tree: ConfigTree) -> None:
     assert problems(tree, "debug=tiny", "pipeline=sft") == {}
 
@@ -310,6 +363,29 @@ def test_named_files_must_exist(tree: ConfigTree, tmp_path: Path, monkeypatch: p
     found = problems(tree, *choices, "data.preferences=there.jsonl", "data.prompts=gone.jsonl")
     assert only(found).what == "gone.jsonl does not exist"
     assert str(tmp_path) in str(only(found).fix)
+
+
+@pytest.mark.parametrize(
+    "key", ["critique_revision.prompts_from", "critique_revision.helpful_prompts_from", "judge_calibration.data"]
+)
+def test_files_of_feedback_must_exist(
+    tree: ConfigTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").touch()
+    assert problems(tree, "pipeline=constitutional", f"{key}=there.jsonl") == {}
+    assert problems(tree, "pipeline=constitutional", f"{key}=gone.jsonl")[key].what == "gone.jsonl does not exist"
+
+
+def test_a_judge_s_files_must_exist(tree: ConfigTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    judge = ("pipeline=constitutional", "judge=hub", "judge.phrasing=english")
+    assert problems(tree, *judge, "judge.name_or_path=owner/name") == {}
+    found = problems(tree, *judge, "judge.name_or_path=./gone", "judge.chat_template=gone.jinja")
+    assert {key: problem.what for key, problem in found.items()} == {
+        "judge.name_or_path": "./gone does not exist",
+        "judge.chat_template": "gone.jinja does not exist",
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def tree() -> ConfigTree:
 
 
 def refused(tree: ConfigTree, *overrides: str, check: Callable[..., object] = check_run) -> tuple[Problem, ...]:
-    """The problems, none of which quotes what is secret."""
+    """The problems of a pipeline with a judge, none of which quotes what is secret."""
     with pytest.raises(ConfigError) as caught:
-        check(tree, overrides)
+        check(tree, ["pipeline=constitutional", *overrides])
     assert "hush" not in str(caught.value)
     return caught.value.problems
 
@@ -88,6 +88,13 @@ def test_a_key_that_hydra_cannot_read(tree: ConfigTree) -> None:
     assert problem.what == "cannot be read as an override"
 
 
+def test_a_key_for_a_pipeline_without_a_judge(tree: ConfigTree) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_run(tree, [*SERVER, "judge.api_key=sk-hush"])
+    assert "keys never stand in a config" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
 def test_a_key_in_a_sweep(tree: ConfigTree) -> None:
     refused(tree, "judge.api_key=hush,hush2")
     refused(tree, "judge.api_key=hush,hush2", "kl.coef=0.1,0.2", check=check_sweep)
@@ -110,9 +117,9 @@ def test_nothing_is_written(
 
 def test_a_key_that_is_not_in_the_environment(tree: ConfigTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is missed before anything runs, by the pipelines that ask the judge."""
-    chosen = (*SERVER, "judge.api_key_env=TINY_KEY", "pipeline=constitutional")
+    chosen = (*SERVER, "judge.api_key_env=TINY_KEY")
     monkeypatch.setenv("TINY_KEY", "hush")
-    settings = check_run(tree, chosen).settings
+    settings = check_run(tree, [*chosen, "pipeline=constitutional"]).settings
     assert settings is not None
     assert isinstance(settings.judge, OpenAiJudge)
     assert "hush" not in settings.model_dump_json()

@@ -41,16 +41,16 @@ class Scripted:
 class Plain:
     """Asks in one line: `ID: first | second`, or `ID: reply`."""
 
-    def critique(self, principle: Any, dialogue: Conversation) -> Conversation:
+    def critique(self, *_: Any) -> Conversation:
         raise AssertionError
 
-    def revision(self, principle: Any, dialogue: Conversation, critique: str | None) -> Conversation:
+    def revision(self, *_: Any) -> Conversation:
         raise AssertionError
 
-    def pairwise(self, principle: Any, prompt: Prompt, first: str, second: str, reasons: bool) -> Asked:
+    def pairwise(self, principle: Any, _: Prompt, first: str, second: str, __: bool) -> Asked:
         return self._asked(f"{principle.id}: {first} | {second}", ("A", "B"))
 
-    def pointwise(self, principle: Any, prompt: Prompt, reply: str, reasons: bool) -> Asked:
+    def pointwise(self, principle: Any, _: Prompt, reply: str, __: bool) -> Asked:
         return self._asked(f"{principle.id}: {reply}", ("yes", "no"))
 
     def _asked(self, text: str, options: tuple[str, str]) -> Asked:
@@ -86,7 +86,7 @@ def label(judge: Scripted, *principles: dict[str, Any], first: str = GOOD, secon
     return found
 
 
-def likes_the_first_slot(text: str, _: int) -> Mass:
+def likes_the_first_slot(_: str, __: int) -> Mass:
     """0.9 of its mass for whatever stands first, half of all its probability elsewhere."""
     return (0.45, 0.05)
 

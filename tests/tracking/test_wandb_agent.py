@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_constitutions import constitution
 from offline_run import recorded
 
 from rlhf_lightning.settings.run import PipelineSettings, RunSettings, WandbLogging
@@ -29,6 +30,7 @@ def settings() -> RunSettings:
         "notes": None,
         "tags": [],
         "optimizer": {"lr": 0.3},
+        "constitution": constitution(),
         "pipeline": PipelineSettings(name="test", stages=["sft", "ppo"]),
         "logger": WandbLogging(kind="wandb", project="mine", entity=None, mode="offline", artifacts="none"),
     }

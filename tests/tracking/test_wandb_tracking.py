@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,14 +14,22 @@ from typing import Any
 
 import pytest
 import wandb
+from made_up_constitutions import constitution, principle
 from offline_run import recorded
 
 from rlhf_lightning.errors import ConfigError, RunDirectoryError
 from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.settings.run import FilesOnly, PipelineSettings, RunSettings, TensorBoardLogging, WandbLogging
+from rlhf_lightning.settings.run import (
+    FilesOnly,
+    PipelineSettings,
+    RunSettings,
+    StageName,
+    TensorBoardLogging,
+    WandbLogging,
+)
 from rlhf_lightning.tracking import wandb_run
 from rlhf_lightning.tracking.history_file import series
-from rlhf_lightning.tracking.loggers import flatten, open_tracker
+from rlhf_lightning.tracking.loggers import flatten, open_tracker, run_card
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
 from rlhf_lightning.tracking.wandb_session import has_credentials
@@ -35,6 +44,7 @@ def _settings(**changes: Any) -> RunSettings:
         "notes": "a note",
         "tags": ["first"],
         "optimizer": {"lr": 0.1, "api_key": "sk-1"},
+        "constitution": constitution(),
         "logger": WandbLogging(kind="wandb", project="test", entity=None, mode="auto", artifacts="reference"),
     }
     return RunSettings.model_construct(**(values | changes))
@@ -85,6 +95,36 @@ def test_stages_of_one_process_are_runs_of_one_group(
     assert "wandb" not in captured.out + captured.err, "the terminal is ours"
     said = [record.message.partition(":")[0] for record in caplog.records if record.name.startswith("rlhf_lightning")]
     assert said == ["No W&B API key"], "once, not once a stage"
+
+
+def _name(
+    tmp_path: Path, *stages: StageName, name: str | None = "mine", principles: tuple[str, ...] = ("kind",)
+) -> str:
+    settings = _settings(
+        name=name,
+        constitution=constitution(*map(principle, principles)),
+        pipeline=PipelineSettings(name="test", stages=list(stages)),
+    )
+    assert isinstance(settings.logger, WandbLogging)
+    return run_card(settings, settings.logger, tmp_path, stages[0], ["kl.coef=0.2"]).name
+
+
+def test_a_run_that_goes_by_a_constitution_says_so_with_its_hash(tmp_path: Path) -> None:
+    named = _name(tmp_path, "sft", "critique_revision")
+    assert re.fullmatch("sft mine test@[0-9a-f]{12}", named)
+    assert _name(tmp_path, "ai_feedback") == named.replace("sft", "ai_feedback"), "the same in every stage"
+    assert _name(tmp_path, "sft", "critique_revision", principles=("brief",)) != named, "other principles, another hash"
+    assert _name(tmp_path, "sft", "critique_revision", name=None) == named.replace("mine", "kl.coef=0.2")
+
+
+@pytest.mark.parametrize(
+    ("stages", "principles"),
+    [(("sft", "ppo", "evaluate"), ("kind",)), (("sft", "critique_revision"), ())],
+)
+def test_a_run_that_goes_by_none_does_not(
+    tmp_path: Path, stages: tuple[StageName, ...], principles: tuple[str, ...]
+) -> None:
+    assert _name(tmp_path, *stages, principles=principles) == f"{stages[0]} mine"
 
 
 CARD = RunCard("test", None, "group", "sft", "sft x", ["t"], None, {"seed": 1})
