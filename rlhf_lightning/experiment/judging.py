@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf_lightning.experiment.phrasing import open_encoder, phrasing_for
 from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.feedback.judge_model import JudgeModel
@@ -10,7 +12,8 @@ from rlhf_lightning.feedback.local_judge import LocalJudgeModel
 from rlhf_lightning.feedback.openai_judge import OpenAiJudgeModel
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy
-from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
+from rlhf_lightning.settings.judge import HubJudge, JudgeSettings, OpenAiJudge
+from rlhf_lightning.settings.readers import FREE, is_among
 
 CALIBRATION = "calibration.json"
 """Figures that stage `judge_calibration` leaves of a judge."""
@@ -28,6 +31,15 @@ def judge_usage(labeller: Labeller) -> dict[str, dict[str, float]]:
     """What a judge behind a server has cost since it was opened, for the figures; nothing of a local one."""
     judge = labeller.judge
     return {"judge_usage": judge.usage.figures()} if isinstance(judge, OpenAiJudgeModel) else {}
+
+
+def judge_terms(settings: JudgeSettings) -> dict[str, Any]:
+    """How a judge is asked and how its answers become labels: what a calibration holds for.
+
+    Where its model lies is left out: one that lies elsewhere, or comes from the cache, may be the same.
+    """
+    plain = settings.model_dump(mode="json", exclude={"model_from", "name_or_path"})
+    return {key: value for key, value in plain.items() if not is_among(f"judge.{key}", FREE)}
 
 
 def judge_source(context: StageContext) -> ModelSource | None:

@@ -7,8 +7,9 @@ configs. A new key of the schema without a line here fails.
 from __future__ import annotations
 
 import copy
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rlhf_lightning.data.sources import open_source
+from rlhf_lightning.experiment.cache.code import code_hash
 from rlhf_lightning.experiment.cache.content import path_identity
 from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.config.compose import ConfigTree
@@ -267,6 +269,14 @@ class World(NamedTuple):
 
     config: Config
     below: Mapping[str, tuple[str, ...]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code_is_read_once() -> Iterator[None]:
+    """It is the same in all of these tests (`test_cache_code` sees to it), and most of the time that a key takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_lightning.experiment.cache.keys.code_hash", functools.cache(code_hash))
+        yield
 
 
 @pytest.fixture(scope="module")

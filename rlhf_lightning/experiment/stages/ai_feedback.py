@@ -21,7 +21,7 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.data.formats import parse_prompt, to_fields
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.judging import CALIBRATION, judge_usage, open_labeller
+from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.prompt_pool import of_kinds
 from rlhf_lightning.experiment.stage import StageContext, StageResult
@@ -85,7 +85,8 @@ def require_calibration(context: StageContext) -> None:
     """Refuses to label with a judge that is no better than a trivial baseline.
 
     Raises:
-        ArtifactError: it is not, or was calibrated under another constitution, or there is no calibration there.
+        ArtifactError: it is not, or was calibrated in another way or under another constitution, or there is no
+            calibration there.
     """
     settings, constitution = context.settings.ai_feedback, context.settings.constitution
     name = settings.calibration_from
@@ -99,6 +100,12 @@ def require_calibration(context: StageContext) -> None:
             f"The judge was calibrated under another constitution ({figures['constitution']}).",
             where=f"ai_feedback.calibration_from={name}",
             fix="run stage judge_calibration under this one, or set ai_feedback.calibration_from=null",
+        )
+    if figures["judge_terms"] != judge_terms(context.settings.judge):
+        raise ArtifactError(
+            "The judge that was calibrated was asked in another way, or was another one.",
+            where=f"ai_feedback.calibration_from={name}",
+            fix="run stage judge_calibration with this judge, or set ai_feedback.calibration_from=null",
         )
     if figures["worth_training_on"] is not False:
         return

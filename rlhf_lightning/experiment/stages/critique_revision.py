@@ -156,6 +156,12 @@ def _helpful_samples(
             (),
             "critique_revision.helpful_kinds",
         )
+        if settings.helpful_prompts_from is None and any(kind is None for _, kind in pool):
+            logger.warning(
+                "Nobody knows which of the data's prompts are helpful ones: the helpful samples answer red-team "
+                "prompts too, and undo in part what the revisions teach. Name a file of others with "
+                "critique_revision.helpful_prompts_from."
+            )
         asked = _in_turn(pool, wanted, context.seed + 1)
         for start in track(range(len(journal.rows), wanted, settings.batch_size), "Sampling helpful replies"):
             batch = [prompt for prompt, _ in asked[start : start + settings.batch_size]]

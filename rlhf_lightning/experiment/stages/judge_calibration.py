@@ -21,7 +21,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.judge_calibration import calibration_figures
 from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
 from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
-from rlhf_lightning.experiment.judging import CALIBRATION, judge_usage, open_labeller
+from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
@@ -54,7 +54,11 @@ def run_judge_calibration(context: StageContext) -> StageResult:
     """Have the judge label what people have labelled, and report how the two agree."""
     settings, constitution = context.settings.judge_calibration, context.settings.constitution
     context.seed_everything()
-    origin = {"constitution": constitution.name, "constitution_hash": judge_hash(constitution)}
+    origin = {
+        "constitution": constitution.name,
+        "constitution_hash": judge_hash(constitution),
+        "judge_terms": judge_terms(context.settings.judge),
+    }
     if not constitution.principles:
         logger.info("Constitution %s has no principles: there is nothing to judge by, and no judge.", constitution.name)
         figures: dict[str, Any] = {**origin, "pairs": 0, "worth_training_on": None}
