@@ -468,7 +468,7 @@ FROM_K, FROM_V, FROM_F = {K, V, F, R, P, E}, {V, F, R, P, E}, {F, R, P, E}
         ([], ["ai_feedback.calibration_from=null"], FROM_F),
         ([], ["judge.model_from=sft"], {J} | FROM_F),
         ([], ["judge=hub", "judge.name_or_path=DIR"], {J} | FROM_F),
-        (["judge.cot=true"], ["judge.votes=3"], {J} | FROM_F),
+        (["judge.cot=true", "judge.phrasing=english"], ["judge.votes=3"], {J} | FROM_F),
         (["judge.mode=pairwise"], ["judge.abstain_on_disagreement=true"], {J} | FROM_F),
         ([], ["reward_model.comparisons_from=critique_revision"], {R, P, E}),
         ([], ["reward_model.mix_from=critique_revision", "reward_model.mix_ratio=0.5"], {R, P, E}),
@@ -668,7 +668,7 @@ def test_code_that_the_config_names_counts(
     before = keys(settings)
     (tmp_path / "own_callbacks.py").write_text("class Watching: threshold = 2\n")
     after = keys(settings)
-    assert {stage for stage in STAGE_NAMES if before[stage] != after[stage]} == {S, C, R, P, E}
+    assert {stage for stage in STAGE_NAMES if before[stage] != after[stage]} == {S, K, V, C, F, R, P, E}
 
 
 @pytest.mark.parametrize("target", ["own_callbacks.Watching.made", "own_callbacks.gone.Watching", "nowhere.Watching"])
