@@ -47,8 +47,8 @@ def test_a_soft_label_out_of_its_range_is_refused_with_its_place(
     Comparisons((PREFERENCES[1], PREFERENCES[0]), ()).save(tmp_path)
     path = tmp_path / "train.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("0.75", "0.25"), encoding="utf-8")
-    read_otherwise = open_source(make_file_data(preferences=path), seed=0)
-    for read in (lambda: Comparisons.load(tmp_path), read_otherwise.comparisons):
+    files = make_file_data(preferences=path)
+    for read in (lambda: Comparisons.load(tmp_path), lambda: open_source(files, seed=0)):
         with pytest.raises(DataError, match=r"must be at least 0\.5 and at most 1; got float 0\.25") as caught:
             read()
         assert caught.value.where == f"{path}:2, field 'probability'"
