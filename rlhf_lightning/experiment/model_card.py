@@ -140,7 +140,38 @@ def _data(model: ExportedModel) -> str:
         if key in figures
     ]
     used = f" The stage used {', '.join(counts)}." if counts else ""
-    return "\n".join([*lines, "", f"There was no written constitution and no AI feedback.{used}"])
+    return "\n".join([*lines, "", f"{_by_models(model)}{used}"])
+
+
+def _by_models(model: ExportedModel) -> str:
+    """What of its data models made, by the principles of a constitution."""
+    config = model.run.config
+    constitution = config.get("constitution", {})  # runs of earlier versions had none
+    below = _below(config, model.stage)
+    made = []
+    if "critique_revision" in below:
+        made.append("replies were critiqued and revised by its principles")
+    if "ai_feedback" in below:
+        made.append(f"{_judge(config['judge'])} compared replies under it")
+    if not made or not constitution.get("principles"):
+        return "There was no written constitution and no AI feedback."
+    count = len(constitution["principles"])
+    principles = f"{count} principle{'s' if count != 1 else ''}"
+    return f"The constitution was {escaped(constitution['name'])} ({principles}): {' and '.join(made)}."
+
+
+def _below(config: Mapping[str, Any], stage: str) -> set[str]:
+    """The stages of the run that a stage builds on, itself included."""
+    if stage not in config["pipeline"]["stages"]:
+        return set()
+    inputs = [name for key, name in config[stage].items() if key.endswith("_from") and isinstance(name, str)]
+    return {stage}.union(*(_below(config, name) for name in inputs))
+
+
+def _judge(judge: Mapping[str, Any]) -> str:
+    """Who compared the replies."""
+    named = {"self": "model_from", "hub": "name_or_path", "openai": "model"}[judge["kind"]]
+    return f"a model ({escaped(judge[named])})"
 
 
 def _figures(model: ExportedModel) -> str:

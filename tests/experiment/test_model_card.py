@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from rlhf_lightning.experiment.exported_model import ExportedModel
+from rlhf_lightning.experiment.exported_model import ExportedModel, ModelStage
 from rlhf_lightning.experiment.model_card import escaped, fenced, hub_id, model_card
 from rlhf_lightning.experiment.run_directory import METRICS, PROVENANCE, RunDirectory
+
+MODEL_STAGES: tuple[ModelStage, ...] = get_args(ModelStage)
 
 Finished = Callable[..., RunDirectory]
 
@@ -40,6 +42,33 @@ def test_the_synthetic_world_is_called_synthetic(finished_run: Finished) -> None
     assert "artificial language only" in section(card, "Limits")
     assert "no written constitution" in section(card, "Data")
     assert "1794 prompts" in section(card, "Data")
+
+
+CONSTITUTIONAL = ("pipeline=constitutional", "constitution=hhh")
+
+
+def test_what_models_made_by_a_constitution_is_said(finished_run: Finished) -> None:
+    run = finished_run(*CONSTITUTIONAL)
+    said = {stage: section(model_card(ExportedModel(run, stage, "whole", True)), "Data") for stage in MODEL_STAGES}
+    # The principles of harmless (2), helpful (1) and honest (2), and one of its own.
+    revised = "The constitution was hhh (6 principles): replies were critiqued and revised by its principles"
+    assert "no written constitution and no AI feedback" in said["sft"]
+    assert f"{revised}." in said["revision_sft"]
+    for stage in ("reward_model", "ppo"):
+        assert f"{revised} and a model (base) compared replies under it." in said[stage]
+
+
+def test_a_judge_on_its_own_is_named(finished_run: Finished) -> None:
+    server = ("judge=openai", "judge.base_url=http://localhost:1/v1", "judge.model=some_judge")
+    run = finished_run("pipeline=rlaif", "constitution=polite", *server)
+    data = section(model_card(ExportedModel(run, "ppo", "whole", chats=True)), "Data")
+    assert r"The constitution was polite (1 principle): a model (some\_judge) compared replies under it." in data
+
+
+@pytest.mark.parametrize("overrides", [("pipeline=constitutional", "constitution=none"), ("pipeline=rlhf",)])
+def test_without_principles_there_was_no_constitution(finished_run: Finished, overrides: tuple[str, ...]) -> None:
+    card = model_card(ExportedModel(finished_run(*overrides), "ppo", "whole", chats=True))
+    assert "no written constitution and no AI feedback" in section(card, "Data")
 
 
 def test_a_policy_stands_beside_the_one_it_started_from_with_intervals(finished_run: Finished) -> None:
