@@ -37,6 +37,36 @@ def test_stages_of_a_run_take_in_each_others_work_once(tmp_path: Path, composed:
     ], "the SFT policy is evaluated and is the reference"
 
 
+def test_stages_of_constitutional_ai_take_in_each_others_work(tmp_path: Path, composed: Compose) -> None:
+    settings = composed("pipeline=constitutional", "constitution=hhh")
+    base = {"model-courtesy": courtesy.asset_path()}
+    stages = ("sft", "critique_revision", "revision_sft", "judge_calibration", "ai_feedback", "reward_model", "ppo")
+    expected: dict[str, tuple[set[str], bool]] = {
+        "sft": (set(), True),
+        "critique_revision": ({"sft"}, False),
+        "revision_sft": ({"critique_revision"}, True),
+        "judge_calibration": (set(), True),
+        "ai_feedback": ({"revision_sft", "judge_calibration"}, True),
+        "reward_model": ({"revision_sft", "ai_feedback"}, False),
+        "ppo": ({"revision_sft", "reward_model"}, False),
+    }
+    for stage in stages:
+        below, from_base = expected[stage]
+        found = taken(settings, tmp_path, stage)
+        assert found == {
+            **{f"{name}-{key_of(name)[:12]}": tmp_path / name for name in below},
+            **(base if from_base else {}),
+        }, stage
+
+
+def test_what_is_mixed_in_and_who_judges_the_evaluation_are_taken_in(tmp_path: Path, composed: Compose) -> None:
+    chosen = ("reward_model.mix_from=critique_revision", "reward_model.mix_ratio=1.0", "evaluate.satisfaction=8")
+    settings = composed("pipeline=constitutional", "constitution=hhh", *chosen)
+    assert tmp_path / "critique_revision" in taken(settings, tmp_path, "reward_model").values()
+    judged = composed("pipeline=constitutional", "constitution=hhh", "evaluate.satisfaction=8", "judge.model_from=sft")
+    assert tmp_path / "sft" in taken(judged, tmp_path, "evaluate").values()
+
+
 def test_a_model_of_the_hub_is_taken_in_by_its_address(tmp_path: Path, composed: Compose) -> None:
     named = ("model=hub", "model.name_or_path=some/model")
     assert taken(composed(*named), tmp_path, "sft") == {
