@@ -512,6 +512,16 @@ def test_sweeps_that_cannot_be_run(tree: ConfigTree) -> None:
     assert "cannot be swept" in sweep_problems(tree, "hydra.job.chdir=true,false")[0].what
 
 
+@pytest.mark.parametrize("key", ["critique_revision.kinds", "critique_revision.helpful_kinds", "ai_feedback.kinds"])
+def test_kinds_that_the_world_does_not_have_are_found_before_a_run(tree: ConfigTree, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_run(tree, ["pipeline=constitutional", f"{key}=[harm,nonsense]"])
+    (problem,) = refused.value.problems
+    assert problem.key == key
+    assert "no prompts of the kind nonsense" in problem.what
+    assert "harm, edge" in str(problem.fix)
+
+
 def test_a_large_sweep_is_checked_in_seconds(tree: ConfigTree) -> None:
     started = time.perf_counter()
     assert len(check_sweep(tree, ["kl.coef=range(0,1,0.04)", "seed=range(1,5)"])) == 100

@@ -11,13 +11,14 @@ from rlhf_lightning.errors import Problem, RunDirectoryError
 from rlhf_lightning.experiment.config.target_policy import refusals
 from rlhf_lightning.experiment.run_directory import already_taken, holds_a_run
 from rlhf_lightning.ranks import this_place
-from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
+from rlhf_lightning.settings.data import CourtesyData, FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.peft import PeftSettings, QLora
 from rlhf_lightning.settings.readers import judging_stages
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, TrainerSettings, stage_inputs
 from rlhf_lightning.tracking.requirements import logger_problems
+from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS
 
 
 def surrounding_problems(settings: RunSettings) -> list[Problem]:
@@ -25,6 +26,7 @@ def surrounding_problems(settings: RunSettings) -> list[Problem]:
     return [
         *_file_problems(settings),
         *_artifact_problems(settings),
+        *_kind_problems(settings),
         *_target_problems(settings),
         *_process_problems(settings.trainer),
         *_judge_problems(settings),
@@ -110,6 +112,24 @@ def artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
         yield "judge.name_or_path", settings.judge.name_or_path
     for stage in settings.pipeline.stages:
         yield from stage_inputs(settings, stage)
+
+
+def _kind_problems(settings: RunSettings) -> Iterator[Problem]:
+    """Kinds of prompts that the courtesy world does not have; recorded data may be of any."""
+    if not isinstance(settings.data, CourtesyData):
+        return
+    chains, principles = settings.critique_revision, settings.constitution.principles
+    named = {
+        "critique_revision.kinds": chains.kinds,
+        "critique_revision.helpful_kinds": chains.helpful_kinds,
+        "ai_feedback.kinds": settings.ai_feedback.kinds,
+        **{f"constitution.principles.{number}.applies_to": one.applies_to for number, one in enumerate(principles)},
+    }
+    for key, kinds in named.items():
+        unknown = [kind for kind in kinds or () if kind not in PROMPT_KINDS]
+        if unknown:
+            what = f"the courtesy world has no prompts of the kind {', '.join(unknown)}"
+            yield Problem(key, what, fix=f"there are: {', '.join(PROMPT_KINDS)}")
 
 
 def _is_path(name: str) -> bool:
