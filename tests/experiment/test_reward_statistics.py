@@ -33,11 +33,11 @@ def measure(
 ) -> Measure:
     """The statistics of rules on the replies of a model that ends most of them."""
 
-    def of(*rules: Rule, count: int | None = 40, stops: range = range(40, 50)) -> list[RewardStatistics]:
+    def of(*rules: Rule, count: int | None = 40, longest: int = 8) -> list[RewardStatistics]:
         policy = make_policy(initializer_range=0.02)
         assert policy.generation_config is not None
-        policy.generation_config.eos_token_id = list(stops)
-        sampler = Sampler(policy, words, temperature=1.0, max_new_tokens=8, seed=0)
+        policy.generation_config.eos_token_id = list(range(40, 50))
+        sampler = Sampler(policy, words, temperature=1.0, max_new_tokens=longest, seed=0)
         value = "null" if count is None else count
         context: Any = SimpleNamespace(settings=composed(f"reward.standardise_on_reference={value}"), seed=0)
         return reward_statistics(context, sampler, [make_scorer(rule) for rule in rules], PROMPTS)
@@ -89,5 +89,5 @@ def test_where_nothing_is_measured_scores_stay_as_they_are(measure: Measure) -> 
 
 def test_too_few_finished_replies_are_an_error(measure: Measure) -> None:
     with pytest.raises(DataError, match="end themselves: too few to standardise") as caught:
-        measure(first_token, count=2, stops=range(49, 50))
+        measure(first_token, count=8, longest=1)
     assert caught.value.where == "reward.standardise_on_reference"
