@@ -19,6 +19,9 @@ from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.sampler import Sampler
 
+LEADING = 16
+"""Characters before an option that its tokens may depend on."""
+
 
 class LocalJudgeModel:
     """Reads options as single next tokens; with reasoning, after what the model has sampled at temperature 1.
@@ -56,7 +59,7 @@ class LocalJudgeModel:
         self._seed = seed
         self._is_plain = is_plain
         self._max_reasoning_tokens = max_reasoning_tokens
-        self._option_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._option_ids: dict[tuple[tuple[str, str], str], tuple[list[int], list[int]]] = {}
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """An answer to each question, in order; questions of like length are read together."""
@@ -77,7 +80,8 @@ class LocalJudgeModel:
             rows = order[start : start + self._batch_size]
             probabilities = self._next_token([ids[row] for row in rows])
             for row, distribution in zip(rows, probabilities, strict=True):
-                first, second = self._options(questions[row].options)
+                question = questions[row]
+                first, second = self._options(question.options, self._said_so_far(question, reasoning[row]))
                 mass = (float(distribution[first].sum()), float(distribution[second].sum()))
                 written = len(self._ids(reasoning[row])) + 1
                 found[row] = Answer(mass, reasoning[row], input_tokens=len(ids[row]), output_tokens=written)
@@ -128,29 +132,37 @@ class LocalJudgeModel:
         ).logits
         return torch.softmax(logits[:, -1].float(), dim=-1).cpu()
 
-    def _options(self, options: tuple[str, str]) -> tuple[list[int], list[int]]:
-        """The tokens that each option may begin with.
+    def _options(self, options: tuple[str, str], said: str) -> tuple[list[int], list[int]]:
+        """The tokens that each option may begin with after what the judge has said.
 
         Raises:
             ModelError: the tokenizer cannot tell the options apart.
         """
-        if options not in self._option_ids:
-            first, second = (self._beginnings(option) for option in options)
+        end = said[-LEADING:]
+        if (options, end) not in self._option_ids:
+            first, second = (self._beginnings(option, end) for option in options)
             if not first - second or not second - first:
                 raise ModelError(
                     f"The judge's tokenizer cannot tell the answers {options[0]!r} and {options[1]!r} apart.",
                     where=self.name,
                     fix="choose a judge whose tokenizer has these words",
                 )
-            self._option_ids[options] = (sorted(first - second), sorted(second - first))
-        return self._option_ids[options]
+            self._option_ids[options, end] = (sorted(first - second), sorted(second - first))
+        return self._option_ids[options, end]
 
-    def _beginnings(self, option: str) -> set[int]:
+    def _beginnings(self, option: str, end: str) -> set[int]:
         unknown = self._encoder.tokenizer.unk_token_id
         spellings = {text for word in {option, option.capitalize()} for text in (word, f" {word}")}
         # A space of its own says nothing about what comes after it.
         blank = {self._ids(" ")[0]} if self._ids(" ") else set()
-        return {ids[0] for ids in map(self._ids, spellings) if ids} - {unknown} - blank
+        alone = {ids[0] for ids in map(self._ids, spellings) if ids}
+        return (alone | self._after(end, spellings)) - {unknown} - blank
+
+    def _after(self, end: str, spellings: set[str]) -> set[int]:
+        """The first tokens of words where something stands before them: many tokenizers put a space before a text."""
+        before = self._ids(end)
+        encoded = [self._ids(f"{end}{text}") for text in spellings] if before else []
+        return {ids[len(before)] for ids in encoded if ids[: len(before)] == before and len(ids) > len(before)}
 
     def _to_reason(self, prompt: list[int]) -> list[int]:
         return self._last(prompt, self._max_reasoning_tokens)

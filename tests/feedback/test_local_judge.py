@@ -10,7 +10,8 @@ import torch
 from made_up_constitutions import constitution, principle
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Metaspace, Split, WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.encoding import Encoder
@@ -213,6 +214,22 @@ def test_spellings_of_an_option_count_together(make_policy: MakeModel) -> None:
     (answer,) = judge(model, tokenizer).answers([Question((Message("user", "w7 w8"),), ("yes", "no"))])
     small_yes, large_yes, small_no, large_no = alone(model, (7, 8), (3, 4, 5, 6))
     assert answer.mass == pytest.approx((small_yes + large_yes, small_no + large_no), abs=1e-6)
+
+
+def test_an_option_s_token_is_the_one_that_follows_its_opening(make_policy: MakeModel) -> None:
+    """Llama 2's writes a text as if a space stood before it: `A` alone is another token than in `(A`."""
+    tokens = ["<pad>", "<eos>", "<unk>", "▁A", "▁B", "A", "B", "▁(", "▁w8", *(f"x{number}" for number in range(9, 50))]
+    backend = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
+    backend.pre_tokenizer = PreTokenizers([Metaspace(prepend_scheme="always"), Split("▁(", "isolated")])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model = make_policy()
+    question = Question((Message("user", "w8"),), ("A", "B"), opening="(")
+    (answer,) = judge(model, tokenizer).answers([question])
+    spaced_a, spaced_b, a, b = alone(model, (8, 7), (3, 4, 5, 6))
+    assert answer.mass == pytest.approx((spaced_a + a, spaced_b + b), abs=1e-6)
 
 
 def test_an_opening_stands_before_the_option(make_policy: MakeModel, chat_words: PreTrainedTokenizerFast) -> None:
