@@ -144,6 +144,9 @@ def check_job(
     if to_show:
         return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
+        # What the chosen options say, since a pipeline names inputs; where they are what is wrong, the defaults.
+        settings = repaired(plain, _assemble(tree, composed, (), 0).completed.plain)
+    if settings is None:
         settings = repaired(plain, _assemble(tree, tree.compose(()), (), 0).completed.plain)
     keys = {problem.key for problem in problems}
     later = [*_inert_problems(plain, job, keys), *(_lonely_problems(job) if number is None else ())]
