@@ -145,16 +145,18 @@ def _data(model: ExportedModel) -> str:
 
 def _by_models(model: ExportedModel) -> str:
     """What of its data models made, by the principles of a constitution."""
-    config = model.run.config
+    config, none = model.run.config, "There was no written constitution and no AI feedback."
     constitution = config.get("constitution", {})  # runs of earlier versions had none
+    if not constitution.get("principles"):
+        return none
     below = _below(config, model.stage)
     made = []
     if "critique_revision" in below:
         made.append("replies were critiqued and revised by its principles")
     if "ai_feedback" in below:
         made.append(f"{_judge(config['judge'])} compared replies under it")
-    if not made or not constitution.get("principles"):
-        return "There was no written constitution and no AI feedback."
+    if not made:
+        return none
     count = len(constitution["principles"])
     principles = f"{count} principle{'s' if count != 1 else ''}"
     return f"The constitution was {escaped(constitution['name'])} ({principles}): {' and '.join(made)}."
