@@ -11,7 +11,7 @@ from rlhf_lightning.data.formats import parse_prompt
 from rlhf_lightning.data.rows import read_rows
 from rlhf_lightning.data.sources import DataSource
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.records import Message, Prompt
+from rlhf_lightning.records import Prompt
 from rlhf_lightning.settings.constitution import Principle
 
 
@@ -29,7 +29,7 @@ def prompts_to_use(data: DataSource, path: str | None, *, last_turn_only: bool =
     else:
         prompts = [parse_prompt(row.fields(), row.place) for row in read_rows(Path(path))]
     if last_turn_only:
-        prompts = [Prompt((Message("user", prompt.last_turn),)) for prompt in prompts]
+        prompts = [prompt if isinstance(prompt.text, str) else Prompt(prompt.text[-1:]) for prompt in prompts]
     if not prompts:
         raise DataError("There are no prompts.", where=path or "data", fix="give a file with at least one")
     return list(dict.fromkeys(prompts))

@@ -105,8 +105,8 @@ class ChainWriter:
 
     def write(self, numbers: Sequence[int], prompts: Sequence[Prompt], kinds: Sequence[str | None]) -> list[Chain]:
         """A chain for each prompt."""
-        turns = [turns_of(prompt) for prompt in prompts]
-        replies = self.policy.say(turns, [number * DRAWS_PER_CHAIN for number in numbers])
+        # The prompt as it is: what is trained on the revisions will be asked the same way.
+        replies = self.policy.say([prompt.text for prompt in prompts], [number * DRAWS_PER_CHAIN for number in numbers])
         chains = [
             Chain(number, prompt, kind, reply.text, reply.finished)
             for number, prompt, kind, reply in zip(numbers, prompts, kinds, replies, strict=True)

@@ -1,4 +1,4 @@
-"""A model that is talked to: conversations in, the next assistant turn of each out."""
+"""A model that is talked to: conversations (or plain text) in, the next assistant turn of each out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
-from rlhf_lightning.models.loading import readable_tokens
-from rlhf_lightning.records import Conversation, Prompt
+from rlhf_lightning.models.loading import readable_tokens, require_positions
+from rlhf_lightning.records import Prompt, PromptText
 from rlhf_lightning.rollouts.sampler import Sampler
 
 NEXT_SPEAKER = "\n\nHuman:"
@@ -32,8 +32,8 @@ class Said:
 class Speaker(Protocol):
     """Whoever writes replies, critiques and revisions."""
 
-    def say(self, conversations: Sequence[Conversation], draws: Sequence[int]) -> list[Said]:
-        """The next turn of each conversation; the same draw of the same conversation is the same turn."""
+    def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
+        """What follows each conversation or plain text; the same draw of the same one is the same turn."""
         ...
 
 
@@ -47,6 +47,9 @@ class SampledSpeaker:
         max_new_tokens: of a turn.
         seed: decides, with a draw's number, what is said.
         is_plain: it has no chat template of its own, and its turn ends where it lets the other one speak.
+
+    Raises:
+        ModelError: a turn may be longer than the model reads.
 
     Attributes:
         truncated: conversations that were cut from the left, since the model does not read so many tokens.
@@ -68,13 +71,14 @@ class SampledSpeaker:
         self._sampler = Sampler(
             model, encoder.tokenizer, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
         )
+        require_positions(model, max_new_tokens + 1, "critique_revision.max_new_tokens")
         limit = readable_tokens(model)
         self._longest = None if limit is None else limit - max_new_tokens
 
-    def say(self, conversations: Sequence[Conversation], draws: Sequence[int]) -> list[Said]:
-        if not conversations:
+    def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
+        if not asked:
             return []
-        prompts = [Prompt(conversation) for conversation in conversations]
+        prompts = [Prompt(text) for text in asked]
         encoded = [EncodedPrompt(prompt, self._ids(prompt)) for prompt in prompts]
         return [self._turn(done.reply, done.finished) for done in self._sampler.sample(encoded, draws).completions]
 

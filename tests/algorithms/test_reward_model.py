@@ -116,8 +116,8 @@ def test_a_reply_is_judged_at_its_last_token_whatever_pads_it(kind: str, make_re
 @pytest.mark.parametrize("labels", [("reward",), ("rejected", "chosen")])
 @pytest.mark.parametrize(
     ("optimizer", "learning_rate"),
-    # Where a gradient is near 0, AdamW's first step is rate * gradient / eps: a small eps makes steps of rounding errors,
-    # and how large those are differs between processors.
+    # Where a gradient is near 0, AdamW's first step is rate * gradient / eps: a small eps makes steps of rounding,
+    # whose size differs between processors.
     [(torch.optim.SGD, 0.1), (partial(torch.optim.AdamW, eps=1e-4), 0.001)],
 )
 def test_the_micro_batch_size_does_not_change_the_update(

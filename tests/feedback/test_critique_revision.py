@@ -18,7 +18,7 @@ from rlhf_lightning.feedback.critique_revision import (
     to_imitate,
 )
 from rlhf_lightning.feedback.speaker import Said
-from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt
+from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt, PromptText
 
 PROMPTS = [Prompt("one ?"), Prompt((Message("user", "two ?"),))]
 
@@ -28,15 +28,15 @@ class Echo:
     """Says its name, how many turns it read, and the draw."""
 
     name: str
-    heard: list[Conversation] = field(default_factory=list)
+    heard: list[PromptText] = field(default_factory=list)
     draws: list[int] = field(default_factory=list)
 
-    def say(self, conversations: Sequence[Conversation], draws: Sequence[int]) -> list[Said]:
-        self.heard += conversations
+    def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
+        self.heard += asked
         self.draws += draws
+        turns = [1 if isinstance(text, str) else len(text) for text in asked]
         return [
-            Said(f"{self.name}{len(conversation)}@{draw % DRAWS_PER_CHAIN}", True)
-            for conversation, draw in zip(conversations, draws, strict=True)
+            Said(f"{self.name}{count}@{draw % DRAWS_PER_CHAIN}", True) for count, draw in zip(turns, draws, strict=True)
         ]
 
 
@@ -58,6 +58,11 @@ def write(numbers: Sequence[int] = (0, 1), **changes: Any) -> tuple[list[Chain],
     writer = ChainWriter(policy, reviser, own, Words(), seed=5)  # type: ignore[arg-type]
     prompts = [PROMPTS[number % 2] for number in numbers]
     return writer.write(numbers, prompts, ["harm", "fact"] * (len(numbers) // 2)), policy, reviser
+
+
+def test_a_prompt_is_replied_to_as_it_is() -> None:
+    _, policy, _ = write()
+    assert policy.heard == ["one ?", (Message("user", "two ?"),)]
 
 
 def test_each_revision_takes_the_replys_place() -> None:

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 from rlhf_lightning.constitutions.identity import critique_hash
-from rlhf_lightning.constitutions.rendering import turns_of
 from rlhf_lightning.data.comparisons import Comparisons
 from rlhf_lightning.data.demonstrations import write_demonstrations
 from rlhf_lightning.data.encoding import EncodedPrompt
@@ -167,7 +166,7 @@ def _helpful_samples(
             batch = [prompt for prompt, _ in asked[start : start + settings.batch_size]]
             # Draws below 0 are no chain's.
             draws = [-1 - number for number in range(start, start + len(batch))]
-            said = policy.say([turns_of(prompt) for prompt in batch], draws)
+            said = policy.say([prompt.text for prompt in batch], draws)
             journal.add(
                 [
                     {**to_fields(Demonstration(prompt, turn.text)), "finished": turn.finished}
