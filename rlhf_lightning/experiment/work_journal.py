@@ -1,4 +1,4 @@
-"""The work that a stage has done so far, a line a piece, so that an interrupted stage repeats and loses none of it."""
+"""The work that a stage has done so far, a line a batch, so that an interrupted stage repeats and loses none of it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ KEY_DIGITS = 12
 
 
 class WorkJournal:
-    """A file of JSON lines that is added to in whole batches, and gets its own name when the work is done.
+    """Rows that are added in whole batches, and become a file of JSON lines when the work is done.
 
-    Until then its name holds the stage's key: what was made by other settings or other code is not gone on with.
+    Until then a line holds a batch: one that was cut short is made again as a whole, or the next ones would be made in
+    other company, and figures that depend on it in their last bits (a judge's) would differ. The name holds the stage's
+    key: what was made by other settings or other code is not gone on with.
 
     Args:
         directory: of the stage.
@@ -29,7 +31,7 @@ class WorkJournal:
         key: of the stage.
 
     Attributes:
-        rows: what is in it.
+        rows: of all batches.
     """
 
     def __init__(self, directory: Path, name: str, key: str) -> None:
@@ -43,28 +45,33 @@ class WorkJournal:
                     other.unlink()
             self.rows = self._whole_rows()
         if self.rows:
-            logger.info("%s: %d lines were there already.", name, len(self.rows))
+            logger.info("%s: %d rows were there already.", name, len(self.rows))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends a batch, and returns when it would outlast a power failure."""
         with writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.write(_as_line(list(rows)))
             file.flush()
             os.fsync(file.fileno())
         self.rows += map(dict, rows)
 
     def finish(self) -> None:
-        """Gives the file its own name."""
-        with writing_to(self.path):
-            self.path.touch()
-            self.path.replace(self.finished)
+        """Leaves the rows under the file's own name, a line each."""
+        with writing_to(self.finished):
+            with self.finished.open("w", encoding="utf-8") as file:
+                file.writelines(map(_as_line, self.rows))
+            self.path.unlink(missing_ok=True)
 
     def _whole_rows(self) -> list[dict[str, Any]]:
-        """The lines that were written to their end; half a line at the end of the file is cut off."""
+        """Those of the batches that were written to their end; half a line at the end of the file is cut off."""
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
-        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+        return [row for line in whole.decode("utf-8").split("\n") if line for row in json.loads(line)]
+
+
+def _as_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -197,7 +197,7 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
             "reward_model",
             "no comparisons there",
             "reward_model.comparisons_from=mine/sft",
-            "as the comparisons stage leaves it",
+            "as comparisons, ai_feedback and critique_revision leave them",
         ),
         (
             [*EVALUATION, "evaluate.reward_from=null", "evaluate.splits=[test]"],

@@ -31,6 +31,7 @@ TINY = (
     "trainer.threads=1",
     "data.demonstrations=64",
     "critique_revision.batch_size=8",
+    "critique_revision.held_out_fraction=0.3",
     "ai_feedback.batch_size=8",
     "ai_feedback.held_out_fraction=0.3",
     "evaluate.splits=[iid]",
@@ -179,11 +180,11 @@ def test_an_interrupted_stage_goes_on_after_its_last_whole_batch(
 
     monkeypatch.setattr(owner, method, interrupted_once)
     assert main(["train", *WITHOUT_EVALUATION, *placed(tmp_path)]) == 130
-    before = _lines(tmp_path / "run" / stage)
+    before = _written(tmp_path / "run" / stage)
     assert len(before) == 8
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
     assert finished == [8, 0, 8, 8]
-    assert (tmp_path / "run" / stage / f"{MADE[stage]}.jsonl").read_text().split("\n")[:8] == before
+    assert rows(tmp_path / "run" / stage / f"{MADE[stage]}.jsonl")[:8] == before
     assert_alike(RunDirectory.open(tmp_path / "run"), uninterrupted)
 
 
@@ -193,30 +194,31 @@ def test_a_killed_stage_loses_and_repeats_nothing(stage: str, uninterrupted: Run
     command = [sys.executable, "-m", "rlhf_lightning", "train", *WITHOUT_EVALUATION, *placed(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not _lines(tmp_path / "run" / stage):
+        while process.poll() is None and not _written(tmp_path / "run" / stage):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    before = _lines(tmp_path / "run" / stage)
+    before = _written(tmp_path / "run" / stage)
     assert before
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
-    after = (tmp_path / "run" / stage / f"{MADE[stage]}.jsonl").read_text().split("\n")[:-1]
+    after = rows(tmp_path / "run" / stage / f"{MADE[stage]}.jsonl")
     assert after[: len(before)] == before
     assert len(after) == 24
     assert_alike(RunDirectory.open(tmp_path / "run"), uninterrupted)
 
 
-def _lines(directory: Path) -> list[str]:
-    """The whole lines of the journal that the stage fills first."""
+def _written(directory: Path) -> list[dict[str, Any]]:
+    """The whole batches' rows in the journal that the stage fills first."""
     found = list(directory.glob(f"{MADE[directory.name]}.*.part.jsonl"))
-    return found[0].read_text().split("\n")[:-1] if found else []
+    lines = found[0].read_text(encoding="utf-8").split("\n")[:-1] if found else []
+    return [row for line in lines for row in json.loads(line)]
 
 
 def test_labels_of_a_judge_at_chance_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tiny model never learned to compare two replies: pairwise it is at chance."""
     judge = ("judge.mode=pairwise", "judge_calibration.pairs=120", "ai_feedback.on_failed_calibration=refuse")
-    alone = ("pipeline.stages=[judge_calibration,ai_feedback]", "ai_feedback.policy_from=base")
-    assert main(["train", *TINY[1:-1], *judge, *alone, "cache=off", *placed(tmp_path)]) == 1
+    alone = ("pipeline.stages=[judge_calibration,ai_feedback]", "ai_feedback.policy_from=base", "constitution=hhh")
+    assert main(["train", "debug=tiny", "logger=none", *judge, *alone, "cache=off", *placed(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "no better than a trivial baseline" in said
     assert "ai_feedback.on_failed_calibration=warn" in said

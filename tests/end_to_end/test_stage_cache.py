@@ -28,7 +28,21 @@ from rlhf_lightning.settings.section import Section
 LIMIT = 500.0
 """Seconds after which a process counts as stuck."""
 
+RLHF: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
+"""The stages of the default pipeline."""
+
 SMALLER = (*SMALL, "ppo.iterations=1", "evaluate.splits=[iid]")
+
+CONSTITUTIONAL = (
+    "pipeline=constitutional",
+    "constitution=hhh",
+    "debug=tiny",
+    "logger=none",
+    "data.demonstrations=64",
+    "ai_feedback.held_out_fraction=0.3",
+    "ppo.iterations=1",
+    "evaluate.splits=[iid]",
+)
 
 IN_THE_KEY_OTHERWISE = frozenset(
     {"trainer", "model", "data", "seed", "peft.kind", "evaluate.policies", "allow_targets"}
@@ -41,6 +55,10 @@ SEEN_TO_BE_READ = {
     "reward_model": {"reward_model.epochs", "evaluate.bootstrap_samples", "evaluate.seed"},
     "ppo": {"ppo.clip_range", "advantage.lam", "reward.scale", "rollout.temperature"},
     "evaluate": {"evaluate.temperature", "rollout.max_new_tokens"},
+    "critique_revision": {"constitution.revisions", "constitution.principles", "critique_revision.temperature"},
+    "revision_sft": {"revision_sft.epochs", "revision_sft.learning_rate", "seed"},
+    "judge_calibration": {"judge.mode", "constitution.principles", "judge_calibration.pairs"},
+    "ai_feedback": {"judge.principles", "judge.label", "rollout.temperature", "ai_feedback.replies"},
 }
 
 Made = dict[str, list[str]]
@@ -70,21 +88,21 @@ def sharing(directory: Path, name: str) -> list[str]:
 
 def artifacts(run: RunDirectory) -> dict[str, str]:
     """A hash of every file that the stages left, of the figures and of the samples."""
-    places = (*STAGE_NAMES, "history.csv", "samples.jsonl")
+    places = (*RLHF, "history.csv", "samples.jsonl")
     return {path: digest for path, digest in fingerprints(run.path).items() if path.split("/")[0] in places}
 
 
 def test_what_is_taken_is_what_was_made(tmp_path: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     first = train(*SMALLER, *sharing(tmp_path, "first"))
-    assert made["stages"] == list(STAGE_NAMES)
+    assert made["stages"] == list(RLHF)
     capsys.readouterr()
     again = train(*SMALLER, *sharing(tmp_path, "again"), "name=other", "trainer.threads=1", "callbacks.save_every=1")
-    assert made["stages"] == list(STAGE_NAMES), "nothing was run again"
+    assert made["stages"] == list(RLHF), "nothing was run again"
     assert artifacts(again) == artifacts(first)
     assert without_times(finished_metrics(again)) == without_times(finished_metrics(first))
-    assert list(finished_metrics(again)["stages"]) == list(STAGE_NAMES)
+    assert list(finished_metrics(again)["stages"]) == list(RLHF)
     assert again.status.artifacts == first.status.artifacts
-    assert {path.name for path in again.path.iterdir()} >= {*STAGE_NAMES, "plots"}
+    assert {path.name for path in again.path.iterdir()} >= {*RLHF, "plots"}
     assert sorted((again.path / "plots").iterdir()) != []
     for stage, figures in finished_metrics(again)["stages"].items():
         before = finished_metrics(first)["stages"][stage]
@@ -93,7 +111,7 @@ def test_what_is_taken_is_what_was_made(tmp_path: Path, made: Made, capsys: pyte
         assert figures["cache"]["seconds"] == before["seconds"]
         assert "cache" not in before
     said = capsys.readouterr()
-    assert said.err.count("taken from the cache (made") == len(STAGE_NAMES)
+    assert said.err.count("taken from the cache (made") == len(RLHF)
     assert "From the cache sft, comparisons, reward_model, ppo, evaluate" in " ".join(said.out.split())
 
 
@@ -103,7 +121,7 @@ def test_another_coefficient_reuses_what_it_does_not_concern(tmp_path: Path, mad
     other = train(*SMALLER, *sharing(tmp_path, "other"), "kl.coef=0.5")
     assert made["stages"] == ["ppo", "evaluate"]
     apart = train(*SMALLER, *placed(tmp_path / "apart"), "kl.coef=0.5", "cache=off")
-    for stage in STAGE_NAMES:
+    for stage in RLHF:
         assert fingerprints(other.path / stage) == fingerprints(apart.path / stage), (
             "from taken stages as from made ones"
         )
@@ -200,7 +218,7 @@ def test_two_runs_of_two_processes_each_share_a_cold_cache(tmp_path: Path) -> No
     assert [process.returncode for process in runs] == [0, 0], said
     one, two = (RunDirectory.open(tmp_path / name) for name in ("one", "two"))
     assert artifacts(one) == artifacts(two)
-    for stage in STAGE_NAMES:
+    for stage in RLHF:
         figures = [finished_metrics(run)["stages"][stage] for run in (one, two)]
         assert sum("cache" in of_run for of_run in figures) == 1, "one made it and the other took it"
 
@@ -271,20 +289,23 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Recorder]]:
 @pytest.mark.parametrize(
     "choices",
     [
-        (),
-        ("peft=lora", "kl=adaptive", "ppo.critic=reward_model", "trainer=ddp", "trainer.devices=1"),
-        ("peft=top_layers", "ppo.critic=separate", "kl=none", "reward_model.head=classifier"),
-        ("peft=prompt_tuning", "reward=ensemble", "reward.models=[reward_model,reward_model]"),
+        SMALLER,
+        (*SMALLER, "peft=lora", "kl=adaptive", "ppo.critic=reward_model", "trainer=ddp", "trainer.devices=1"),
+        (*SMALLER, "peft=top_layers", "ppo.critic=separate", "kl=none", "reward_model.head=classifier"),
+        (*SMALLER, "peft=prompt_tuning", "reward=ensemble", "reward.models=[reward_model,reward_model]"),
+        (*CONSTITUTIONAL, "evaluate.satisfaction=4"),
+        (*CONSTITUTIONAL, "judge.mode=pairwise", "judge.principles=one", "judge.label=hard", "judge.clamp=null"),
     ],
-    ids=["as it is", "lora", "top_layers", "prompt_tuning"],
+    ids=["as it is", "lora", "top_layers", "prompt_tuning", "constitutional", "pairwise"],
 )
 def test_what_a_stage_reads_is_in_its_key(
     recorded: dict[str, Recorder], choices: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run = train(*SMALLER, *choices, "trainer.accelerator=cpu", "cache=off", *placed(tmp_path))
+    run = train(*choices, "trainer.accelerator=cpu", "cache=off", *placed(tmp_path))
     settings = RunSettings.model_validate(run.config)
-    for stage, recorder in recorded.items():
-        in_key = frozenset(key for key, _ in settings_read(settings, stage))  # type: ignore[arg-type]
+    for stage in settings.pipeline.stages:
+        recorder = recorded[stage]
+        in_key = frozenset(key for key, _ in settings_read(settings, stage))
         known = in_key | NAMES | FREE | IN_THE_KEY_OTHERWISE
         assert SEEN_TO_BE_READ[stage] <= recorder.read, "or the recorder sees nothing"
         whole = {key for key in recorder.read if any(one.startswith(f"{key}.") for one in in_key)}  # the optimizer's

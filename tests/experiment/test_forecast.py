@@ -91,7 +91,7 @@ def test_every_way_to_train_is_rehearsed_in_every_stage(
 ) -> None:
     settings = composed(f"peft={peft}", "ppo.critic=separate")
     for footprint in (
-        sft_footprint(settings, source, OPTIMIZER, SHAPE, 24),
+        sft_footprint(settings, settings.sft, source, OPTIMIZER, SHAPE, 24),
         reward_model_footprint(settings, source, OPTIMIZER, SHAPE, 24),
         of_ppo(settings, source, classifier),
     ):
@@ -122,9 +122,9 @@ def test_a_deep_model_is_a_straight_line_from_shallow_ones(
     config.num_hidden_layers = 16
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     deep, settings = ModelSource(str(tmp_path)), composed("peft=lora")
-    line = sft_footprint(settings, deep, OPTIMIZER, SHAPE, 24)
+    line = sft_footprint(settings, settings.sft, deep, OPTIMIZER, SHAPE, 24)
     monkeypatch.setattr(forecast, "WHOLE_UP_TO", 16)
-    whole = sft_footprint(settings, deep, OPTIMIZER, SHAPE, 24)
+    whole = sft_footprint(settings, settings.sft, deep, OPTIMIZER, SHAPE, 24)
     assert line.weights == whole.weights
     assert line.trainable == whole.trainable
     assert line.peak == pytest.approx(whole.peak, rel=0.02)
@@ -135,7 +135,7 @@ def _forecast_and_taken(settings: RunSettings, directory: str) -> tuple[int, int
     source = ModelSource(directory)
     torch.ones(256, 256) @ torch.ones(256, 256)  # the libraries have taken what they take
     give_back_freed()
-    footprint = sft_footprint(settings, source, OPTIMIZER, SHAPE, 128)
+    footprint = sft_footprint(settings, settings.sft, source, OPTIMIZER, SHAPE, 128)
     before, peak = baseline(CPU), PeakMemory(CPU)
     model = load_policy(source)
     optimizer = OPTIMIZER(model.parameters(), lr=1e-4)

@@ -22,15 +22,16 @@ def test_what_was_added_is_there_again(tmp_path: Path) -> None:
     assert [row["number"] for row in WorkJournal(tmp_path, "chains.jsonl", KEY).rows] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("cut", [1, 5, 11])
-def test_half_a_line_is_cut_off(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("cut", [1, 5, 20, 29])
+def test_half_a_batch_is_cut_off(tmp_path: Path, cut: int) -> None:
     journal = WorkJournal(tmp_path, "chains.jsonl", KEY)
-    journal.add([{"number": 0}, {"number": 1}])
+    journal.add([{"number": 0}])
+    journal.add([{"number": 1}, {"number": 2}])
     content = journal.path.read_bytes()
     journal.path.write_bytes(content[:-cut])
     again = WorkJournal(tmp_path, "chains.jsonl", KEY)
     assert [row["number"] for row in again.rows] == [0]
-    again.add([{"number": 1}])
+    again.add([{"number": 1}, {"number": 2}])
     assert again.path.read_bytes() == content
 
 
@@ -46,10 +47,11 @@ def test_what_another_key_began_is_begun_anew(tmp_path: Path, caplog: pytest.Log
 
 def test_the_finished_file_has_its_own_name(tmp_path: Path) -> None:
     journal = WorkJournal(tmp_path, "chains.jsonl", KEY)
-    journal.add([{"number": 0}])
-    journal.finish()
+    journal.add([{"number": 0}, {"number": 1}])
+    WorkJournal(tmp_path, "chains.jsonl", KEY).finish()
     assert [path.name for path in tmp_path.iterdir()] == ["chains.jsonl"]
-    assert json.loads((tmp_path / "chains.jsonl").read_text()) == {"number": 0}
+    lines = (tmp_path / "chains.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"number": 0}, {"number": 1}]
     empty = WorkJournal(tmp_path, "helpful.jsonl", KEY)
     empty.finish()
     assert (tmp_path / "helpful.jsonl").read_text() == ""

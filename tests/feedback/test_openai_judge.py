@@ -269,6 +269,15 @@ def test_an_error_stops_all_others_at_once() -> None:
     assert len(server.received) == 4
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, also where whoever started the tests in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("handled_by", [nullcontext, interruptible], ids=["python", "a run"])
 def test_ctrl_c_stops_at_once(handled_by: Callable[[], AbstractContextManager[object]]) -> None:
     def press() -> None:

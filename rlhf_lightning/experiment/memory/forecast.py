@@ -28,6 +28,7 @@ from rlhf_lightning.models.live_bytes import shapes_only, without_data
 from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.settings.peft import QLora, TopLayers
 from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.stages import SftSettings
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,18 +39,24 @@ SHALLOW, BETWEEN = 6, 2
 
 
 def sft_footprint(
-    settings: RunSettings, source: ModelSource, optimizer: OptimizerFactory, shape: UpdateShape, length: int
+    settings: RunSettings,
+    own: SftSettings,
+    source: ModelSource,
+    optimizer: OptimizerFactory,
+    shape: UpdateShape,
+    length: int,
 ) -> Footprint:
-    """Of stage `sft`.
+    """Of stage `sft` or `revision_sft`.
 
     Args:
+        own: the section of the stage.
         length: tokens of the longest demonstration.
     """
 
     def rehearse(plan: Plan) -> Footprint:
         with shapes_only():
             model = _checkpointed(settings, tuned(plan.policy(), settings.peft, POLICY))
-            module = SupervisedFineTuning(model, settings.sft, optimizer, total_steps=1)
+            module = SupervisedFineTuning(model, own, optimizer, total_steps=1)
         with without_data([module], shape.device):
             return rehearse_sft(module, shape, length)
 

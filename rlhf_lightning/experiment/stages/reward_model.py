@@ -50,8 +50,8 @@ def run_reward_model(context: StageContext) -> StageResult:
         raise DataError(
             f"Of {pairs.train_report.kept} pairs none is held out, so the reward model could not be measured.",
             where=f"reward_model.comparisons_from={settings.comparisons_from}",
-            fix="gather more comparisons, or hold more out: comparisons.held_out_fraction (courtesy world), "
-            "data.held_out_fraction (recorded data)",
+            fix="gather more comparisons, or hold more out: held_out_fraction of the stage that makes them, or "
+            "data.held_out_fraction where they are recorded",
         )
     _forecast(context, source, pairs.longest)
     classifier = new_classifier(source, LABELS[settings.head])

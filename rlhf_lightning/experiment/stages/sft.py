@@ -94,4 +94,4 @@ def _forecast(context: StageContext, source: ModelSource, longest: int) -> None:
     settings, own = context.settings, _own(context)
     shape = update_shape(settings, context.device, own.batch_size, own.micro_batch_size)
     optimizer = context.inputs.make_optimizer
-    context.memory.forecast(lambda: sft_footprint(settings, source, optimizer, shape, longest))
+    context.memory.forecast(lambda: sft_footprint(settings, own, source, optimizer, shape, longest))

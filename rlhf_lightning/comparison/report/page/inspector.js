@@ -72,6 +72,8 @@ function inspect(root, series) {
     if (place === null) place = [0, 0];
     else place = [(place[0] + across + filled.length) % filled.length, place[1] + along];
     place[1] = Math.max(0, Math.min(place[1], filled[place[0]].length - 1));
+    // Who walks may be anywhere on the page; a smooth scroll would pass places where the chart is not to be seen.
+    root.scrollIntoView({ block: "nearest", behavior: "instant" });
     visit(filled[place[0]][place[1]]);
   };
   root.addEventListener("pointermove", follow);
