@@ -215,7 +215,7 @@ def verdict(figures: Figures) -> str:
     if figures["worth_training_on"]:
         return f"As right as a rule that is right itself, so that rule is what is asked for: {measured}"
     if high < 0.5:
-        return f"Worse than chance: {measured} Its options may be the wrong way round."
+        return f"Worse than chance: {measured} Its options are the wrong way round, or one of its biases decides."
     if low <= 0.5:
         return f"At chance: {measured} Nothing can be learned from its labels."
     return f"No better than a trivial baseline: {measured} Its labels hold no more than that rule does."
