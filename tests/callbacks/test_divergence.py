@@ -91,7 +91,7 @@ def test_the_first_loss_that_is_no_number_ends_it_before_the_step(
         fit(make_trainer, tmp_path, module, [1.0, float("inf"), 1.0])
     assert caught.value.where == "sft.learning_rate"
     # One step of 0.1 times a gradient of 1 was taken, and none after it.
-    assert float(module.weight) == pytest.approx(0.9)
+    assert module.weight.item() == pytest.approx(0.9)
 
 
 def test_the_batch_that_did_it_is_saved_and_named(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
