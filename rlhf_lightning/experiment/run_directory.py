@@ -228,7 +228,7 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file of the run, as whole as `write_json`."""
         with writing_to(self.path):
-            _write_whole(self.path / name, text)
+            write_whole(self.path / name, text)
 
     def _made(self, path: Path) -> Path:
         with writing_to(path):
@@ -277,7 +277,7 @@ def point_latest(outputs: Path, target: Path) -> None:
                 fresh.symlink_to(os.path.relpath(target.absolute(), link.parent), target_is_directory=True)
                 fresh.replace(link)
                 return
-        _write_whole(link.with_suffix(".txt"), f"{target.absolute()}\n")
+        write_whole(link.with_suffix(".txt"), f"{target.absolute()}\n")
 
 
 def pin_latest(overrides: Sequence[str]) -> list[str]:
@@ -303,8 +303,8 @@ def _aside(path: Path) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Writes aside, flushes to disk, renames."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file as a whole: aside, flushed to disk, then renamed; a reader never sees a part."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as file:

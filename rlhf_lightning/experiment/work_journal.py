@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.experiment.run_directory import writing_to
+from rlhf_lightning.experiment.run_directory import write_whole, writing_to
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ class WorkJournal:
     def finish(self) -> None:
         """Leaves the rows under the file's own name, a line each."""
         with writing_to(self.finished):
-            with self.finished.open("w", encoding="utf-8") as file:
-                file.writelines(map(_as_line, self.rows))
+            write_whole(self.finished, "".join(map(_as_line, self.rows)))  # on disk before the journal is gone
             self.path.unlink(missing_ok=True)
 
     def _whole_rows(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import assert_alike, finished_metrics, placed, train
+from tiny_runs import CONSTITUTIONAL, assert_alike, finished_metrics, placed, read_jsonl, train
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment import pipeline
@@ -24,17 +24,11 @@ from rlhf_lightning.feedback.labelling import Labeller
 from rlhf_lightning.worlds.courtesy import gold
 
 TINY = (
-    "pipeline=constitutional",
-    "constitution=hhh",
-    "debug=tiny",
-    "logger=none",
+    *CONSTITUTIONAL,
     "trainer.threads=1",
-    "data.demonstrations=64",
     "critique_revision.batch_size=8",
     "critique_revision.held_out_fraction=0.3",
     "ai_feedback.batch_size=8",
-    "ai_feedback.held_out_fraction=0.3",
-    "evaluate.splits=[iid]",
 )
 """Chains and labels are made in three batches each."""
 
@@ -79,17 +73,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return Watched(run, scored)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_the_gold_reward_is_not_computed_before_evaluation(watched: Watched) -> None:
     assert set(watched.scored) == {"evaluate"}
     assert watched.scored["evaluate"] >= 3 * 8  # three policies, eight prompts: the watch works
 
 
 def test_chains_hold_every_text_and_where_it_came_from(watched: Watched) -> None:
-    chains = rows(watched.run.path / "critique_revision" / "chains.jsonl")
+    chains = read_jsonl(watched.run.path / "critique_revision" / "chains.jsonl")
     assert [chain["number"] for chain in chains] == list(range(24))
     config = watched.run.config
     ids = {principle["id"] for principle in config["constitution"]["principles"]}
@@ -106,20 +96,20 @@ def test_chains_hold_every_text_and_where_it_came_from(watched: Watched) -> None
 
 def test_fine_tuning_gets_revisions_and_helpful_samples(watched: Watched) -> None:
     directory = watched.run.path / "critique_revision"
-    chains, helpful = rows(directory / "chains.jsonl"), rows(directory / "helpful.jsonl")
+    chains, helpful = read_jsonl(directory / "chains.jsonl"), read_jsonl(directory / "helpful.jsonl")
     revisions = [step["revision"] for chain in chains for step in chain["steps"] if step["finished"]]
     samples = [row["reply"] for row in helpful if row["finished"]]
-    assert [row["reply"] for row in rows(directory / "demonstrations.jsonl")] == revisions + samples
+    assert [row["reply"] for row in read_jsonl(directory / "demonstrations.jsonl")] == revisions + samples
     assert len(helpful) == len(revisions)  # mix_helpful: 1.0
     assert finished_metrics(watched.run)["stages"]["revision_sft"]["demonstrations"] <= len(revisions + samples)
 
 
 def test_labels_are_soft_and_name_the_likelier_reply(watched: Watched) -> None:
     directory = watched.run.path / "ai_feedback"
-    labels = rows(directory / "labels.jsonl")
+    labels = read_jsonl(directory / "labels.jsonl")
     assert len(labels) == 24
     assert all(len(row["pairs"]) == 3 for row in labels)  # three replies
-    kept = rows(directory / "train.jsonl") + rows(directory / "held_out.jsonl")
+    kept = read_jsonl(directory / "train.jsonl") + read_jsonl(directory / "held_out.jsonl")
     assert all(0.5 <= pair["probability"] <= 1.0 for pair in kept)
     by_reply = {
         (row["replies"][pair["first"]], row["replies"][pair["second"]]): pair["probability"]
@@ -138,11 +128,11 @@ def test_the_calibration_is_reported(watched: Watched) -> None:
     assert figures["pairs"] == 40
     assert figures["verdict"] in (directory / "calibration.md").read_text()
     assert (directory / "reliability.png").stat().st_size > 10_000
-    assert len(rows(directory / "judged.jsonl")) == 40
+    assert len(read_jsonl(directory / "judged.jsonl")) == 40
 
 
 ALONE = (
-    *TINY[1:],
+    *(override for override in TINY if not override.startswith(("pipeline=", "evaluate."))),
     "pipeline.stages=[critique_revision,ai_feedback]",
     "critique_revision.policy_from=base",
     "critique_revision.reviser_from=base",
@@ -151,14 +141,13 @@ ALONE = (
     "cache=off",
 )
 """Feedback and nothing else."""
-WITHOUT_EVALUATION = tuple(override for override in ALONE if not override.startswith("evaluate."))
 
 MADE = {"critique_revision": "chains", "ai_feedback": "labels"}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    return train(*WITHOUT_EVALUATION, *placed(tmp_path_factory.mktemp("uninterrupted")))
+    return train(*ALONE, *placed(tmp_path_factory.mktemp("uninterrupted")))
 
 
 @pytest.mark.parametrize("stage", FEEDBACK)
@@ -179,19 +168,19 @@ def test_an_interrupted_stage_goes_on_after_its_last_whole_batch(
         return made
 
     monkeypatch.setattr(owner, method, interrupted_once)
-    assert main(["train", *WITHOUT_EVALUATION, *placed(tmp_path)]) == 130
+    assert main(["train", *ALONE, *placed(tmp_path)]) == 130
     before = _written(tmp_path / "run" / stage)
     assert len(before) == 8
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
     assert finished == [8, 0, 8, 8]
-    assert rows(tmp_path / "run" / stage / f"{MADE[stage]}.jsonl")[:8] == before
+    assert read_jsonl(tmp_path / "run" / stage / f"{MADE[stage]}.jsonl")[:8] == before
     assert_alike(RunDirectory.open(tmp_path / "run"), uninterrupted)
 
 
 @pytest.mark.parametrize("stage", FEEDBACK)
 def test_a_killed_stage_loses_and_repeats_nothing(stage: str, uninterrupted: RunDirectory, tmp_path: Path) -> None:
     """SIGKILL of the process as soon as a batch is on the disk."""
-    command = [sys.executable, "-m", "rlhf_lightning", "train", *WITHOUT_EVALUATION, *placed(tmp_path)]
+    command = [sys.executable, "-m", "rlhf_lightning", "train", *ALONE, *placed(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not _written(tmp_path / "run" / stage):
@@ -201,7 +190,7 @@ def test_a_killed_stage_loses_and_repeats_nothing(stage: str, uninterrupted: Run
     before = _written(tmp_path / "run" / stage)
     assert before
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
-    after = rows(tmp_path / "run" / stage / f"{MADE[stage]}.jsonl")
+    after = read_jsonl(tmp_path / "run" / stage / f"{MADE[stage]}.jsonl")
     assert after[: len(before)] == before
     assert len(after) == 24
     assert_alike(RunDirectory.open(tmp_path / "run"), uninterrupted)
@@ -228,7 +217,7 @@ def test_labels_of_a_judge_at_chance_are_refused(tmp_path: Path, capsys: pytest.
 def test_without_principles_the_stages_run_as_a_control(tmp_path: Path) -> None:
     stages = "pipeline.stages=[critique_revision,judge_calibration,ai_feedback]"
     changed = ("constitution=none", stages, "ai_feedback.calibration_from=judge_calibration")
-    kept = [one for one in WITHOUT_EVALUATION if one.partition("=")[0] not in _keys(changed)]
+    kept = [one for one in ALONE if one.partition("=")[0] not in _keys(changed)]
     figures = finished_metrics(train(*kept, *changed, *placed(tmp_path)))["stages"]
     assert figures["critique_revision"]["revisions"] == 0
     assert figures["critique_revision"]["revisions_to_imitate"] > 0
@@ -245,7 +234,7 @@ def test_revisions_over_replies_are_comparisons_without_a_judge(watched: Watched
     stages = ("pipeline=reward_model", "pipeline.stages=[reward_model]", "reward_model.backbone_from=base")
     sizes = ("debug=tiny", "logger=none", "reward_model.batch_size=4", "reward_model.micro_batch_size=4")
     run = train(*stages, *sizes, f"reward_model.comparisons_from={chains}", "cache=off", *placed(tmp_path))
-    assert finished_metrics(run)["stages"]["reward_model"]["training_pairs"] == len(rows(chains / "train.jsonl"))
+    assert finished_metrics(run)["stages"]["reward_model"]["training_pairs"] == len(read_jsonl(chains / "train.jsonl"))
 
 
 def test_the_judge_rates_how_far_replies_follow_each_principle(watched: Watched, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from test_resume import cut_short_in_iteration
-from tiny_runs import SMALL, fingerprints, finished_metrics, placed, read_jsonl, train, without_times
+from tiny_runs import CONSTITUTIONAL, SMALL, fingerprints, finished_metrics, placed, read_jsonl, train, without_times
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME
@@ -32,17 +32,6 @@ RLHF: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "eva
 """The stages of the default pipeline."""
 
 SMALLER = (*SMALL, "ppo.iterations=1", "evaluate.splits=[iid]")
-
-CONSTITUTIONAL = (
-    "pipeline=constitutional",
-    "constitution=hhh",
-    "debug=tiny",
-    "logger=none",
-    "data.demonstrations=64",
-    "ai_feedback.held_out_fraction=0.3",
-    "ppo.iterations=1",
-    "evaluate.splits=[iid]",
-)
 
 IN_THE_KEY_OTHERWISE = frozenset(
     {"trainer", "model", "data", "seed", "peft.kind", "evaluate.policies", "allow_targets"}
@@ -293,8 +282,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Recorder]]:
         (*SMALLER, "peft=lora", "kl=adaptive", "ppo.critic=reward_model", "trainer=ddp", "trainer.devices=1"),
         (*SMALLER, "peft=top_layers", "ppo.critic=separate", "kl=none", "reward_model.head=classifier"),
         (*SMALLER, "peft=prompt_tuning", "reward=ensemble", "reward.models=[reward_model,reward_model]"),
-        (*CONSTITUTIONAL, "evaluate.satisfaction=4"),
-        (*CONSTITUTIONAL, "judge.mode=pairwise", "judge.principles=one", "judge.label=hard", "judge.clamp=null"),
+        (*CONSTITUTIONAL, "ppo.iterations=1", "evaluate.satisfaction=4"),
+        (
+            *CONSTITUTIONAL,
+            "ppo.iterations=1",
+            "judge.mode=pairwise",
+            "judge.principles=one",
+            "judge.label=hard",
+            "judge.clamp=null",
+        ),
     ],
     ids=["as it is", "lora", "top_layers", "prompt_tuning", "constitutional", "pairwise"],
 )

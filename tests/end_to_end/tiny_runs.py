@@ -25,6 +25,17 @@ SMALL = (
 )
 """The whole pipeline in the embedded world within seconds."""
 
+CONSTITUTIONAL = (
+    "pipeline=constitutional",
+    "constitution=hhh",
+    "debug=tiny",
+    "logger=none",
+    "data.demonstrations=64",
+    "ai_feedback.held_out_fraction=0.3",
+    "evaluate.splits=[iid]",
+)
+"""The same of Constitutional AI."""
+
 ONE_ITERATION = ("debug=tiny", "logger=none", "ppo.iterations=1")
 """PPO from finished artifacts."""
 
