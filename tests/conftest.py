@@ -33,6 +33,8 @@ from rlhf_lightning.rollouts.reward_shaping import RewardShaper
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
 from rlhf_lightning.settings.reinforcement import AdaptiveKl, FixedKl, GaeSettings, KlSettings, LearnedReward, NoKl
 
+pytest_plugins = ["budget"]
+
 VOCABULARY = 50
 """Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""
 
