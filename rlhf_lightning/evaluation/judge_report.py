@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_lightning.evaluation.judge_baselines import BASELINES
-from rlhf_lightning.evaluation.plots.judge_reliability import judge_reliability
 
 Figures = Mapping[str, Any]
 
@@ -52,15 +51,21 @@ def render_calibration(figures: Figures) -> RenderableType:
     return Group(*parts)
 
 
-def write_calibration(figures: Figures, directory: Path) -> None:
-    """Writes `calibration.md` and, where there is something to draw, `reliability.png` beside it."""
-    drawn = judge_reliability(figures, directory / PLOT)
+def write_calibration(figures: Figures, directory: Path, *, draw: bool) -> None:
+    """Writes `calibration.md` and, if it is wanted and there is something to draw, `reliability.png` beside it."""
+    drawn = _drawn(figures, directory / PLOT) if draw else None
     lines = [f"# {_heading(figures)}", "", f"**{figures['verdict']}**", ""]
     if drawn is not None:
         lines += [f"![Confidence against accuracy, and accuracy beside trivial baselines]({PLOT})", ""]
     for section in _sections(figures):
         lines += [f"## {section.title}", "", *_markdown(section), ""]
     (directory / REPORT).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _drawn(figures: Figures, path: Path) -> Path | None:
+    from rlhf_lightning.evaluation.plots.judge_reliability import judge_reliability  # matplotlib takes a second
+
+    return judge_reliability(figures, path)
 
 
 def _heading(figures: Figures) -> str:

@@ -143,7 +143,7 @@ def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) 
     seconds = round(time.perf_counter() - started, 2)
     metrics["stages"][stage] = {**made.metrics, "seconds": seconds, "key": entry.record.key}
     metrics["evaluate"] |= made.evaluation
-    plots = draw_plots(stage, metrics, inputs.run.path)
+    plots = _plots(stage, inputs, metrics)
     if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of a run that it named
         with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
             _report(stage, inputs, metrics, made.evaluation, made.objective, plots, tracker)
@@ -180,10 +180,15 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
             "key": context.key,
         }
         metrics["evaluate"] |= result.evaluation
-        plots = draw_plots(stage, metrics, inputs.run.path)
+        plots = _plots(stage, inputs, metrics)
         _report(stage, inputs, metrics, result.evaluation, result.objective, plots, tracker)
     logger.info("Stage %s took %.1f s.", stage, seconds)
     return result
+
+
+def _plots(stage: StageName, inputs: RunInputs, metrics: Metrics) -> list[Path]:
+    """The pictures that the stage changes, drawn if they are wanted."""
+    return draw_plots(stage, metrics, inputs.run.path) if inputs.settings.callbacks.plots else []
 
 
 def _report(

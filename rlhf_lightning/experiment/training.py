@@ -16,6 +16,7 @@ from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO
 from rlhf_lightning.callbacks.divergence import DivergenceGuard
 from rlhf_lightning.callbacks.gradient_norm import GradientNorm
 from rlhf_lightning.callbacks.interruption import OwnSignalHandlers
+from rlhf_lightning.callbacks.step_limit import StepLimit
 from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.config.instantiate import instantiate
@@ -106,13 +107,14 @@ def build_trainer(
 def fit_supervised(
     context: StageContext, settings: SupervisedLoop, module: pl.LightningModule, data: StepDataModule[Any, Any]
 ) -> pl.Trainer:
-    """Trains for the epochs of a supervised stage; returns the trainer, which knows what was logged last."""
+    """Trains for the steps of a supervised stage; returns the trainer, which knows what was logged last."""
     trainer = build_trainer(
         context,
         max_epochs=settings.epochs,
         accumulate=data.micro_batches_per_step,
         max_grad_norm=settings.max_grad_norm,
         epoch_is_iteration=False,
+        callbacks=[] if settings.max_steps is None else [StepLimit(settings.max_steps)],
     )
     fit(context, trainer, module, data)
     return trainer

@@ -61,7 +61,7 @@ FREE = frozenset(
 )
 """Sections and keys that decide neither what a stage learns nor what it leaves."""
 
-WATCHING = frozenset(f"callbacks.{key}" for key in ("extra", "diary_every", "diary_samples", "gold_monitor"))
+WATCHING = frozenset(f"callbacks.{key}" for key in ("extra", "diary_every", "diary_samples", "gold_monitor", "plots"))
 """What is watched and written along the way: a run may go on with other values, but what it leaves is another."""
 
 

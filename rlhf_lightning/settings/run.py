@@ -100,6 +100,7 @@ class CallbackSettings(Section):
     diary_every: Count
     diary_samples: Count
     gold_monitor: bool
+    plots: bool
     self_checks: bool
     save_every: Count
     save_every_steps: Count

@@ -16,6 +16,7 @@ class SupervisedLoop(Section):
     """One supervised training loop: epochs over shuffled batches, linear warm-up, linear decay to zero."""
 
     epochs: Count
+    max_steps: Count | None
     batch_size: Count
     micro_batch_size: Count
     learning_rate: Positive
@@ -29,6 +30,11 @@ class SupervisedLoop(Section):
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole training."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class SftSettings(SupervisedLoop):

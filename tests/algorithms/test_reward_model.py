@@ -29,6 +29,7 @@ SETTINGS = RewardModelSettings(
     margin_coef=0.0,
     centring_coef=0.0,
     epochs=1,
+    max_steps=None,
     batch_size=8,
     micro_batch_size=8,
     learning_rate=0.05,

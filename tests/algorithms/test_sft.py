@@ -25,6 +25,7 @@ SETTINGS = SftSettings(
     demonstrations_from="data",
     held_out_fraction=0.0,
     epochs=1,
+    max_steps=None,
     batch_size=8,
     micro_batch_size=8,
     learning_rate=0.05,

@@ -27,7 +27,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     In a process of its own: the first test that asks for it may have patched this one.
     """
     directory = tmp_path_factory.mktemp("world")
-    command = [sys.executable, "-m", "rlhf_lightning", "train", *SMALL, "ppo.learning_rate=1e-3"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf_lightning",
+        "train",
+        *SMALL,
+        "ppo.learning_rate=1e-3",
+        "callbacks.plots=true",
+    ]
     subprocess.run(command, cwd=directory, check=True)
     return directory
 

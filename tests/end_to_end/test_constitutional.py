@@ -29,6 +29,7 @@ TINY = (
     "critique_revision.batch_size=8",
     "critique_revision.held_out_fraction=0.3",
     "ai_feedback.batch_size=8",
+    "callbacks.plots=true",
 )
 """Chains and labels are made in three batches each."""
 

@@ -31,7 +31,7 @@ LIMIT = 500.0
 RLHF: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
 """The stages of the default pipeline."""
 
-SMALLER = (*SMALL, "ppo.iterations=1", "evaluate.splits=[iid]")
+SMALLER = (*SMALL, "ppo.iterations=1", "evaluate.splits=[iid]", "callbacks.plots=true")
 
 IN_THE_KEY_OTHERWISE = frozenset(
     {"trainer", "model", "data", "seed", "peft.kind", "evaluate.policies", "allow_targets"}

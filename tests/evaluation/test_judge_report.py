@@ -66,7 +66,7 @@ def test_the_terminal_shows_every_part() -> None:
 
 def test_the_markdown_has_the_figures(tmp_path: Path) -> None:
     shown = figures()
-    write_calibration(shown, tmp_path)
+    write_calibration(shown, tmp_path, draw=True)
     lines = (tmp_path / "calibration.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# Judge org/tiny, pairwise, under constitution hhh"
     assert lines[2] == f"**{shown['verdict']}**"
@@ -86,9 +86,15 @@ def test_the_markdown_has_the_figures(tmp_path: Path) -> None:
     assert {line.replace("\\|", "").count("|") for line in tables} == {4, 6, 8, 9}
 
 
+def test_without_the_picture_the_report_names_none(tmp_path: Path) -> None:
+    write_calibration(figures(), tmp_path, draw=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.md"]
+    assert "reliability" not in (tmp_path / "calibration.md").read_text(encoding="utf-8")
+
+
 def test_a_judge_that_never_answers_is_reported_without_a_plot(tmp_path: Path) -> None:
     shown = figures(answered=False)
-    write_calibration(shown, tmp_path)
+    write_calibration(shown, tmp_path, draw=True)
     assert [path.name for path in tmp_path.iterdir()] == ["calibration.md"]
     text = (tmp_path / "calibration.md").read_text(encoding="utf-8")
     assert "**No labels: of 80 pairs the judge left 80 without an answer and 0 undecided.**" in text

@@ -236,6 +236,8 @@ def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
         return (is_among(key, READ_FROM_DATA[stage]) and not content and not elsewhere) or splits
     if is_among(key, frozenset({"constitution", "judge"})) and stage == "evaluate":
         return judges(settings, stage)
+    if key == "callbacks.plots":  # the other pictures lie beside what the stages leave, and each run draws them anew
+        return stage == "judge_calibration"
     if key == "reward_model.pairing" and stage == "judge_calibration":  # a file's rankings are paired in one way only
         return recorded and settings.judge_calibration.data is None
     readers = readers_of(key)

@@ -1,6 +1,7 @@
 """Stage `judge_calibration`: how often the judge, under this constitution, is right where people have judged before.
 
-It leaves `calibration.json` (figures), `calibration.md`, `reliability.png` and `judged.jsonl` (every pair).
+It leaves `calibration.json` (figures), `calibration.md`, `judged.jsonl` (every pair) and, with `callbacks.plots`,
+`reliability.png`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def run_judge_calibration(context: StageContext) -> StageResult:
         **figures,
     }
     _write_json(context.directory / CALIBRATION, figures)
-    write_calibration(figures, context.directory)
+    write_calibration(figures, context.directory, draw=context.settings.callbacks.plots)
     _write_judged(context.directory / JUDGED, pairs, labels, people)
     Console().print(render_calibration(figures))
     return StageResult(figures, objective=figures.get("accuracy"))

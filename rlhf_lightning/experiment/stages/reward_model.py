@@ -66,7 +66,7 @@ def run_reward_model(context: StageContext) -> StageResult:
         positive,
         settings.model_copy(update={"learning_rate": context.learning_rate(settings.learning_rate)}),
         context.inputs.make_optimizer,
-        pairs.steps_per_epoch * settings.epochs,
+        settings.total_steps(pairs.steps_per_epoch),
     )
     trainer = fit_supervised(context, settings, module, pairs)
     save_classifier(classifier, encoder.tokenizer, context.directory, context.trained_layers)

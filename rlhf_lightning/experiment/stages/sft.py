@@ -48,7 +48,7 @@ def run_sft(context: StageContext) -> StageResult:
         policy,
         settings.model_copy(update={"learning_rate": context.learning_rate(settings.learning_rate)}),
         context.inputs.make_optimizer,
-        demonstrations.steps_per_epoch * settings.epochs,
+        settings.total_steps(demonstrations.steps_per_epoch),
     )
     trainer = fit_supervised(context, settings, module, demonstrations)
     save_policy(policy, encoder.tokenizer, context.directory, context.trained_layers)
