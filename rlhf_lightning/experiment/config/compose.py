@@ -50,18 +50,18 @@ class ConfigTree:
 
     @classmethod
     def load(cls, extra: Path | None = None) -> ConfigTree:
-        """Opens the program's config folder, with a user's own folder in front of it.
+        """The program's config folder, with a user's own folder in front of it; what lies there is read once a process.
 
         Raises:
             ConfigError: if `extra` is no directory.
         """
         if extra is not None and not extra.is_dir():
             raise ConfigError([Problem("--config-dir", f"{extra} is not a directory", fix="name an existing folder")])
-        version.setbase("1.3")
         conf = conf_directory()
+        tree = _opened((extra.resolve(), conf) if extra else (conf,))
         GlobalHydra.instance().clear()
-        hydra = Hydra.create_main_hydra2("rlhf", _search_path(conf, extra))
-        return cls(hydra, (extra.resolve(), conf) if extra else (conf,))
+        GlobalHydra.instance().initialize(tree.hydra)
+        return tree
 
     def __hash__(self) -> int:
         return id(self)
@@ -154,11 +154,19 @@ def display(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _search_path(conf: Path, extra: Path | None) -> ConfigSearchPath:
+@functools.cache
+def _opened(folders: tuple[Path, ...]) -> ConfigTree:
+    version.setbase("1.3")
+    GlobalHydra.instance().clear()
+    return ConfigTree(Hydra.create_main_hydra2("rlhf", _search_path(folders)), folders)
+
+
+def _search_path(folders: Sequence[Path]) -> ConfigSearchPath:
+    *own, conf = folders
     search_path = create_config_search_path(str(conf))
-    if extra is not None:
+    for folder in own:
         anchor = SearchPathQuery(provider="main")
-        search_path.prepend(provider="command-line", path=f"file://{extra.resolve()}", anchor=anchor)
+        search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=anchor)
     return search_path
 
 

@@ -50,9 +50,11 @@ DECIDING_VARIABLES = (
 """Variables of the environment that change the bits of a result. No other one is recorded."""
 
 
-def installed() -> dict[str, str]:
+@functools.cache
+def installed() -> Mapping[str, str]:
     """Every installed package's version, by its normalised name."""
-    found = {_normal(each.name): each.version for each in metadata.distributions() if each.metadata["Name"]}
+    packages = (each.metadata for each in metadata.distributions())  # a property that reads the file each time
+    found = {_normal(package["Name"]): package["Version"] for package in packages if package["Name"]}
     return dict(sorted(found.items()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import signal
 import time
@@ -10,27 +11,44 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
+from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from rlhf_lightning.errors import RlhfError
-from rlhf_lightning.experiment.config.compose import CONFIG_NAME, ConfigTree
+from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.interruption import ECHO_SECONDS, SIGNALS
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.job import POLL_SECONDS, run_job
 from rlhf_lightning.experiment.sweep.record import Sweep
+
+SUBDIR = "hydra.sweep.subdir="
 
 
 class LauncherError(RlhfError):
     """A launcher ended before its jobs did."""
 
 
+class PreparedJobs(ConfigLoaderImpl):
+    """Answers Hydra's launchers, which compose a config for each job they start: a job has its own already.
+
+    Composing takes half a second, and all that these configs would differ in is the job's directory.
+    """
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The config of the sweep, for the job that its one override names."""
+        config = copy.deepcopy(master_config)
+        (override,) = sweep_overrides
+        config.hydra.sweep.subdir = override.removeprefix(SUBDIR)
+        return config
+
+
 def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
     """Runs jobs, each from the config in its directory, and waits for their end.
 
-    What Hydra composes on the way is the program's default config: a job has its own already.
+    What Hydra is given on the way is the program's default config: a job has its own already.
 
     Args:
         sweep: held by this process.
@@ -40,18 +58,21 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
         LauncherError: a launcher's worker was killed, or what it had to run.
     """
     tree, plan = ConfigTree.load(), sweep.plan
-    config = tree.hydra.compose_config(CONFIG_NAME, [placed_by_hydra(sweep)], RunMode.MULTIRUN)
+    config = copy.deepcopy(tree.compose(()))
     with open_dict(config):
+        config.hydra.sweep.dir = str(sweep.directory)
         config.launcher = plan.launcher
         config.hydra.launcher = plan.hydra_launcher
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(config_loader=tree.hydra.config_loader, callbacks=Callbacks(config)),
+        hydra_context=HydraContext(
+            config_loader=PreparedJobs(tree.hydra.config_loader.get_search_path()), callbacks=Callbacks(config)
+        ),
         task_function=run_prepared,
         config=config,
     )
     numbered = enumerate(jobs)
     while batch := list(itertools.islice(numbered, plan.batch)):
-        told = [[f"hydra.sweep.subdir={job.path.name}"] for _, job in batch]
+        told = [[f"{SUBDIR}{job.path.name}"] for _, job in batch]
         try:
             launcher.launch(told, initial_job_idx=batch[0][0])
         except RuntimeError as error:  # submitit's UncompletedJobError and joblib's TerminatedWorkerError are such
