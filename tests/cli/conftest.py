@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -35,21 +34,25 @@ def use_pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pipeline], None]:
 
 
 @pytest.fixture
-def child_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
-    """The environment of a process in which `run_pipeline(settings, run_dir)` has the given body."""
+def use_pipeline_in_jobs(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Puts `run_pipeline(settings, run_dir)` with the given body in the pipeline's place, in new interpreters."""
 
-    def environment(body: str) -> dict[str, str]:
+    def use(body: str) -> None:
         folder = tmp_path_factory.mktemp("startup")
-        function = "def run_pipeline(settings, run_dir):\n" + textwrap.indent(textwrap.dedent(body), "    ")
-        startup = (
-            "import sys, types\n"
-            f"module = types.ModuleType('rlhf_lightning.experiment.pipeline')\nexec({function!r}, module.__dict__)\n"
-            "sys.modules['rlhf_lightning.experiment.pipeline'] = module\n"
-        )
-        (folder / "sitecustomize.py").write_text(startup)
-        return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+        lines = [
+            "import sys",
+            "if 'run-job' in sys.orig_argv:",
+            "    from rlhf_lightning.experiment import run",
+            "    def run_pipeline(settings, run_dir):",
+            textwrap.indent(textwrap.dedent(body), "        "),
+            "    run._run_pipeline = run_pipeline",
+        ]
+        (folder / "sitecustomize.py").write_text("\n".join(lines))
+        monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
 
-    return environment
+    return use
 
 
 Job = Callable[[RunDirectory], int]

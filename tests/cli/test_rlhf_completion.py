@@ -33,10 +33,11 @@ def test_the_query_completes_groups_options_and_keys(
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
-def test_the_bash_script_completes_subcommands_and_keys() -> None:
+def test_the_bash_script_completes_subcommands_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "bash"])
     script = f"""
         rlhf() {{ {sys.executable} -m rlhf_lightning "$@"; }}
-        eval "$(rlhf completion bash)"
+        {capsys.readouterr().out}
         complete_line() {{ COMP_LINE="$1"; COMP_WORDS=($1); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); _rlhf_complete
                           echo "${{COMPREPLY[@]}}"; }}
         complete_line "rlhf tr"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,6 @@ from rlhf_lightning.cli.main import main
 from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.experiment.config.compose import conf_directory
 from rlhf_lightning.experiment.config.constitution import load_constitution
-
-ROOT = Path(__file__).resolve().parents[2]
 
 OWN = """\
 # Answers in rhyme. A second sentence.
@@ -210,15 +205,3 @@ def test_what_is_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     text = refused(capsys, "show", "my/constitution/broken.yaml")
     assert "constitution.revisions: expects a whole number >= 1, got 0  [my/constitution/broken.yaml:2]" in text
     assert "constitution.extends.0: there is no constitution 'gone'  [my/constitution/broken.yaml:3]" in text
-
-
-@pytest.mark.parametrize("arguments", [["list"], ["show", "hhh"], ["show", "hhhh"]])
-def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
-    code = (
-        "import sys\nfrom rlhf_lightning.cli.main import main\ncode = main(sys.argv[1:])\n"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), sys.modules\nsys.exit(code)"
-    )
-    command = [sys.executable, "-c", code, "constitution", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == (2 if arguments[-1] == "hhhh" else 0), done.stderr

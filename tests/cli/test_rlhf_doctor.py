@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ import pytest
 import yaml
 
 from rlhf_lightning.cli.main import main
-
-ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = {
     "pipeline": {"stages": ["ppo"]},
@@ -105,7 +101,7 @@ def test_a_run_is_read_while_it_writes(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_run_that_was_killed_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone = subprocess.Popen(["true"])
     gone.wait()
     run = write_run(tmp_path / "run", MOVING, state="running", stage="ppo", pid=gone.pid)
     assert main(["doctor", str(run)]) == 0
@@ -133,18 +129,3 @@ def test_a_malformed_history_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     (run / "history.csv").write_text("stage,step,episodes,name,value\nppo,one,,objective/kl,2\n")
     assert main(["doctor", str(run)]) == 1
     assert "history.csv, line 2" in capsys.readouterr().err
-
-
-def test_it_answers_without_torch_and_at_once(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", MOVING)
-    code = f"""
-import sys
-from rlhf_lightning.cli.main import main
-assert main(["doctor", {str(run)!r}]) == 0
-heavy = {{"torch", "transformers", "pytorch_lightning", "wandb", "datasets", "numpy", "matplotlib"}} & set(sys.modules)
-assert not heavy, heavy
-"""
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - started < 20.0  # half a second on a free core

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +15,11 @@ from hydra.core.config_store import ConfigStore
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.preflight import check_sweep
+from rlhf_lightning.experiment.config.preflight import check_job, check_sweep
+from rlhf_lightning.experiment.config.sweep_jobs import split_jobs
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.record import Sweep
 
-ChildEnvironment = Callable[[str], dict[str, str]]
 UseJob = Callable[[Callable[[RunDirectory], int]], list[Path]]
 
 
@@ -35,56 +31,32 @@ def jobs(here: Path) -> list[RunDirectory]:
     return [RunDirectory.open(path) for path in sorted(sweep_directory(here).glob("[0-9]*"))]
 
 
-def test_a_sweep_goes_on_after_a_failing_job(here: Path, child_environment: ChildEnvironment) -> None:
-    environment = child_environment(
+def test_a_sweep_goes_on_after_a_failing_job(
+    here: Path, use_pipeline_in_jobs: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In processes as a user starts them."""
+    use_pipeline_in_jobs(
         """
         if settings.seed == 1:
             raise ZeroDivisionError("boom")
         run_dir.write_metrics({"objective": settings.kl.coef})
         """
     )
-    command = [sys.executable, "-m", "rlhf_lightning", "train", "-m", "seed=1,2", "kl.coef=0.5"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1
+    assert main(["train", "-m", "seed=1,2", "kl.coef=0.5"]) == 1
     failed, finished = jobs(here)
     assert sweep_directory(here).parent.parent == here / "outputs" / "multirun"
     assert (failed.status.state, finished.status.state) == ("failed", "finished")
     assert "boom" in (failed.path / "error.log").read_text()
     assert finished.overrides == ["seed=2", "kl.coef=0.5"]
     assert finished.metrics == {"objective": 0.5}
-    assert failed.status.pid != finished.status.pid
+    assert len({os.getpid(), failed.status.pid, finished.status.pid}) == 3
     assert finished.config["paths"]["run_dir"] == str(finished.path)
-    table = done.stdout
-    assert "all jobs: kl.coef=0.5" in table
-    assert "seed=2" in table
-    assert "0.500" in table
-    assert "failed" in table
-    assert "Error executing job" not in done.stderr
-
-
-def test_ctrl_c_reaches_the_job_and_stops_the_sweep(here: Path, child_environment: ChildEnvironment) -> None:
-    environment = child_environment(
-        """
-        import time
-        run_dir.write_text("ready", "")
-        try:
-            time.sleep(60)
-        finally:
-            run_dir.write_text("saved", "")
-        """
-    )
-    command = [sys.executable, "-m", "rlhf_lightning", "train", "-m", "seed=1,2"]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not list(here.glob("outputs/multirun/*/*/0/ready")):
-        assert time.monotonic() < deadline, process.stderr
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and job alike
-    assert process.wait(timeout=30) == 130
-    job, next_one = jobs(here)
-    assert job.status.state == "interrupted"
-    assert (job.path / "saved").exists()
-    assert next_one.status.state == "pending"
+    printed = capfd.readouterr()
+    assert "all jobs: kl.coef=0.5" in printed.out
+    assert "seed=2" in printed.out
+    assert "0.500" in printed.out
+    assert "failed" in printed.out
+    assert "Error executing job" not in printed.err
 
 
 def finish(job: RunDirectory) -> int:
@@ -180,20 +152,20 @@ def test_the_command_line_holds_where_a_preset_names_the_key_too(here: Path, cal
 
 @pytest.mark.parametrize(("preset", "count"), [("kl_coef", 15), ("peft", 15), ("seeds", 5), ("kl_x_peft", 18)])
 def test_a_preset_is_so_many_jobs(here: Path, preset: str, count: int) -> None:
-    checked = check_sweep(ConfigTree.load(), [f"sweep={preset}", f"paths.outputs={here}"])
-    told = [
-        (job.settings.seed, job.settings.peft.kind, job.settings.kl.model_dump()["coef"])
-        for job in checked
-        if job.settings is not None
-    ]
-    assert len(set(told)) == len(checked) == count
+    tree = ConfigTree.load()
+    jobs = split_jobs(tree, [f"sweep={preset}", f"paths.outputs={here}"])
+    assert len({tuple(job) for job in jobs}) == len(jobs) == count
+    first, last = (check_job(tree, tree.parse(job), number=0) for job in (jobs[0], jobs[-1]))
+    assert first.settings is not None
+    assert first.settings != last.settings
+    assert first.problems == last.problems == ()
 
 
 def test_a_sweep_for_slurm_may_ask_for_gpus_that_are_not_here(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    overrides = ["sweep=seeds", "trainer=gpu", f"paths.outputs={here}"]
-    checked = check_sweep(ConfigTree.load(), ["launcher=submitit_slurm", *overrides])
-    assert len([job for job in checked if job.settings is not None]) == 5
+    overrides = ["seed=1", "trainer=gpu", f"paths.outputs={here}"]
+    (checked,) = check_sweep(ConfigTree.load(), ["launcher=submitit_slurm", *overrides])
+    assert checked.settings is not None
     with pytest.raises(ConfigError, match="1 GPUs are asked for, and there are 0"):
         check_sweep(ConfigTree.load(), overrides)
 
@@ -229,7 +201,7 @@ def test_a_plugin_that_is_missing_is_named_with_its_extra(
 ) -> None:
     kind, name = node.split("/")
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"][kind], f"{name}.yaml")
-    assert main(["train", "-m", override]) == 2
+    assert main(["train", "-m", "-cd", ".", override]) == 2  # with a folder of its own, the configs are read anew
     said = capsys.readouterr().err
     assert f"Hydra's {kind} {name} is not installed" in said
     assert "pip install 'rlhf-lightning[sweeps]'" in said
@@ -253,7 +225,7 @@ def test_a_directory_may_have_any_name(here: Path, calls: list[Path]) -> None:
 
 
 def test_what_hydra_chooses_later_has_the_sweeps_objective(here: Path, use_job: UseJob) -> None:
-    # The best coefficient is 0.2; one of the six jobs fails, and one says nothing of its objective.
+    # The best coefficient is 0.2; one of the four jobs fails, and one says nothing of its objective.
     def job(run: RunDirectory) -> int:
         if run.path.name == "1":
             return 1
@@ -263,13 +235,13 @@ def test_what_hydra_chooses_later_has_the_sweeps_objective(here: Path, use_job: 
         return 0
 
     use_job(job)
-    command = ["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=6", "ppo.learning_rate=1e-4", "logger=none"]
+    command = ["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=4", "ppo.learning_rate=1e-4", "logger=none"]
     assert main(command) == 1
     states = [run.status.state for run in jobs(here)]
-    assert states == ["finished", "failed", *["finished"] * 4]
+    assert states == ["finished", "failed", "finished", "finished"]
     assert all(run.config["ppo"]["learning_rate"] == 1e-4 for run in jobs(here))
     drawn = [run.config["kl"]["coef"] for run in jobs(here)]
-    assert len(set(drawn)) == 6
+    assert len(set(drawn)) == 4
     best = min((coef for number, coef in enumerate(drawn) if number not in (1, 2)), key=lambda coef: abs(coef - 0.2))
     found = yaml.safe_load((sweep_directory(here) / "optimization_results.yaml").read_text())
     assert found["best_params"] == {"kl.coef": best}
@@ -278,9 +250,9 @@ def test_what_hydra_chooses_later_has_the_sweeps_objective(here: Path, use_job: 
 
 def test_a_study_without_a_result_is_an_error(here: Path, use_job: UseJob, capsys: pytest.CaptureFixture[str]) -> None:
     use_job(lambda _: 1)
-    assert main(["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none"]) == 1
+    assert main(["train", "-m", "sweep=optuna", "hydra.sweeper.n_trials=1", "logger=none"]) == 1
     assert "No job has an objective" in capsys.readouterr().err
-    assert [run.status.state for run in jobs(here)] == ["failed", "failed"]
+    assert [run.status.state for run in jobs(here)] == ["failed"]
 
 
 def test_a_study_may_stop_at_a_failure(here: Path, use_job: UseJob) -> None:

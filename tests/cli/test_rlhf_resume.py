@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment import pipeline
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, point_latest
 from rlhf_lightning.settings.run import RunSettings
 
 Pipeline = Callable[[RunSettings, RunDirectory], None]
@@ -28,14 +29,27 @@ def ran(use_pipeline: UsePipeline) -> list[RunSettings]:
     return settings
 
 
-@pytest.fixture
-def cut_short(here: Path, ran: list[RunSettings]) -> RunDirectory:
-    """A run in `mine` that was killed: its status says that it is running."""
-    assert main(["train", "paths.run_dir=mine", "kl.coef=0.25", "seed=3"]) == 0
-    run = RunDirectory.open(here / "mine")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed: its status says that it is running."""
+    directory = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr("rlhf_lightning.experiment.run._run_pipeline", lambda *_: None)
+        assert main(["train", "paths.run_dir=mine", "kl.coef=0.25", "seed=3"]) == 0
+    run = RunDirectory.open(directory / "mine")
     run.update_status(state="running", stage="ppo", pid=99999999, artifacts={"sft": "sft"})
-    ran.clear()
-    return run
+    return run.path
+
+
+@pytest.fixture
+def cut_short(here: Path, killed: Path) -> RunDirectory:
+    """That run, in `mine`."""
+    shutil.copytree(killed, here / "mine")
+    config = here / "mine" / CONFIG
+    config.write_text(config.read_text().replace(str(killed), str(here / "mine")))
+    point_latest(here / "outputs", here / "mine")
+    return RunDirectory.open(here / "mine")
 
 
 def test_a_run_goes_on_with_its_own_config(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,23 +25,30 @@ def finish(job: RunDirectory) -> int:
     return 0
 
 
-@pytest.fixture
-def half_done(here: Path, use_job: UseJob) -> Sweep:
+@pytest.fixture(scope="module")
+def left_half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of six jobs: finished, failed, interrupted, pending, dead (its process was killed), running."""
     states: list[RunState] = ["finished", "failed", "interrupted", "pending", "running", "running"]
-
-    def leave(job: RunDirectory) -> int:
-        if job.path.name == "0":
-            return finish(job)
-        job.update_status(state=states[int(job.path.name)], stage="ppo")
-        return 0
-
-    use_job(leave)
-    main(["train", "-m", "seed=1,2,3,4,5,6", "kl.coef=0.1", "sweep.on_failure=stop"])
-    sweep = Sweep.open(here / "outputs" / "latest")
+    directory = tmp_path_factory.mktemp("half_done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr("rlhf_lightning.experiment.sweep.job.call", lambda *_: 1)
+        main(["train", "-m", "seed=1,2,3,4,5,6", "kl.coef=0.1", "sweep.on_failure=stop"])
+    sweep = Sweep.open(directory / "outputs" / "latest")
+    finish(sweep.jobs[0])
     for job, state in zip(sweep.jobs, states, strict=True):
-        job.update_status(state=state, stage=None if state == "finished" else "ppo")
-    return sweep
+        job.update_status(state=state, stage=None if state == "finished" else "ppo", error=None)
+    return sweep.directory
+
+
+@pytest.fixture
+def half_done(left_half_done: Path, tmp_path: Path) -> Iterator[Sweep]:
+    """That sweep, for a test to change: it is put back afterwards, where its records say that it lies."""
+    before = tmp_path / "before"
+    shutil.copytree(left_half_done, before)
+    yield Sweep.open(left_half_done)
+    shutil.rmtree(left_half_done)
+    shutil.copytree(before, left_half_done)
 
 
 def contents(job: RunDirectory) -> dict[str, bytes]:
@@ -191,16 +197,6 @@ def test_watching_ends_with_the_sweep(half_done: Sweep, monkeypatch: pytest.Monk
     holder.join()
 
 
-def test_the_status_needs_neither_torch_nor_hydra(half_done: Sweep) -> None:
-    script = (
-        "import sys; from rlhf_lightning.cli.main import main;"
-        f"main(['sweep', 'status', {str(half_done.directory)!r}]);"
-        "sys.exit(sorted({'torch', 'hydra', 'transformers'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_a_status_that_is_being_written_is_read_whole(half_done: Sweep) -> None:
     job = half_done.jobs[3]
     (job.path / f".{STATUS}.leftover").write_text("{")
@@ -214,7 +210,7 @@ def test_a_sweep_that_draws_its_jobs_draws_the_missing_ones(
     interrupted: list[Path] = []
 
     def interrupt_once(run: RunDirectory) -> int:
-        if run.path.name == "2" and run.path not in interrupted:
+        if run.path.name == "1" and run.path not in interrupted:
             interrupted.append(run.path)
             run.update_status(state="interrupted")
             return 130
@@ -224,11 +220,11 @@ def test_a_sweep_that_draws_its_jobs_draws_the_missing_ones(
 
     calls = use_job(interrupt_once)
     extra = [] if storage else ["hydra.sweeper.storage=null"]
-    overrides = ["sweep=optuna", "hydra.sweeper.n_trials=5", "ppo.learning_rate=1e-4", "logger=none", *extra]
+    overrides = ["sweep=optuna", "hydra.sweeper.n_trials=3", "ppo.learning_rate=1e-4", "logger=none", *extra]
     assert main(["train", "-m", *overrides]) == 130
-    assert [path.name for path in calls] == ["0", "1", "2"]
+    assert [path.name for path in calls] == ["0", "1"]
     assert main(["sweep", "resume", "outputs/latest"]) == 0
-    names = ["0", "1", "2", "2", "3", "4"] if storage else ["0", "1", "2", "2"]
+    names = ["0", "1", "1", "2"] if storage else ["0", "1", "1"]
     assert [path.name for path in calls] == names
     assert ("no new jobs are drawn" in capsys.readouterr().err) == (not storage)
     sweep = Sweep.open(here / "outputs" / "latest")

@@ -10,129 +10,133 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
+import stand_in_pipelines as pipelines
+from joblib.externals.loky import get_reusable_executor
 
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.sweep.record import Sweep, state_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+UsePipelineInJobs = Callable[[str], None]
 
-Environment = Callable[[str], dict[str, str]]
+SAVES = (pipelines.use, (pipelines.save_when_interrupted,))
 
-RLHF = [sys.executable, "-m", "rlhf_lightning"]
-SECONDS = 500
-
-FINISHES = """
-import os
-run_dir.write_metrics({"objective": settings.seed, "environment": dict(os.environ)})
-"""
-"""A pipeline that only finishes."""
-
-MEETS = """
+SAVES_THEN_MEETS = """
 import os, time
 sweep = run_dir.path.parent
+if not (sweep / "resumed").exists():
+    run_dir.write_text("ready", "")
+    try:
+        time.sleep(60)
+    finally:
+        run_dir.write_text("saved", "")
 (sweep / f"begun{run_dir.path.name}").touch()
 while len(list(sweep.glob("begun*"))) < 2:
-    time.sleep(0.05)
+    time.sleep(0.02)
 at_work = len(list(sweep.glob("begun*"))) - len(list(sweep.glob("ended*")))
 run_dir.write_metrics({"objective": settings.seed, "at_work": at_work, "environment": dict(os.environ)})
 (sweep / f"ended{run_dir.path.name}").touch()
 """
-"""A pipeline that waits for another job of its sweep to have begun."""
-
-SAVES = """
-import time
-run_dir.write_text("ready", "")
-try:
-    time.sleep(60)
-finally:
-    run_dir.write_text("saved", "")
-"""
-"""A pipeline that is interrupted."""
-
-
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*RLHF, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
+"""A pipeline that is interrupted; in a sweep that was taken up again, it waits for another job to have begun."""
 
 
 def sweep_at(here: Path) -> Sweep:
     return Sweep.open(here / "outputs" / "latest")
 
 
+def ready(here: Path) -> int:
+    return len(list(here.glob("outputs/multirun/*/*/*/ready")))
+
+
+def metrics(sweep: Sweep) -> list[dict[str, Any]]:
+    return [job.metrics or {} for job in sweep.jobs]
+
+
 def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
+    """Waits for what several processes bring about, or one that outlives the one that started it."""
+    deadline = time.monotonic() + forked.LIMIT
     while not what():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def started(environment: dict[str, str], here: Path, ready: int, *arguments: str) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own, once so many of its jobs are at work."""
-    command = [*RLHF, "train", "-m", *arguments]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list(here.glob("outputs/multirun/*/*/*/ready"))) == ready)
-    return process
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_two_jobs_run_at_once(here: Path, child_environment: Environment, launcher: str) -> None:
-    environment = child_environment(MEETS)
-    environment.pop("OMP_NUM_THREADS", None)
-    done = run(environment, "train", "-m", f"launcher={launcher}", "launcher.jobs=2", "seed=1,2,3", "logger=none")
-    assert done.returncode == 0, done.stderr
-    metrics = [job.metrics or {} for job in sweep_at(here).jobs]
-    assert [found["objective"] for found in metrics] == [1, 2, 3]
-    assert max(found["at_work"] for found in metrics) == 2
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    assert {found["environment"]["OMP_NUM_THREADS"] for found in metrics} == {threads}
-    assert all((job.path / "console.log").exists() for job in sweep_at(here).jobs)
-
-
-def test_jobs_at_once_have_gpus_of_their_own(here: Path, child_environment: Environment) -> None:
-    environment = {**child_environment(MEETS), "CUDA_VISIBLE_DEVICES": "4,7"}
-    overrides = ["trainer.accelerator=auto", "launcher=joblib", "launcher.jobs=2", "seed=1,2", "logger=none"]
-    assert run(environment, "train", "-m", *overrides).returncode == 0
-    given = [(job.metrics or {})["environment"]["CUDA_VISIBLE_DEVICES"] for job in sweep_at(here).jobs]
-    assert sorted(given) == ["4", "7"]
-
-
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_every_process_of_a_job_has_that_jobs_overrides(
-    here: Path, child_environment: Environment, launcher: str
+def test_jobs_at_once_save_at_ctrl_c_and_go_on(
+    here: Path, use_pipeline_in_jobs: UsePipelineInJobs, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
+    use_pipeline_in_jobs(SAVES_THEN_MEETS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    overrides = [f"launcher={launcher}", "launcher.jobs=2", "seed=1,2,3", "trainer.accelerator=auto", "logger=none"]
+    command = [sys.executable, "-m", "rlhf_lightning", "train", "-m", *overrides]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    wait_for(lambda: ready(here) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: sweep, workers and jobs alike
+    _, errors = process.communicate(timeout=forked.LIMIT)
+    assert process.returncode == 130, errors
+    sweep = sweep_at(here)
+    assert sorted(job.status.state for job in sweep.jobs) == ["interrupted", "interrupted", "pending"]
+    assert all((job.path / "saved").exists() for job in sweep.in_state("interrupted"))
+
+    (sweep.directory / "resumed").touch()
+    assert main(["sweep", "resume", "outputs/latest"]) == 0
+    told = metrics(sweep)
+    assert [found["objective"] for found in told] == [1, 2, 3]
+    assert max(found["at_work"] for found in told) == 2
+    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert {found["environment"]["OMP_NUM_THREADS"] for found in told} == {threads}
+    assert {found["environment"]["CUDA_VISIBLE_DEVICES"] for found in told} == {"4", "7"}
+    assert all((job.path / "console.log").exists() for job in sweep.jobs)
+    if launcher == "joblib":
+        get_reusable_executor().shutdown()  # it keeps workers for the next time
+    else:
+        check_that_slurm_may_start_its_jobs_again(sweep)
+
+
+def check_that_slurm_may_start_its_jobs_again(sweep: Sweep) -> None:
+    """What had finished is left alone; what its machine took with it runs again, in its directory."""
+    first, *others = sweep.jobs
+    before = [job.metrics for job in others]
+    first.update_status(state="running")
+    for job in sorted((sweep.directory / ".submitit").glob("*/*_submitted.pkl"))[-3:]:
+        folder, number = job.parent, job.parent.name
+        local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": number, "SUBMITIT_LOCAL_NTASKS": "1"}
+        ranks = {"SUBMITIT_LOCAL_GLOBALRANK": "0", "SUBMITIT_LOCAL_LOCALID": "0", "SUBMITIT_LOCAL_NNODES": "1"}
+        ranks["SUBMITIT_LOCAL_NODEID"] = "0"
+        again = [sys.executable, "-m", "submitit.core._submit", str(folder)]
+        subprocess.run(again, env={**os.environ, **local, **ranks}, check=True, timeout=240, capture_output=True)
+    assert [job.status.state for job in sweep.jobs] == ["finished"] * 3
+    assert [job.metrics for job in others] == before
+
+
+def test_every_process_of_a_job_has_that_jobs_overrides(here: Path) -> None:
     # Lightning's own launcher would replay the sweep's command line in the second process of each job.
-    environment = child_environment(
-        """
-        import os
-        run_dir.write_text(f"rank{os.environ['RANK']}", f"{settings.seed} {settings.kl.coef}")
-        """
-    )
-    overrides = ["trainer=ddp", "trainer.accelerator=cpu", f"launcher={launcher}", "logger=none"]
-    done = run(environment, "train", "-m", *overrides, "seed=1,2", "kl.coef=0.3")
+    overrides = ["trainer=ddp", "trainer.accelerator=cpu", "seed=1,2", "kl.coef=0.3", "logger=none"]
+    done = forked.run(["train", "-m", *overrides], body=(pipelines.use, (pipelines.tell_by_rank,)))
     assert done.returncode == 0, done.stderr
     told = [[(job.path / f"rank{rank}").read_text() for rank in (0, 1)] for job in sweep_at(here).jobs]
     assert told == [["1 0.3", "1 0.3"], ["2 0.3", "2 0.3"]]
     assert len(list((here / "outputs" / "multirun").glob("*/*"))) == 1
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_ctrl_c_lets_all_jobs_save(here: Path, child_environment: Environment, launcher: str) -> None:
-    overrides = [f"launcher={launcher}", "launcher.jobs=2", "seed=1,2,3", "logger=none"]
-    process = started(child_environment(SAVES), here, 2, *overrides)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=SECONDS) == 130
-    sweep = sweep_at(here)
-    assert sorted(job.status.state for job in sweep.jobs) == ["interrupted", "interrupted", "pending"]
-    assert all((job.path / "saved").exists() for job in sweep.in_state("interrupted"))
-    environment = child_environment(FINISHES)
-    assert run(environment, "sweep", "resume", "outputs/latest", "launcher=basic").returncode == 0
-    assert [(job.metrics or {})["objective"] for job in sweep.jobs] == [1, 2, 3]
+def test_ctrl_c_reaches_the_job_and_stops_the_sweep(here: Path) -> None:
+    process = forked.start(["train", "-m", "seed=1,2"], body=SAVES)
+    process.wait_for(lambda: ready(here) == 1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and job alike
+    assert process.wait() == 130
+    job, next_one = sweep_at(here).jobs
+    assert job.status.state == "interrupted"
+    assert (job.path / "saved").exists()
+    assert next_one.status.state == "pending"
 
 
-def test_jobs_end_with_the_sweep_that_was_killed(here: Path, child_environment: Environment) -> None:
-    process = started(child_environment(SAVES), here, 1, "seed=1,2", "logger=none")
+def test_jobs_end_with_the_sweep_that_was_killed(here: Path) -> None:
+    process = forked.start(["train", "-m", "seed=1,2"], body=SAVES)
+    process.wait_for(lambda: ready(here) == 1)
     process.kill()
     sweep = sweep_at(here)
     wait_for(lambda: sweep.jobs[0].status.state == "interrupted")
@@ -140,31 +144,15 @@ def test_jobs_end_with_the_sweep_that_was_killed(here: Path, child_environment: 
     assert sweep.jobs[1].status.state == "pending"
 
 
-def test_what_was_killed_is_dead_and_runs_again(here: Path, child_environment: Environment) -> None:
-    process = started(child_environment(SAVES), here, 1, "seed=1,2", "logger=none")
-    os.killpg(process.pid, signal.SIGKILL)
+def test_what_was_killed_is_dead_and_runs_again(here: Path) -> None:
+    process = forked.start(["train", "-m", "seed=1,2"], body=SAVES)
+    process.wait_for(lambda: ready(here) == 1)
+    process.kill_group()
     process.wait()
     sweep = sweep_at(here)
     wait_for(lambda: [state_of(job) for job in sweep.jobs] == ["dead", "pending"])
     assert json.loads((sweep.jobs[0].path / "status.json").read_text())["state"] == "running"
-    assert run(child_environment(FINISHES), "sweep", "resume", "outputs/latest").returncode == 0
+    done = forked.run(["sweep", "resume", "outputs/latest"], body=(pipelines.use, (pipelines.finish,)))
+    assert done.returncode == 0, done.stderr
     assert [job.status.state for job in sweep.jobs] == ["finished", "finished"]
-
-
-def test_a_job_that_slurm_starts_again_finds_its_directory(here: Path, child_environment: Environment) -> None:
-    environment = child_environment(FINISHES)
-    overrides = ["launcher=submitit_local", "launcher.jobs=2", "seed=1,2", "logger=none"]
-    assert run(environment, "train", "-m", *overrides).returncode == 0
-    sweep = sweep_at(here)
-    second: RunDirectory = sweep.jobs[1]
-    before = second.metrics
-    sweep.jobs[0].update_status(state="running")  # as if its machine had gone
-    for job in sorted((sweep.directory / ".submitit").glob("*/*_submitted.pkl")):
-        folder, number = job.parent, job.parent.name
-        again = [sys.executable, "-m", "submitit.core._submit", str(folder)]
-        local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": number, "SUBMITIT_LOCAL_NTASKS": "1"}
-        ranks = {"SUBMITIT_LOCAL_GLOBALRANK": "0", "SUBMITIT_LOCAL_LOCALID": "0", "SUBMITIT_LOCAL_NNODES": "1"}
-        ranks["SUBMITIT_LOCAL_NODEID"] = "0"
-        subprocess.run(again, env={**environment, **local, **ranks}, check=True, timeout=SECONDS, capture_output=True)
-    assert [job.status.state for job in sweep.jobs] == ["finished", "finished"]
-    assert second.metrics == before, "what had finished is left alone"
+    assert [found["objective"] for found in metrics(sweep)] == [1, 2]
