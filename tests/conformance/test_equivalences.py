@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from ppo_runs import PpoRun, run_ppo
+from ppo_runs import PpoRun, composed, run_config, run_ppo
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
@@ -113,6 +113,22 @@ def baseline(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> PpoRu
     return run_ppo(artifacts, tmp_path_factory.mktemp("baseline"))
 
 
+@pytest.fixture(scope="module")
+def plain(artifacts: Path) -> dict[str, Any]:
+    """The config of that run."""
+    return composed(artifacts)
+
+
+@pytest.fixture
+def run(plain: dict[str, Any], tmp_path: Path) -> Callable[..., PpoRun]:
+    """The baseline with other values in a section or two."""
+
+    def changed(**sections: dict[str, Any]) -> PpoRun:
+        return run_config(plain | {name: plain[name] | values for name, values in sections.items()}, tmp_path / "run")
+
+    return changed
+
+
 def assert_equal_runs(one: PpoRun, other: PpoRun, *, exactly: bool = False) -> None:
     """Weights and every figure, but for how long anything took."""
     assert one.distance(other) <= (0.0 if exactly else 1e-5)
@@ -127,21 +143,24 @@ def test_the_same_command_gives_the_same_run(baseline: PpoRun, artifacts: Path, 
     assert_equal_runs(baseline, run_ppo(artifacts, tmp_path), exactly=True)
 
 
-def test_micro_batches_and_accumulation(baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
-    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, "ppo.micro_batch_size=1"))
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"ppo": {"micro_batch_size": 1}},
+        {"rollout": {"chunk_size": 3}},
+        {"model": {"gradient_checkpointing": True}},
+    ],
+    ids=["micro-batches", "chunks of rollouts", "gradient checkpointing"],
+)
+def test_what_only_saves_memory(
+    sections: dict[str, dict[str, Any]], baseline: PpoRun, run: Callable[..., PpoRun]
+) -> None:
+    assert_equal_runs(baseline, run(**sections))
 
 
-def test_chunks_of_rollouts(baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
-    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, "rollout.chunk_size=3"))
-
-
-def test_gradient_checkpointing(baseline: PpoRun, artifacts: Path, tmp_path: Path) -> None:
-    assert_equal_runs(baseline, run_ppo(artifacts, tmp_path, "model.gradient_checkpointing=true"))
-
-
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_in_a_models_config_is_off(
-    checkpointing: str, baseline: PpoRun, artifacts: Path, tmp_path: Path
+    checkpointing: bool, baseline: PpoRun, artifacts: Path, tmp_path: Path, run: Callable[..., PpoRun]
 ) -> None:
     # The same weights under a config that asks for dropout, in training mode where gradient checkpointing needs it.
     named = {}
@@ -151,37 +170,25 @@ def test_dropout_in_a_models_config_is_off(
             (tmp_path / model / file.name).write_bytes(file.read_bytes())
         config = json.loads((tmp_path / model / "config.json").read_text())
         (tmp_path / model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
-        named[model] = tmp_path / model
-    with_dropout = run_ppo(
-        artifacts,
-        tmp_path,
-        f"ppo.policy_from={named['policy']}",
-        f"ppo.reward_from={named['reward']}",
-        f"model.gradient_checkpointing={checkpointing}",
-    )
-    assert_equal_runs(baseline, with_dropout, exactly=checkpointing == "false")
+        named[f"{model}_from"] = str(tmp_path / model)
+    with_dropout = run(ppo=named, model={"gradient_checkpointing": checkpointing})
+    assert_equal_runs(baseline, with_dropout, exactly=not checkpointing)
 
 
-def test_before_the_first_step_nothing_differs(artifacts: Path, tmp_path: Path) -> None:
-    run = run_ppo(
-        artifacts,
-        tmp_path,
-        "ppo.iterations=1",
-        "ppo.epochs=1",
-        "ppo.minibatches=1",
-        "ppo.micro_batch_size=2",
-        "rollout.temperature=0.7",
-        "rollout.chunk_size=3",
+def test_before_the_first_step_nothing_differs(run: Callable[..., PpoRun]) -> None:
+    seen = run(
+        ppo={"iterations": 1, "epochs": 1, "minibatches": 1, "micro_batch_size": 2},
+        rollout={"temperature": 0.7, "chunk_size": 3},
     )
     # What is logged of an iteration of one step is what its only minibatch saw.
-    assert run.history["policy/ratio"] == pytest.approx([1.0], abs=1e-6)
-    assert run.history["policy/approx_kl"] == pytest.approx([0.0], abs=1e-7)
-    assert run.history["policy/clip_fraction"] == run.history["value/clip_fraction"] == [0.0]
-    assert run.history["objective/kl"] == pytest.approx([0.0], abs=1e-5)
-    assert run.history["objective/kl_penalised"] == pytest.approx([0.0], abs=1e-5)
-    assert run.history["rollout/logprob_mismatch"] == pytest.approx([0.0], abs=1e-6)
+    assert seen.history["policy/ratio"] == pytest.approx([1.0], abs=1e-6)
+    assert seen.history["policy/approx_kl"] == pytest.approx([0.0], abs=1e-7)
+    assert seen.history["policy/clip_fraction"] == seen.history["value/clip_fraction"] == [0.0]
+    assert seen.history["objective/kl"] == pytest.approx([0.0], abs=1e-5)
+    assert seen.history["objective/kl_penalised"] == pytest.approx([0.0], abs=1e-5)
+    assert seen.history["rollout/logprob_mismatch"] == pytest.approx([0.0], abs=1e-6)
     # Whitened advantages have mean 0, and so has -A * 1.
-    assert run.history["policy/loss"] == pytest.approx([0.0], abs=1e-6)
+    assert seen.history["policy/loss"] == pytest.approx([0.0], abs=1e-6)
 
 
 @contextmanager
@@ -199,9 +206,9 @@ def counted_steps() -> Iterator[list[int]]:
         handle.remove()
 
 
-def test_optimizer_steps_are_epochs_times_minibatches(artifacts: Path, tmp_path: Path) -> None:
+def test_optimizer_steps_are_epochs_times_minibatches(run: Callable[..., PpoRun]) -> None:
     with counted_steps() as count:
-        run = run_ppo(artifacts, tmp_path, "ppo.epochs=3", "ppo.minibatches=4", "ppo.micro_batch_size=1")
-    assert count == [2 * 3 * 4]
-    assert run.history["policy/optimizer_steps"] == [12.0, 12.0]
-    assert run.history["learning_rate/policy"] == pytest.approx([0.01, 0.005])
+        seen = run(ppo={"epochs": 3, "minibatches": 2, "micro_batch_size": 2})
+    assert count == [2 * 3 * 2]
+    assert seen.history["policy/optimizer_steps"] == [6.0, 6.0]
+    assert seen.history["learning_rate/policy"] == pytest.approx([0.01, 0.005])

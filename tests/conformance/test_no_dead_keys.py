@@ -6,6 +6,7 @@ The keys are read from the schema: a new one without a line in `FLIPS` fails.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
@@ -157,9 +158,10 @@ class Runs:
         self.done: dict[str, PpoRun] = {}
 
     def __call__(self, *changes: Change) -> PpoRun:
-        key = repr(changes)
+        config = self.config(*changes)
+        key = json.dumps(config, sort_keys=True)
         if key not in self.done:
-            self.done[key] = run_config(self.config(*changes), self.directory / str(len(self.done)))
+            self.done[key] = run_config(config, self.directory / str(len(self.done)))
         return self.done[key]
 
     def config(self, *changes: Change) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def test_the_key_changes_what_goes_through_the_model_at_once_and_no_result(
 
     monkeypatch.setattr(ActorCritic, "forward", counting)
     # Under a name of their own: these runs must happen while the passes are counted.
-    name = {"callbacks": {"diary_every": 10 + list(SIZES).index(key)}}
+    name = {"callbacks": {"diary_every": 11 + list(SIZES).index(key)}}
     seen = sizes[False] = []
     before = runs(name)
     seen = sizes[True] = []

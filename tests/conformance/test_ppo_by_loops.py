@@ -91,21 +91,15 @@ def train(
 
 CASES = {
     "k1 in the reward": (Choices(), {}),
-    "k2 in the reward": (Choices(estimator="k2"), {}),
-    "k3 in the reward": (Choices(estimator="k3"), {}),
-    "exact in the reward": (Choices(estimator="exact"), {}),
+    "k2 in the reward, no penalty for a missing end": (Choices(estimator="k2", penalty=None), {}),
+    "k3 in the reward, whitened": (Choices(estimator="k3", whiten_rewards=True), {"epochs": 2}),
+    "exact in the reward, raw advantages": (Choices(estimator="exact", whiten=False), {"epochs": 2}),
     "k1 in the loss": (Choices(estimator="k1", in_loss=True), {"epochs": 3}),
     "k2 in the loss": (Choices(estimator="k2", in_loss=True), {"epochs": 3}),
     "k3 in the loss": (Choices(estimator="k3", in_loss=True), {"epochs": 3}),
     "exact in the loss": (Choices(estimator="exact", in_loss=True), {"epochs": 3}),
-    "three epochs": (Choices(), {"epochs": 3}),
-    "two epochs of two minibatches": (Choices(), {"epochs": 2, "minibatches": 2}),
-    "no penalty for a missing end": (Choices(penalty=None), {}),
-    "whitened rewards": (Choices(whiten_rewards=True), {"epochs": 2}),
-    "raw advantages": (Choices(whiten=False), {"epochs": 2}),
-    "a strong entropy bonus": (Choices(entropy_coef=0.5), {"epochs": 2}),
+    "a strong entropy bonus, hot sampling": (Choices(entropy_coef=0.5, temperature=1.6), {"epochs": 2}),
     "a wide value clip": (Choices(value_clip=10.0), {"epochs": 2}),
-    "hot sampling": (Choices(temperature=1.6), {"epochs": 2}),
     "clipped gradients": (Choices(max_grad_norm=0.3), {"epochs": 2}),
 }
 

@@ -21,15 +21,15 @@ from rlhf_lightning.rollouts.sampler import Completion
 MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
 
-UPDATES = {"iterations": 3, "epochs": 2, "minibatches": 2, "micro_batch_size": 2, "entropy_coef": 0.01}
-"""Twelve optimizer steps, in two micro-batches each."""
+UPDATES = {"iterations": 2, "epochs": 2, "minibatches": 2, "micro_batch_size": 2, "entropy_coef": 0.01}
+"""Eight optimizer steps, in two micro-batches each."""
 
 HEAD = torch.randn(1, 16, generator=torch.Generator().manual_seed(3))
 
 
 def deep(make: MakeModel, kind: str = "llama", **values: Any) -> PreTrainedModel:
-    """A model of four blocks."""
-    return make(kind, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 4}, **values)
+    """A model of three blocks."""
+    return make(kind, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 3}, **values)
 
 
 def rule(done: Completion) -> float:
@@ -78,8 +78,15 @@ def both(fit_ppo: FitPpo, make: Callable[[], PreTrainedModel], path: str, **choi
     return fits[0], fits[1]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("choice", ["k1 in the reward", "exact KL in the loss", "checkpointing", "tied embeddings"])
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [
+        ("k1 in the reward", "gpt2"),
+        ("exact KL in the loss", "llama"),
+        ("checkpointing", "gpt2"),
+        ("tied embeddings", "llama"),
+    ],
+)
 def test_the_same_losses_and_weights(
     kind: str,
     choice: str,
@@ -102,15 +109,15 @@ def test_the_same_losses_and_weights(
         path,
         **every_choice[choice],
     )
-    assert len(reusing.seen.losses) == 24
+    assert len(reusing.seen.losses) == 16
     assert reusing.seen.losses == pytest.approx(computing.seen.losses, abs=1e-5)
     assert_same_weights(computing, reusing)
     for name in ("policy/loss", "value/loss", "policy/approx_kl", "objective/kl", "objective/score"):
         assert reusing.recorder.series(name) == pytest.approx(computing.recorder.series(name), abs=1e-5), name
     # Recomputing activations in the backward pass runs a block twice, but the frozen ones have no gradient.
-    assert [computing.seen.runs[str(block)] for block in range(3)] == [24, 24, 24]
-    assert [reusing.seen.runs[str(block)] for block in range(3)] == [0, 0, 0]
-    assert reusing.seen.runs["3"] == 24
+    assert [computing.seen.runs[str(block)] for block in range(2)] == [16, 16]
+    assert [reusing.seen.runs[str(block)] for block in range(2)] == [0, 0]
+    assert reusing.seen.runs["2"] == 16
     assert {seen.rollout.trunk_states.shape[-1] for seen in reusing.collected} == {16}
     assert {seen.rollout.trunk_states for seen in computing.collected} == {None}
     # And it learned.
@@ -123,12 +130,11 @@ def test_the_same_losses_and_weights(
     assert max(moved.values()) > 1e-3
 
 
-@pytest.mark.parametrize("reuse", [False, True])
 def test_a_critic_of_its_own_on_the_same_trunk(
-    reuse: bool, make_policy: MakeModel, fit_ppo: FitPpo, assert_same_weights: Callable[[Any, Any], None]
+    make_policy: MakeModel, fit_ppo: FitPpo, assert_same_weights: Callable[[Any, Any], None]
 ) -> None:
     fits = []
-    for reusing in (False, reuse):
+    for reusing in (False, True):
         policy = deep(make_policy)
         train_top_layers(policy, 1)
         critic = SeparateCritic.from_policy(policy)
