@@ -71,7 +71,7 @@ def artifacts(
         write_reward(base, peft(kind), words, directory / kind / "reward")
     prompts = [{"prompt": f"w{number} w5"} for number in range(10, 30)]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    rows = [{**row, "response": "w7 w8"} for row in prompts]
+    rows = [{**row, "reply": "w7 w8"} for row in prompts]
     (directory / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory
 
@@ -212,7 +212,7 @@ def test_a_run_keeps_the_figures_of_its_training(
     settings = [
         *("train", "debug=tiny", "pipeline=sft", "model=hub", f"model.name_or_path={artifacts / 'none' / 'policy'}"),
         *("data=files", f"data.demonstrations={artifacts / 'demonstrations.jsonl'}", "trainer.accelerator=cpu"),
-        *("logger=none", "cache.mode=off", "paths.run_dir=run"),
+        *("sft.batch_size=4", "sft.micro_batch_size=2", "logger=none", "cache.mode=off", "paths.run_dir=run"),
     ]
     with caplog.at_level(logging.INFO):
         assert main(settings) == 0
@@ -225,7 +225,8 @@ def test_a_run_keeps_the_figures_of_its_training(
         "gradients_bytes": 4 * trained,
         "optimizer_bytes": adamw(trained, 2 * TENSORS_OF_BLOCK + 3),
     }
-    assert "Memory before activations: weights 0 MiB (policy 0 MiB)" in caplog.text
+    # 25,184 bytes of weights, four for each of 6,288 gradients, eight and a few in the optimizer
+    assert "weights 25 KiB (policy 25 KiB), gradients 25 KiB, optimizer 49 KiB." in caplog.text
 
 
 def test_the_peak_of_a_cpu_is_seen_although_it_has_passed() -> None:
@@ -255,8 +256,8 @@ def test_out_of_memory_says_what_is_held_whatever_the_batches_are() -> None:
     with pytest.raises(MemoryExhaustedError) as raised, memory_explained(memory):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert str(raised.value).startswith(
-        "Stage ppo ran out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. Whatever the batches are, it holds "
-        "weights 3.00 GiB (policy 3.00 GiB, critic 1 MiB), gradients 512 MiB, optimizer 1.00 GiB."
+        "Stage ppo ran out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. Whatever the batches are, it "
+        "holds weights 3.00 GiB (policy 3.00 GiB, critic 1 MiB), gradients 512 MiB, optimizer 1.00 GiB."
     )
     assert "ppo.micro_batch_size" in (raised.value.fix or "")
     assert "peft=lora" in (raised.value.fix or "")

@@ -18,8 +18,6 @@ from rlhf_lightning.algorithms.optimization import OptimizerFactory
 
 logger = logging.getLogger(__name__)
 
-MIB, GIB = 2**20, 2**30
-
 
 @dataclass(frozen=True, slots=True)
 class StaticMemory:
@@ -66,7 +64,9 @@ class StaticMemory:
 
 def in_words(size: int) -> str:
     """Bytes as people read them."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
 
 
 def _optimizer_bytes(trained: Iterable[Tensor], make_optimizer: OptimizerFactory) -> int | None:
