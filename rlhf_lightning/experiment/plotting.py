@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
 from rlhf_lightning.settings.readers import TRAINING
 from rlhf_lightning.settings.run import StageName
 from rlhf_lightning.tracking.history_file import read_history
@@ -24,6 +23,8 @@ def draw_plots(stage: StageName, metrics: Mapping[str, Any], run_dir: Path) -> l
     folder.mkdir(exist_ok=True)
     if stage not in TRAINING and stage != "evaluate":
         return []
+    from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
+
     if stage == "evaluate":
         drawn = [evaluation_bars(metrics["evaluate"], folder / "evaluation.png")]
     else:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, PeftConfig, PromptTuningConfig, TaskType
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapters import (
@@ -39,6 +39,9 @@ from rlhf_lightning.models.top_layers import (
     top_layers_config,
     trained_layers,
 )
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ class AdapterFiles:
         if not name:
             raise ArtifactError(
                 "The adapter does not say which model it belongs to.",
-                where=str(self.directory / CONFIG_NAME),
+                where=str(self.directory / ADAPTER_CONFIG_NAME),
                 fix="set base_model_name_or_path there to the directory or hub id of its base",
             )
         return name
@@ -85,6 +88,8 @@ class AdapterFiles:
     @property
     def layers(self) -> int | None:
         """How many top layers it holds; None where it is an adapter proper."""
+        from peft import LoraConfig
+
         return trained_layers(self.config) if isinstance(self.config, LoraConfig) else None
 
     @property
@@ -96,7 +101,7 @@ class AdapterFiles:
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter rather than a whole model."""
-    return (directory / CONFIG_NAME).is_file()
+    return (directory / ADAPTER_CONFIG_NAME).is_file()
 
 
 def read_adapter(directory: Path) -> AdapterFiles:
@@ -105,9 +110,11 @@ def read_adapter(directory: Path) -> AdapterFiles:
     Raises:
         ArtifactError: its files are missing or damaged.
     """
+    from peft import PeftConfig
+
     try:
         config = PeftConfig.from_pretrained(str(directory))
-        tensors = load_file(directory / SAFETENSORS_WEIGHTS_NAME)
+        tensors = load_file(directory / ADAPTER_SAFE_WEIGHTS_NAME)
         ours = json.loads((directory / OURS).read_text(encoding="utf-8")) if (directory / OURS).is_file() else None
         identity = BaseIdentity(**ours["base"]) if ours else None
         labels = tuple(ours["labels"]) if ours else ()
@@ -149,6 +156,8 @@ def put_adapter_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> No
     Raises:
         ArtifactError: its weights are not those of such an adapter on such a model.
     """
+    from peft import PromptTuningConfig
+
     prefix = f"{PEFT_PREFIX}{model.base_model_prefix}."
     state = {
         path.removeprefix(prefix).replace(MAGNITUDE_ON_DISK, MAGNITUDE): tensor
@@ -180,6 +189,8 @@ def write_adapter(
     Args:
         weights: of the whole model, where they had to be put together from shards.
     """
+    from peft import TaskType
+
     prefix = f"{model.base_model_prefix}."
     of_trunk = {
         path.removeprefix(prefix): tensor for path, tensor in (weights or {}).items() if path.startswith(prefix)
@@ -236,6 +247,8 @@ def require_base(model: PreTrainedModel, files: AdapterFiles) -> None:
 
 def _head_prefix(config: PeftConfig) -> str:
     """What PEFT puts before the names of a head's weights; it wraps a model with virtual tokens once less."""
+    from peft import PromptTuningConfig
+
     return "base_model.score." if isinstance(config, PromptTuningConfig) else f"{PEFT_PREFIX}score."
 
 
@@ -249,7 +262,7 @@ def _write(model: PreTrainedModel, config: PeftConfig, tensors: Mapping[str, Ten
     remembered = remembered_base(model)
     assert remembered is not None
     save_file(
-        {path: tensor.cpu().contiguous() for path, tensor in tensors.items()}, directory / SAFETENSORS_WEIGHTS_NAME
+        {path: tensor.cpu().contiguous() for path, tensor in tensors.items()}, directory / ADAPTER_SAFE_WEIGHTS_NAME
     )
     config.save_pretrained(str(directory))
     names = model.config.id2label or {}

@@ -1,7 +1,8 @@
 """Adapters on the trunk of a model whose own weights are frozen: several under names, one at a time at work.
 
 They are PEFT's, put into the plain Transformers model (LoRA and its kin in its linear layers, virtual tokens in front
-of what it reads), so everything that takes a model takes one with adapters.
+of what it reads), so everything that takes a model takes one with adapters. PEFT is imported where there is an adapter:
+a run without one does without it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftConfig, PromptTuningConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft import set_peft_model_state_dict as set_adapter_state
-from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.virtual_tokens import attach_virtual_tokens, virtual_tokens
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 """The names of the adapters that PPO may put on one trunk."""
@@ -45,6 +48,9 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: 
     Raises:
         ModelError: the model has no such layers.
     """
+    from peft import PromptTuningConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
     trunk = model.base_model
     flags = [(parameter, parameter.requires_grad) for parameter in trunk.parameters()]
     before = at_work(model)
@@ -101,6 +107,8 @@ def adapter_state(model: PreTrainedModel, name: str, weights: Mapping[str, Tenso
     Args:
         weights: of the whole trunk, where they had to be put together from shards.
     """
+    from peft import PromptTuningConfig, get_peft_model_state_dict
+
     trunk = model.base_model
     if isinstance(adapter_config(model, name), PromptTuningConfig):
         return {VECTORS: (weights or trunk.state_dict())[f"virtual_tokens.sets.{name}"]}
@@ -116,6 +124,8 @@ def load_adapter_state(model: PreTrainedModel, name: str, state: Mapping[str, Te
     Raises:
         ArtifactError: they are not those of such an adapter on such a model.
     """
+    from peft import set_peft_model_state_dict
+
     expected = adapter_state(model, name)
     wrong = sorted(
         path for path in expected.keys() | state.keys() if _shape(expected.get(path)) != _shape(state.get(path))
@@ -131,7 +141,7 @@ def load_adapter_state(model: PreTrainedModel, name: str, state: Mapping[str, Te
         with torch.no_grad():
             model.base_model.get_parameter(f"virtual_tokens.sets.{name}").copy_(state[VECTORS])
     else:
-        set_adapter_state(model.base_model, dict(state), adapter_name=name)
+        set_peft_model_state_dict(model.base_model, dict(state), adapter_name=name)
 
 
 @contextmanager
@@ -196,18 +206,22 @@ def merge_adapter(model: PreTrainedModel) -> None:
             where=model.name_or_path or type(model).__name__,
             fix="go on with peft=prompt_tuning, or start from the base model",
         )
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
     if adapter_names(model):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                parent, _, child = path.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.get_base_layer())
         del model.base_model.peft_config
     model.requires_grad_(True)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """The names, as `q_proj`, of the linear layers in a model's trunk: what LoRA can change."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     own = _own_modules(model)
     linear = (path for path, module in own.items() if isinstance(module, BaseTunerLayer | nn.Linear | Conv1D))
     return list(dict.fromkeys(path.rpartition(".")[2] for path in linear))
@@ -215,6 +229,10 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
 
 def tuner_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
     """The layers that adapters were put around."""
+    if not adapter_names(model):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return [module for module in model.base_model.modules() if isinstance(module, BaseTunerLayer)]
 
 
@@ -241,6 +259,8 @@ def _require_targets(model: PreTrainedModel, config: PeftConfig) -> None:
 
 def _own_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The modules of a trunk by path, without what is inside layers that adapters were put around."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     modules = dict(model.base_model.named_modules())
     within = tuple(f"{path}." for path, module in modules.items() if isinstance(module, BaseTunerLayer))
     return {path: module for path, module in modules.items() if path and not path.startswith(within)}

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, TaskType
-from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.distributed import whole
 from rlhf_lightning.errors import ArtifactError, ModelError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of a weight."""
@@ -130,6 +132,9 @@ def load_trained_state(model: PreTrainedModel, layers: int, tensors: Mapping[str
 
 def top_layers_config(model: PreTrainedModel, layers: int) -> LoraConfig:
     """What PEFT reads to put the top layers of an artifact in their place: a LoRA without a single low-rank update."""
+    from peft import LoraConfig, TaskType
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
     is_policy = model.get_output_embeddings() is not None
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM if is_policy else TaskType.SEQ_CLS,
@@ -142,6 +147,8 @@ def top_layers_config(model: PreTrainedModel, layers: int) -> LoraConfig:
 
 def trained_layers(config: LoraConfig) -> int | None:
     """How many blocks an artifact with that configuration holds; None where it is a LoRA of another kind."""
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
     if config.target_modules != DUMMY_TARGET_MODULES:
         return None
     return sum(name.rpartition(".")[2].isdigit() for name in config.modules_to_save or ())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from peft import IA3Config, LoraConfig, PeftConfig, PromptTuningConfig, TaskType
-from peft.utils.constants import (
-    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-)
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +21,9 @@ from rlhf_lightning.models.base_identity import forget_base, remember_base, reme
 from rlhf_lightning.models.top_layers import train_top_layers
 from rlhf_lightning.models.virtual_tokens import vectors_of_text, vectors_of_vocabulary
 from rlhf_lightning.settings.peft import Ia3, Lora, NoPeft, PeftSettings, PromptTuning, QLora, TopLayers
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def tune(model: PreTrainedModel, peft: PeftSettings, name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
@@ -69,6 +69,12 @@ def new_config(model: PreTrainedModel, peft: Lora | QLora | Ia3 | PromptTuning) 
     Raises:
         ModelError: which layers IA3 should scale is not known for this architecture.
     """
+    from peft import IA3Config, LoraConfig, PromptTuningConfig, TaskType
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    )
+
     task = TaskType.CAUSAL_LM if model.get_output_embeddings() is not None else TaskType.SEQ_CLS
     if isinstance(peft, PromptTuning):
         return PromptTuningConfig(task_type=task, num_virtual_tokens=peft.virtual_tokens)
@@ -146,6 +152,8 @@ def _kind(config: PeftConfig) -> dict[str, object]:
 
 
 def _described(config: PeftConfig) -> str:
+    from peft import LoraConfig, PromptTuningConfig
+
     if isinstance(config, LoraConfig):
         targets = ", ".join(sorted(config.target_modules or ()))
         return f"{'dora' if config.use_dora else 'lora'}, rank {config.r}, alpha {config.lora_alpha:g}, on {targets}"

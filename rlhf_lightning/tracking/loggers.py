@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
@@ -21,10 +21,10 @@ from rlhf_lightning.tracking.history import HistoryLogger
 from rlhf_lightning.tracking.lineage import Artifact
 from rlhf_lightning.tracking.naming import chosen_for, group_name, is_job, run_name
 from rlhf_lightning.tracking.requirements import logger_problems
-from rlhf_lightning.tracking.tensorboard import TensorBoardSink
 from rlhf_lightning.tracking.wandb_agent import agent_trial
-from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
-from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
+
+if TYPE_CHECKING:
+    from rlhf_lightning.tracking.wandb_run import RunCard
 
 
 class Sink(Protocol):
@@ -114,12 +114,18 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield StageTracker([history])
     elif isinstance(settings.logger, WandbLogging):
+        # Imported only here: the client takes half a second, and no other choice needs it.
+        from rlhf_lightning.tracking.wandb_run import WandbRun
+        from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
+
         card = run_card(settings, settings.logger, run_dir, stage, overrides)
         with WandbRun(card, run_dir, settings.logger.mode) as tracked:
             artifacts = settings.logger.artifacts
             sink = WandbSink(tracked, None if artifacts == "none" else artifacts)
             yield StageTracker([history, WandbLogger(tracked)], [sink])
     elif isinstance(settings.logger, TensorBoardLogging):
+        from rlhf_lightning.tracking.tensorboard import TensorBoardSink
+
         with TensorBoardSink(run_dir, stage) as events:
             yield StageTracker([history, events.logger], [events])
     else:
@@ -133,6 +139,8 @@ def run_card(
 
     Of a pipeline that `wandb agent` started, the run of the last stage is the agent's trial.
     """
+    from rlhf_lightning.tracking.wandb_run import RunCard
+
     name = settings.name or run_name(chosen_for(run_dir, overrides), default=run_dir.resolve().name)
     if _goes_by_a_constitution(settings):
         name += f" {settings.constitution.name}@{content_hash(settings.constitution)}"
