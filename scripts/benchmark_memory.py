@@ -161,13 +161,10 @@ def ours(world: Path, row: Row, shape: Shape, arguments: argparse.Namespace) -> 
     peak, seconds = run(command, threads(arguments))
     memory = json.loads((directory / "metrics.json").read_text())["stages"]["ppo"]["memory"]
     peak = memory["measured_peak_bytes"] if arguments.device == "gpu" else peak
-    estimate = memory["estimated_bytes"]
     return {
         "name": f"ours, {row.name}",
         **{key: memory[key] for key in ("weights_bytes", "trainable_parameters", "optimizer_bytes")},
         "peak_bytes": peak,
-        "estimated_bytes": estimate,
-        "estimate_error": estimate / peak - 1,
         "seconds": round(seconds, 1),
     }
 
@@ -219,26 +216,23 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: peaks[f"ours, {SHARED}"] / peaks[name] for name in GOALS if name in peaks}
 
 
-COLUMNS = ("", "weights", "trainable", "optimizer", "peak", "estimate", "error", "seconds")
+COLUMNS = ("", "weights", "trainable", "optimizer", "peak", "seconds")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row as text: megabytes (10^6 bytes) and millions of parameters."""
-    estimate = row.get("estimated_bytes")
     return [
         row["name"],
         f"{row['weights_bytes'] / MB:.0f} MB",
         f"{row['trainable_parameters'] / MB:.2f}M",
         f"{row['optimizer_bytes'] / MB:.0f} MB",
         f"{row['peak_bytes'] / MB:.0f} MB",
-        f"{estimate / MB:.0f} MB" if estimate else "",
-        f"{row['estimate_error']:+.1%}" if estimate else "",
         f"{row['seconds']:.0f}",
     ]
 
 
 def said(row: dict[str, Any]) -> str:
-    return "  ".join(filter(None, cells(row)))
+    return "  ".join(cells(row))
 
 
 def as_table(size: Size, rows: Sequence[dict[str, Any]]) -> Table:

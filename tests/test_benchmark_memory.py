@@ -21,11 +21,10 @@ def script() -> ModuleType:
 
 def test_ratios_and_cells(script: ModuleType) -> None:
     row = {"weights_bytes": 2e6, "trainable_parameters": 1e6, "optimizer_bytes": 8e6, "seconds": 3.0}
-    ours = {**row, "name": f"ours, {script.SHARED}", "peak_bytes": 50e6, "estimated_bytes": 55e6, "estimate_error": 0.1}
+    ours = {**row, "name": f"ours, {script.SHARED}", "peak_bytes": 50e6}
     trl = {**row, "name": "TRL, full", "peak_bytes": 200e6}
     assert script.ratios([ours, trl]) == {"TRL, full": 0.25}
-    assert script.cells(ours)[1:] == ["2 MB", "1.00M", "8 MB", "50 MB", "55 MB", "+10.0%", "3"]
-    assert script.cells(trl)[-3:] == ["", "", "3"]
+    assert script.cells(ours)[1:] == ["2 MB", "1.00M", "8 MB", "50 MB", "3"]
 
 
 @pytest.mark.slow
@@ -36,6 +35,5 @@ def test_one_command_leaves_the_table(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "memory.json").read_text())
     rows = results["sizes"]["tiny"]["rows"]
     assert len(rows) == 5
-    assert all(abs(row["estimate_error"]) < 0.2 for row in rows)
     assert all(row["peak_bytes"] > row["weights_bytes"] > 0 for row in rows)
     assert (tmp_path / "memory.md").read_text().count("| ours, ") == 5

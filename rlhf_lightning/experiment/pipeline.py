@@ -111,9 +111,9 @@ def _take_part(inputs: RunInputs) -> Metrics:
         if not isinstance(decision, Turn) and stage in TRAINING_STAGES:
             with (
                 open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker,
-                memory_explained(stage),
+                StageMemory(stage, device_of(inputs.settings)) as memory,
+                memory_explained(memory),
             ):
-                memory = StageMemory(stage, device_of(inputs.settings))
                 directory = inputs.run.stage_dir(stage)
                 STAGE_FUNCTIONS[stage](StageContext(stage, inputs, directory, tracker, decision.checkpoint, memory))
         barrier()
@@ -166,11 +166,10 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
     logger.info("Stage %s.", stage)
     started = time.perf_counter()
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
-        memory = StageMemory(stage, device_of(inputs.settings))
-        context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint, memory)
         for artifact in taken_in(inputs.settings, inputs.run, stage, inputs.keys.of):
             tracker.take_artifact(artifact)
-        with memory_explained(stage):
+        with StageMemory(stage, device_of(inputs.settings)) as memory, memory_explained(memory):
+            context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint, memory)
             result = STAGE_FUNCTIONS[stage](context)
         seconds = time.perf_counter() - started
         metrics["stages"][stage] = {

@@ -17,7 +17,7 @@ from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import adapter_at, load_tokenizer
 from rlhf_lightning.models.shared_backbone import classifier_on, why_not_shared
 from rlhf_lightning.rewards.classifier import Classifier, positive_index
-from rlhf_lightning.rewards.scorers import RewardModelScorer, TextScorer, same_tokenizer
+from rlhf_lightning.rewards.scorers import ModelScorer, RewardModelScorer, TextScorer, same_tokenizer
 from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Sampler
 from rlhf_lightning.rollouts.scorer import EnsembleScorer, Scorer, StandardisedScorer
@@ -38,7 +38,7 @@ class RewardStatistics:
     spread: float
 
 
-def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[Scorer]:
+def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[ModelScorer]:
     """The raw rewards that the reward group names; more than one for an ensemble.
 
     Args:
@@ -55,16 +55,6 @@ def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedMode
         ]
     classifier = Classifier.load(ModelSource(reward.name_or_path), reward.positive_label)
     return [TextScorer(classifier, include_prompt=reward.include_prompt).to(context.device)]
-
-
-def reward_sources(context: StageContext) -> list[ModelSource]:
-    """Where the models lie that the reward group names."""
-    reward = context.settings.reward
-    if isinstance(reward, LearnedReward):
-        return [context.inputs.model(context.settings.ppo.reward_from)]
-    if isinstance(reward, EnsembleReward):
-        return [context.inputs.model(name) for name in reward.models]
-    return [ModelSource(reward.name_or_path)]
 
 
 def combined(context: StageContext, rewards: Sequence[Scorer], statistics: Sequence[RewardStatistics]) -> Scorer:

@@ -100,7 +100,7 @@ class StageContext:
         directory: where its artifact goes.
         tracker: where its figures go.
         checkpoint: to go on from; None to begin.
-        memory: what it is expected to hold, and what it holds.
+        memory: counts what its models hold.
     """
 
     name: StageName

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import Callback, LambdaCallback, LearningRateMonitor, RichProgressBar
+from torch import nn
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.callbacks.checkpoints import Checkpoints, WholeFileIO
@@ -51,6 +52,7 @@ def build_trainer(
     accumulate: int,
     max_grad_norm: float,
     epoch_is_iteration: bool,
+    models: Mapping[str, nn.Module],
     callbacks: Sequence[Callback] = (),
 ) -> pl.Trainer:
     """A trainer for one stage.
@@ -61,6 +63,7 @@ def build_trainer(
         accumulate: micro-batches per optimizer step.
         max_grad_norm: gradients are clipped to this norm.
         epoch_is_iteration: figures are logged per epoch (PPO iterations) rather than every few steps.
+        models: all that the stage holds, by name: their memory is counted.
         callbacks: the stage's own.
     """
     settings = context.settings
@@ -69,6 +72,8 @@ def build_trainer(
     extra = [instantiate(entry, allow_targets=settings.allow_targets) for entry in settings.callbacks.extra]
     watching: list[Callback] = [
         OwnSignalHandlers(),
+        # When models are on their devices, in their precision and, under FSDP, in shards.
+        LambdaCallback(on_fit_start=lambda *_: context.memory.count(models, context.inputs.make_optimizer)),
         # Before all that log or roll out when an iteration or a step begins: that comes after the checkpoint.
         _checkpoints(context, epoch_is_iteration),
         DivergenceGuard(context.name, context.inputs.run.checkpoint_dir(context.name)),
@@ -105,15 +110,24 @@ def build_trainer(
 
 
 def fit_supervised(
-    context: StageContext, settings: SupervisedLoop, module: pl.LightningModule, data: StepDataModule[Any, Any]
+    context: StageContext,
+    settings: SupervisedLoop,
+    module: pl.LightningModule,
+    data: StepDataModule[Any, Any],
+    models: Mapping[str, nn.Module],
 ) -> pl.Trainer:
-    """Trains for the steps of a supervised stage; returns the trainer, which knows what was logged last."""
+    """Trains for the steps of a supervised stage; returns the trainer, which knows what was logged last.
+
+    Args:
+        models: as `build_trainer` takes them.
+    """
     trainer = build_trainer(
         context,
         max_epochs=settings.epochs,
         accumulate=data.micro_batches_per_step,
         max_grad_norm=settings.max_grad_norm,
         epoch_is_iteration=False,
+        models=models,
         callbacks=[] if settings.max_steps is None else [StepLimit(settings.max_steps)],
     )
     fit(context, trainer, module, data)

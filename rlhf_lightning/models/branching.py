@@ -71,18 +71,13 @@ class Branch:
         Raises:
             ModelError: the two parts together do not give what the model gives.
         """
-        branch = cls.untried(model, layers)
-        sequences, mask = _probe(model)
-        branch._try(sequences, mask)
-        return branch
-
-    @classmethod
-    def untried(cls, model: PreTrainedModel, layers: int) -> Branch:
-        """The same without a look at what the parts give, for a model without data."""
         path = blocks_name(model)
         point = count_blocks(model) - layers
         assert point > 0, "all blocks are trained: there is nothing to compute once"
-        return cls(model, path, point, _gives_tuples(model, path, *_probe(model)))
+        sequences, mask = _probe(model)
+        branch = cls(model, path, point, _gives_tuples(model, path, sequences, mask))
+        branch._try(sequences, mask)
+        return branch
 
     def on(self, copied: PreTrainedModel) -> Branch:
         """The same branch of a copy of the model."""

@@ -10,7 +10,7 @@ import pytest
 from fits import assert_same_weights, fit, fit_ppo, stepping
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["artifacts", "assert_same_weights", "fit", "fit_ppo", "stepping", "without_forecast", "without_plots"]
+__all__ = ["artifacts", "assert_same_weights", "fit", "fit_ppo", "stepping", "without_plots"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,14 +18,6 @@ def without_plots() -> Iterator[None]:
     """Drawing takes longer than the runs here. A patch of the session would reach the tests of other folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlhf_lightning.experiment.pipeline.draw_plots", lambda *_: [])
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_forecast() -> Iterator[None]:
-    """A forecast of memory takes the same steps on tensors without data; the tests count those with data."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lightning.experiment.memory.stage_memory.StageMemory.forecast", lambda *_: None)
         yield
 
 

@@ -91,7 +91,7 @@ def one_line_more(text: str) -> str:
         ("evaluation/plots/style.py", set()),
         ("experiment/pipeline.py", set()),
         ("experiment/run_directory.py", set()),
-        ("experiment/memory/forecast.py", set()),
+        ("experiment/memory/static.py", set()),
         ("experiment/config/preflight.py", set()),
         ("diagnosis/doctor.py", set()),
         ("errors.py", set()),

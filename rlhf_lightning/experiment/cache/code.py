@@ -38,11 +38,8 @@ DECIDES_NOTHING = {
     "settings.readers": "which values are in a key",
     "settings.rules": "refuses a config",
     "settings.sweeping": "how jobs are started",
-    # What it costs: the forecast loads no weights.
-    "experiment.memory": "the forecast and the measurement of memory",
-    "models.footprint": "the forecast of memory",
-    "models.live_bytes": "the forecast of memory",
-    "models.peak_memory": "the measurement of memory",
+    # What it costs.
+    "experiment.memory": "counts and measures memory",
     # How a run is cut off and goes on: with the same result, which is tested.
     "callbacks.checkpoint_reading": "goes on from a checkpoint",
     "callbacks.checkpoints": "writes checkpoints",

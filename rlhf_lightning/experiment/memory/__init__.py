@@ -1,1 +1,1 @@
-"""What the stages of a run hold in memory: forecast from shapes, measured, and what needs less when it is too much."""
+"""Memory of a run's stages: weights, gradients and optimizer state counted, the peak measured, lack of it explained."""

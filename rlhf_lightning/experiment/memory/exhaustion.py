@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from rlhf_lightning.errors import MemoryExhaustedError
+from rlhf_lightning.experiment.memory.stage_memory import StageMemory
 from rlhf_lightning.settings.run import StageName
 
 SAME_RESULT: dict[StageName, tuple[str, ...]] = {
@@ -47,8 +48,8 @@ SAYINGS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: n
 
 
 @contextmanager
-def memory_explained(stage: StageName) -> Iterator[None]:
-    """Turns a `with` block's lack of memory into an error that names the keys which lower it.
+def memory_explained(memory: StageMemory) -> Iterator[None]:
+    """Turns a stage's lack of memory within a `with` block into an error that names the keys which lower it.
 
     Raises:
         MemoryExhaustedError: in place of torch's, CUDA's and Python's own.
@@ -56,17 +57,19 @@ def memory_explained(stage: StageName) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _exhausted(stage, error) from error
+        raise _exhausted(memory, error) from error
     except RuntimeError as error:
         if any(saying in str(error) for saying in SAYINGS):
-            raise _exhausted(stage, error) from error
+            raise _exhausted(memory, error) from error
         raise
 
 
-def _exhausted(stage: StageName, error: BaseException) -> MemoryExhaustedError:
-    reason = " ".join(str(error).split())[:200]
+def _exhausted(memory: StageMemory, error: BaseException) -> MemoryExhaustedError:
+    stage = memory.stage
+    reason = " ".join(str(error).split())[:200].rstrip(".")
+    static = f" Whatever the batches are, it holds {memory.static}." if memory.static is not None else ""
     return MemoryExhaustedError(
-        f"Stage {stage} ran out of memory{f': {reason}' if reason else '.'}",
+        f"Stage {stage} ran out of memory{f': {reason}' if reason else ''}.{static}",
         where=f"stage {stage}",
         fix=f"lower {' or '.join(SAME_RESULT[stage])}, with which the run can go on (resume=...); "
         f"in a new run also {', '.join(OTHER_RESULT[stage])}",

@@ -1,124 +1,105 @@
-"""What a stage will hold in memory, said before any weight is loaded, and what it has held, said when it is over."""
+"""One stage's memory: what its models hold at least, and the peak that was measured."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
+import psutil
 import torch
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
+from torch import nn
 
-from rlhf_lightning.errors import RlhfError
-from rlhf_lightning.experiment.memory.exhaustion import OTHER_RESULT, SAME_RESULT
-from rlhf_lightning.models.footprint import Footprint
-from rlhf_lightning.models.peak_memory import PeakMemory, available, baseline, give_back_freed
+from rlhf_lightning.algorithms.optimization import OptimizerFactory
+from rlhf_lightning.experiment.memory.static import StaticMemory, in_words
 from rlhf_lightning.settings.run import StageName
 
 logger = logging.getLogger(__name__)
 
-OVERHEAD = 1.05
-"""What an allocator holds for each byte that is in use."""
-RUNTIME = 64 * 2**20
-"""Bytes that libraries take once they compute."""
-MIB, GIB = 2**20, 2**30
-LARGE = 256 * MIB
-"""From here on memory is given back at once, on a CPU."""
-
-CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, OSError, RlhfError)
-"""What an architecture that cannot be rehearsed raises: a run does not end for want of a forecast."""
+SAMPLE_SECONDS = 0.05
+"""How often the resident set is looked at: a shorter peak may be missed."""
 
 
-@dataclass(slots=True)
 class StageMemory:
-    """One stage's memory.
+    """Measures the peak of a `with` block, the stage, on its device.
+
+    On a GPU it is what torch reserved at most. On a CPU it is the resident set of the whole process, sampled: the
+    interpreter and its libraries are in it, and memory of earlier stages that the C library has not given back.
 
     Attributes:
-        peak: measured since the stage began.
-        footprint: what was forecast; None where nothing was.
-        estimate: bytes, with what the process holds anyway.
+        static: None until a training begins.
+        peak: bytes, when the block is over.
     """
 
-    stage: StageName
-    device: torch.device
-    peak: PeakMemory = field(init=False)
-    footprint: Footprint | None = None
-    estimate: int | None = None
+    def __init__(self, stage: StageName, device: torch.device) -> None:
+        self.stage = stage
+        self.device = device
+        self.static: StaticMemory | None = None
+        self.peak = 0
+        self._over = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
 
-    def __post_init__(self) -> None:
-        self.peak = PeakMemory(self.device)
+    def __enter__(self) -> StageMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._sampler.start()
+        return self
 
-    def forecast(self, measure: Callable[[], Footprint]) -> None:
-        """Says what the stage will need, and warns where the machine has less.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            self.peak = torch.cuda.max_memory_reserved(self.device)
+        else:
+            self._over.set()
+            self._sampler.join()
 
-        Args:
-            measure: rehearses the stage.
-        """
-        before, left = baseline(self.device), available(self.device)
-        try:
-            self.footprint = measure()
-        except CANNOT as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            logger.info("Memory: no estimate, since this model cannot be rehearsed without weights (%s).", reason)
-            return
-        if self.device.type == "cpu" and self.footprint.peak >= LARGE:
-            give_back_freed()
-        wanted = round(self.footprint.peak * OVERHEAD) + RUNTIME
-        self.estimate = before + wanted
-        for line in described(self.footprint, self.estimate, before):
-            logger.info("%s", line)
-        if left is not None and wanted > left:
-            logger.warning(
-                "Stage %s will need about %s more memory, and %s are left. Lower %s (same result), or %s.",
-                self.stage,
-                in_words(wanted),
-                in_words(left),
-                " or ".join(SAME_RESULT[self.stage]),
-                " or ".join(OTHER_RESULT[self.stage]),
-            )
+    def count(self, models: Mapping[str, nn.Module], make_optimizer: OptimizerFactory) -> None:
+        """Log what a training holds beside activations; to be called before its first step."""
+        self.static = StaticMemory.of(models, make_optimizer)
+        logger.info("Memory before activations: %s.", self.static)
 
     def figures(self) -> dict[str, Any]:
-        """The stage's entry in metrics.json: bytes, estimated and measured."""
-        measured = {"measured_peak_bytes": self.peak.bytes}
-        if self.footprint is None or self.estimate is None:
-            return {"estimated_bytes": None, **measured}
+        """The stage's entry in metrics.json, in bytes; stages that train nothing have a measured peak only."""
+        measured = {"measured_peak_bytes": self.peak}
+        if self.static is None:
+            return measured
         return {
-            "estimated_bytes": self.estimate,
+            "weights_bytes": sum(self.static.weights.values()),
+            "trainable_parameters": self.static.trainable_parameters,
+            "gradients_bytes": self.static.gradients,
+            "optimizer_bytes": self.static.optimizer,
             **measured,
-            "weights_bytes": sum(self.footprint.weights.values()),
-            "trainable_parameters": self.footprint.trainable,
-            "optimizer_bytes": self.footprint.optimizer,
-            "largest_phase": self.footprint.largest_phase,
         }
 
-
-def described(footprint: Footprint, estimate: int, before: int) -> list[str]:
-    """A forecast in lines of a log."""
-    weights = ", ".join(f"{name} {in_words(size)}" for name, size in footprint.weights.items())
-    return [
-        f"Memory, estimated: {in_words(estimate)} at most, in phase {footprint.largest_phase} "
-        f"({in_words(before)} are in use now).",
-        f"  weights {in_words(sum(footprint.weights.values()))} ({weights})",
-        f"  {footprint.trainable:,} trainable parameters: gradients {in_words(footprint.gradients)}, optimizer "
-        f"{in_words(footprint.optimizer)}; activations {in_words(footprint.activations)}",
-    ]
+    def _sample(self) -> None:
+        process, over = psutil.Process(), False
+        while not over:
+            over = self._over.wait(SAMPLE_SECONDS)
+            self.peak = max(self.peak, process.memory_info().rss)
 
 
-def in_words(size: int) -> str:
-    """Bytes as people read them."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
+COLUMNS = {
+    "weights": "weights_bytes",
+    "gradients": "gradients_bytes",
+    "optimizer": "optimizer_bytes",
+    "peak": "measured_peak_bytes",
+}
 
 
 def memory_table(stages: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    """Estimate and measured peak of each stage, from their entries in metrics.json."""
-    table = Table(title="Memory at most", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for column in ("stage", "estimated", "measured"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    """Weights, gradients, optimizer state and measured peak of each stage, from their entries in metrics.json."""
+    table = Table(title="Memory", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("stage")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
     for stage, figures in stages.items():
-        memory = figures["memory"]
-        estimated = memory["estimated_bytes"]
-        table.add_row(stage, "-" if estimated is None else in_words(estimated), in_words(memory["measured_peak_bytes"]))
+        sizes = (figures["memory"].get(key) for key in COLUMNS.values())
+        table.add_row(stage, *("-" if size is None else in_words(size) for size in sizes))
     return table

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from pytorch_lightning.callbacks import Callback
+from torch import nn
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.optimization import trainable
@@ -20,15 +22,14 @@ from rlhf_lightning.callbacks.sample_diary import SampleDiary
 from rlhf_lightning.callbacks.self_checks import SelfChecks, tolerance
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.actors import open_actors, open_critic
-from rlhf_lightning.experiment.memory.forecast import ppo_footprint, update_shape
-from rlhf_lightning.experiment.memory.rehearsal import RolloutShape
-from rlhf_lightning.experiment.rewards import combined, open_rewards, reward_sources, reward_statistics
+from rlhf_lightning.experiment.rewards import combined, open_rewards, reward_statistics
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import build_trainer, fit
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import ActorCritic
-from rlhf_lightning.models.hub import ModelSource
+from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.rewards.scorers import ModelScorer
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.kl_controller import KlController
@@ -48,7 +49,6 @@ def run_ppo(context: StageContext) -> StageResult:
     encoder = context.inputs.encoder(source)
     prompts, report = encoder.prompts(context.inputs.data.prompts())
     stream = PromptStream(prompts, context.seed)
-    _forecast(context, source, max(len(prompt.prompt_ids) for prompt in prompts))
     actors = open_actors(context, encoder)
     policy, reference = actors.policy, actors.reference
     sampler = Sampler(
@@ -97,6 +97,7 @@ def run_ppo(context: StageContext) -> StageResult:
         accumulate=buffer.micro_batches_per_step,
         max_grad_norm=settings.max_grad_norm,
         epoch_is_iteration=True,
+        models=resident_models(actor_critic, reference, rewards),
         callbacks=callbacks,
     )
     fit(context, trainer, module, DataLoader(buffer, batch_size=None, generator=torch.Generator()))
@@ -126,15 +127,13 @@ def run_ppo(context: StageContext) -> StageResult:
     return StageResult(metrics, objective=final["objective/score"])
 
 
-def _forecast(context: StageContext, policy: ModelSource, longest: int) -> None:
-    settings = context.settings
-    rollout, processes = settings.rollout, settings.trainer.processes
-    batch = rollout.batch_size // settings.ppo.minibatches
-    shape = update_shape(settings, context.device, batch, settings.ppo.micro_batch_size)
-    chunk = min(rollout.chunk_size, max(1, rollout.batch_size // processes))
-    rollouts = RolloutShape(rollout.batch_size, chunk, longest, rollout.max_new_tokens)
-    rewards, optimizer = reward_sources(context), context.inputs.make_optimizer
-    context.memory.forecast(lambda: ppo_footprint(settings, policy, rewards, optimizer, shape, rollouts))
+def resident_models(
+    actor_critic: ActorCritic, reference: FrozenReference, rewards: Sequence[ModelScorer]
+) -> dict[str, nn.Module]:
+    """All models of the stage, by name; weights in common are the policy's."""
+    names = ["reward model", *(f"reward model {number}" for number in range(2, len(rewards) + 1))]
+    scoring = {name: reward.classifier.model for name, reward in zip(names, rewards, strict=True)}
+    return {"policy": actor_critic.policy, "reference": reference.model, **scoring, "critic": actor_critic}
 
 
 def _observers(context: StageContext) -> list[Observer]:

@@ -14,13 +14,11 @@ from rlhf_lightning.data.encoding import EncodedPreference, Encoder
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.evaluation.preference_accuracy import Figures, preference_accuracy
 from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.memory.forecast import reward_model_footprint, update_shape
 from rlhf_lightning.experiment.progress import track
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import fit_supervised
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import REWARD
-from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import new_classifier, require_positions
 from rlhf_lightning.models.saving import save_classifier
 from rlhf_lightning.models.tuning import tune
@@ -53,7 +51,6 @@ def run_reward_model(context: StageContext) -> StageResult:
             fix="gather more comparisons, or hold more out: held_out_fraction of the stage that makes them, or "
             "data.held_out_fraction where they are recorded",
         )
-    _forecast(context, source, pairs.longest)
     classifier = new_classifier(source, LABELS[settings.head])
     classifier.config.pad_token_id = encoder.pad_id
     tune(classifier, context.settings.peft, REWARD, encoder.tokenizer, context.seed)
@@ -68,7 +65,7 @@ def run_reward_model(context: StageContext) -> StageResult:
         context.inputs.make_optimizer,
         settings.total_steps(pairs.steps_per_epoch),
     )
-    trainer = fit_supervised(context, settings, module, pairs)
+    trainer = fit_supervised(context, settings, module, pairs, {"reward model": classifier})
     save_classifier(classifier, encoder.tokenizer, context.directory, context.trained_layers)
     figures = _measure(module, context, encoder, held_out)
     report = pairs.train_report
@@ -84,14 +81,6 @@ def run_reward_model(context: StageContext) -> StageResult:
     accuracy = figures["accuracy"]
     assert isinstance(accuracy, float)
     return StageResult({**figures, **counts}, objective=accuracy)
-
-
-def _forecast(context: StageContext, source: ModelSource, longest: int) -> None:
-    settings = context.settings
-    of_stage = settings.reward_model
-    shape = update_shape(settings, context.device, of_stage.batch_size, of_stage.micro_batch_size)
-    optimizer = context.inputs.make_optimizer
-    context.memory.forecast(lambda: reward_model_footprint(settings, source, optimizer, shape, longest))
 
 
 def _pairs(context: StageContext) -> tuple[list[Preference], list[Preference], int]:

@@ -10,12 +10,10 @@ from rlhf_lightning.data.datamodules import DemonstrationDataModule
 from rlhf_lightning.data.demonstrations import DEMONSTRATIONS, read_demonstrations
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.memory.forecast import sft_footprint, update_shape
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.training import fit_supervised
 from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import POLICY
-from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.models.tuning import tune
@@ -38,7 +36,6 @@ def run_sft(context: StageContext) -> StageResult:
         validation_fraction=settings.held_out_fraction,
         seed=context.seed,
     )
-    _forecast(context, source, demonstrations.longest)
     policy = load_policy(source)
     tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
     if context.settings.model.gradient_checkpointing:
@@ -50,7 +47,7 @@ def run_sft(context: StageContext) -> StageResult:
         context.inputs.make_optimizer,
         settings.total_steps(demonstrations.steps_per_epoch),
     )
-    trainer = fit_supervised(context, settings, module, demonstrations)
+    trainer = fit_supervised(context, settings, module, demonstrations, {"policy": policy})
     save_policy(policy, encoder.tokenizer, context.directory, context.trained_layers)
     report = demonstrations.train_report
     metrics = {
@@ -88,10 +85,3 @@ def _demonstrations(context: StageContext, name: str) -> list[Demonstration]:
             fix=f"name a directory with {DEMONSTRATIONS}, as stage critique_revision leaves it, or `data`",
         )
     return read_demonstrations(directory)
-
-
-def _forecast(context: StageContext, source: ModelSource, longest: int) -> None:
-    settings, own = context.settings, _own(context)
-    shape = update_shape(settings, context.device, own.batch_size, own.micro_batch_size)
-    optimizer = context.inputs.make_optimizer
-    context.memory.forecast(lambda: sft_footprint(settings, own, source, optimizer, shape, longest))

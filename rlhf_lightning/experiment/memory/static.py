@@ -1,0 +1,91 @@
+"""Memory that a training holds whatever its batches are: weights, gradients and optimizer state, counted exactly.
+
+Not counted: activations, the rollouts of an iteration, DDP's buckets (a copy of the gradients), and the constants of
+4-bit weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rlhf_lightning.algorithms.optimization import OptimizerFactory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticMemory:
+    """Bytes of one process; under FSDP those of its shards.
+
+    Attributes:
+        weights: by model, buffers included; a tensor that several models share counts for the first of them.
+        trainable_parameters: number of trained weights.
+        gradients: of the trained weights, in their dtype.
+        optimizer: state; None where it is not known before the first step.
+    """
+
+    weights: Mapping[str, int]
+    trainable_parameters: int
+    gradients: int
+    optimizer: int | None
+
+    @classmethod
+    def of(cls, models: Mapping[str, nn.Module], make_optimizer: OptimizerFactory) -> StaticMemory:
+        """Count models as they are, and the gradients and optimizer state that training them will add.
+
+        Args:
+            models: all that the stage holds, by name.
+            make_optimizer: the optimizer takes a step on copies without data.
+        """
+        weights: dict[str, int] = {}
+        seen: dict[int, Tensor] = {}
+        for name, model in models.items():
+            own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in seen}
+            weights[name] = _bytes(own.values())
+            seen |= own
+        trained = [_local(tensor) for tensor in seen.values() if tensor.requires_grad]
+        parameters = sum(tensor.numel() for tensor in trained)
+        return cls(weights, parameters, _bytes(trained), _optimizer_bytes(trained, make_optimizer))
+
+    def __str__(self) -> str:
+        by_model = ", ".join(f"{name} {in_words(size)}" for name, size in self.weights.items())
+        optimizer = "of unknown size" if self.optimizer is None else in_words(self.optimizer)
+        return (
+            f"weights {in_words(sum(self.weights.values()))} ({by_model}), gradients {in_words(self.gradients)}, "
+            f"optimizer {optimizer}"
+        )
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+def _optimizer_bytes(trained: Iterable[Tensor], make_optimizer: OptimizerFactory) -> int | None:
+    copies = [nn.Parameter(torch.empty_like(tensor, device="meta")) for tensor in trained]
+    for copy in copies:
+        copy.grad = torch.empty_like(copy)
+    optimizer = make_optimizer(copies, lr=1e-3)
+    try:
+        optimizer.step()
+    except RuntimeError as error:  # raised by a meta tensor whose data is asked for, as Adafactor does
+        logger.info("Memory: the optimizer's state is not known before its first step (%s).", error)
+        return None
+    states = (value for state in optimizer.state.values() for value in state.values())
+    return _bytes(value for value in states if isinstance(value, Tensor))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(_local(tensor).nbytes for tensor in tensors)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
