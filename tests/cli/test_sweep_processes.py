@@ -8,39 +8,33 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import forked
 import pytest
 import stand_in_pipelines as pipelines
-from joblib.externals.loky import get_reusable_executor
 
 from rlhf_lightning.cli.main import main
+from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.record import Sweep, state_of
 
 UsePipelineInJobs = Callable[[str], None]
 
 SAVES = (pipelines.use, (pipelines.save_when_interrupted,))
 
-SAVES_THEN_MEETS = """
-import os, time
-sweep = run_dir.path.parent
-if not (sweep / "resumed").exists():
+SAVES_ONCE = """
+import json, os, time
+if not (run_dir.path / "ready").exists():
+    run_dir.write_text("environment.json", json.dumps(dict(os.environ)))
     run_dir.write_text("ready", "")
     try:
         time.sleep(60)
     finally:
         run_dir.write_text("saved", "")
-(sweep / f"begun{run_dir.path.name}").touch()
-while len(list(sweep.glob("begun*"))) < 2:
-    time.sleep(0.02)
-at_work = len(list(sweep.glob("begun*"))) - len(list(sweep.glob("ended*")))
-run_dir.write_metrics({"objective": settings.seed, "at_work": at_work, "environment": dict(os.environ)})
-(sweep / f"ended{run_dir.path.name}").touch()
+run_dir.write_metrics({"objective": settings.seed})
 """
-"""A pipeline that is interrupted; in a sweep that was taken up again, it waits for another job to have begun."""
+"""A pipeline that waits to be interrupted, and finishes when it goes on."""
 
 
 def sweep_at(here: Path) -> Sweep:
@@ -51,10 +45,6 @@ def ready(here: Path) -> int:
     return len(list(here.glob("outputs/multirun/*/*/*/ready")))
 
 
-def metrics(sweep: Sweep) -> list[dict[str, Any]]:
-    return [job.metrics or {} for job in sweep.jobs]
-
-
 def wait_for(what: Callable[[], bool]) -> None:
     """Waits for what several processes bring about, or one that outlives the one that started it."""
     deadline = time.monotonic() + forked.LIMIT
@@ -63,54 +53,77 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_jobs_at_once_save_at_ctrl_c_and_go_on(
-    here: Path, use_pipeline_in_jobs: UsePipelineInJobs, monkeypatch: pytest.MonkeyPatch, launcher: str
-) -> None:
-    use_pipeline_in_jobs(SAVES_THEN_MEETS)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    overrides = [f"launcher={launcher}", "launcher.jobs=2", "seed=1,2,3", "trainer.accelerator=auto", "logger=none"]
-    command = [sys.executable, "-m", "rlhf_lightning", "train", "-m", *overrides]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
-    wait_for(lambda: ready(here) == 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: sweep, workers and jobs alike
-    _, errors = process.communicate(timeout=forked.LIMIT)
-    assert process.returncode == 130, errors
-    sweep = sweep_at(here)
-    assert sorted(job.status.state for job in sweep.jobs) == ["interrupted", "interrupted", "pending"]
-    assert all((job.path / "saved").exists() for job in sweep.in_state("interrupted"))
+@pytest.fixture
+def stop_two_at_once(
+    here: Path, use_pipeline_in_jobs: UsePipelineInJobs, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Sweep]:
+    """Starts a sweep of three jobs, two at once; Ctrl-C when both are at work."""
 
-    (sweep.directory / "resumed").touch()
-    assert main(["sweep", "resume", "outputs/latest"]) == 0
-    told = metrics(sweep)
-    assert [found["objective"] for found in told] == [1, 2, 3]
-    assert max(found["at_work"] for found in told) == 2
+    def stop(launcher: str) -> Sweep:
+        use_pipeline_in_jobs(SAVES_ONCE)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        overrides = [f"launcher={launcher}", "launcher.jobs=2", "seed=1,2,3", "trainer.accelerator=auto", "logger=none"]
+        command = [sys.executable, "-m", "rlhf_lightning", "train", "-m", *overrides]
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+        wait_for(lambda: ready(here) == 2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: sweep, workers and jobs alike
+        _, errors = process.communicate(timeout=forked.LIMIT)
+        assert process.returncode == 130, errors
+        sweep = sweep_at(here)
+        assert sorted(job.status.state for job in sweep.jobs) == ["interrupted", "interrupted", "pending"]
+        return sweep
+
+    return stop
+
+
+def check_what_each_had(jobs: Sequence[RunDirectory]) -> None:
+    """Jobs that ran at once have saved, and had GPUs, a share of the cores and a log of their own."""
+    environments = [json.loads((job.path / "environment.json").read_text()) for job in jobs]
+    assert sorted(found["CUDA_VISIBLE_DEVICES"] for found in environments) == ["4", "7"]
     threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    assert {found["environment"]["OMP_NUM_THREADS"] for found in told} == {threads}
-    assert {found["environment"]["CUDA_VISIBLE_DEVICES"] for found in told} == {"4", "7"}
-    assert all((job.path / "console.log").exists() for job in sweep.jobs)
-    if launcher == "joblib":
-        get_reusable_executor().shutdown()  # it keeps workers for the next time
-    else:
-        check_that_slurm_may_start_its_jobs_again(sweep)
+    assert [found["OMP_NUM_THREADS"] for found in environments] == [threads, threads]
+    for job in jobs:
+        assert (job.path / "saved").exists()
+        assert "Interrupted. To go on" in (job.path / "console.log").read_text()
 
 
-def check_that_slurm_may_start_its_jobs_again(sweep: Sweep) -> None:
-    """What had finished is left alone; what its machine took with it runs again, in its directory."""
-    first, *others = sweep.jobs
-    before = [job.metrics for job in others]
-    first.update_status(state="running")
-    for job in sorted((sweep.directory / ".submitit").glob("*/*_submitted.pkl"))[-3:]:
-        folder, number = job.parent, job.parent.name
-        local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": number, "SUBMITIT_LOCAL_NTASKS": "1"}
+def test_jobs_of_joblib_run_at_once_save_at_ctrl_c_and_go_on(
+    stop_two_at_once: Callable[[str], Sweep], use_job: Callable[[Callable[[RunDirectory], int]], list[Path]]
+) -> None:
+    sweep = stop_two_at_once("joblib")
+    check_what_each_had(sweep.in_state("interrupted"))
+
+    def finish(job: RunDirectory) -> int:
+        job.update_status(state="finished")
+        return 0
+
+    calls = use_job(finish)
+    assert main(["sweep", "resume", "outputs/latest", "launcher=basic"]) == 0
+    assert calls == [job.path for job in sweep.jobs]
+
+
+def test_jobs_of_submitit_run_at_once_save_at_ctrl_c_and_may_be_started_again_by_slurm(
+    stop_two_at_once: Callable[[str], Sweep],
+) -> None:
+    """What had finished is left alone; what was interrupted goes on, in its directory."""
+    sweep = stop_two_at_once("submitit_local")
+    check_what_each_had(sweep.in_state("interrupted"))
+    sweep.go_on()
+    interrupted = sweep.in_state("interrupted")[0]
+    (done,) = sweep.in_state("pending")
+    done.update_status(state="finished")
+    submitted = sorted((sweep.directory / ".submitit").glob("*/*_submitted.pkl"), key=lambda file: file.stat().st_mtime)
+    for job in (interrupted, done):
+        folder = submitted[int(job.path.name)].parent
+        local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": folder.name, "SUBMITIT_LOCAL_NTASKS": "1"}
         ranks = {"SUBMITIT_LOCAL_GLOBALRANK": "0", "SUBMITIT_LOCAL_LOCALID": "0", "SUBMITIT_LOCAL_NNODES": "1"}
         ranks["SUBMITIT_LOCAL_NODEID"] = "0"
         again = [sys.executable, "-m", "submitit.core._submit", str(folder)]
         subprocess.run(again, env={**os.environ, **local, **ranks}, check=True, timeout=240, capture_output=True)
-    assert [job.status.state for job in sweep.jobs] == ["finished"] * 3
-    assert [job.metrics for job in others] == before
+    assert interrupted.status.state == done.status.state == "finished"
+    assert interrupted.metrics == {"objective": int(interrupted.path.name) + 1}
+    assert done.metrics is None
 
 
 def test_every_process_of_a_job_has_that_jobs_overrides(here: Path) -> None:
@@ -155,4 +168,4 @@ def test_what_was_killed_is_dead_and_runs_again(here: Path) -> None:
     done = forked.run(["sweep", "resume", "outputs/latest"], body=(pipelines.use, (pipelines.finish,)))
     assert done.returncode == 0, done.stderr
     assert [job.status.state for job in sweep.jobs] == ["finished", "finished"]
-    assert [found["objective"] for found in metrics(sweep)] == [1, 2]
+    assert [job.metrics for job in sweep.jobs] == [{"objective": 1}, {"objective": 2}]
