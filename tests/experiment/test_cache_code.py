@@ -36,14 +36,14 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(PACKAGE, place, ignore=shutil.ignore_patterns("__pycache__", "assets"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def edited(copied: Path) -> Edit:
     """Edits a file in a copy of the package; gives the stages whose code is then another."""
+    before = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
 
     def edit(name: str, change: Callable[[str], str]) -> set[str]:
         path = copied / name
         text = path.read_text(encoding="utf-8")
-        before = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
         path.write_text(change(text), encoding="utf-8")
         after = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
         path.write_text(text, encoding="utf-8")
