@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, train_alone
+from runs import FIRST_UPDATE, SMALL, from_stages_of, train_alone
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +17,5 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def from_stages(alone: Path) -> tuple[str, ...]:
-    """Overrides for PPO alone, from what the other stages left there; several micro-batches a step, on each rank."""
-    return (
-        *("debug=tiny", "logger=none", "pipeline=ppo", "ppo.learning_rate=1e-3", "ppo.micro_batch_size=2"),
-        *(f"ppo.policy_from={alone / 'sft'}", f"ppo.reward_from={alone / 'reward_model'}"),
-    )
+    """Overrides for PPO alone, from what the other stages left there."""
+    return from_stages_of(alone)

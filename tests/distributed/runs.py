@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import forked
 import torch
+from forked import Process
 from safetensors.torch import load_file
 
 from rlhf_lightning.cli.main import main
@@ -29,10 +33,21 @@ SMALL = (
 FIRST_UPDATE = ("ppo.iterations=1", "ppo.epochs=1", "ppo.minibatches=1")
 """PPO ends after one optimizer step."""
 
-LIMIT = 500.0
+LIMIT = 120.0
 """Seconds after which a run counts as stuck."""
 
+CLONE_NEWNET = 0x40000000
+"""From Linux's sched.h."""
+
 TIMES = ("time/", "rollout/tokens_per_second")
+
+
+def from_stages_of(run: Path) -> tuple[str, ...]:
+    """Overrides for PPO alone, from what the other stages of a run left; several micro-batches a step, on each rank."""
+    return (
+        *("debug=tiny", "logger=none", "pipeline=ppo", "ppo.learning_rate=1e-3", "ppo.micro_batch_size=2"),
+        *(f"ppo.policy_from={run / 'sft'}", f"ppo.reward_from={run / 'reward_model'}"),
+    )
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -44,27 +59,24 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def started(
-    *arguments: str, cwd: Path, prefix: Sequence[str] = (), changes: Mapping[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """`rlhf ARGUMENTS` in a process of its own; both of its outputs can be read from `stdout`."""
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-m", "rlhf_lightning", *arguments],
-        cwd=cwd,
-        env=environment(**(changes or {})),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    *arguments: str,
+    cwd: Path,
+    changes: Mapping[str, str] | None = None,
+    body: tuple[Any, tuple[Any, ...]] | None = None,
+) -> Process:
+    """`rlhf ARGUMENTS` in a process of its own, and its ranks too; both outputs of all of them are its `stdout`."""
+    said = Path(tempfile.mkdtemp(prefix="ranks-")) / "said"
+    said.touch()
+    return forked.start(arguments, cwd=cwd, env=environment(**(changes or {})), body=body, outputs=(said, said))
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: Process) -> tuple[int, str]:
     """The exit code of a process, and what it said."""
     try:
-        said, _ = process.communicate(timeout=LIMIT)
+        return process.wait(LIMIT), process.stdout
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.kill_group()
         raise
-    return process.returncode, said
 
 
 def train_alone(directory: Path, *overrides: str, cwd: Path) -> Path:
@@ -82,6 +94,35 @@ def train(directory: Path, *overrides: str, cwd: Path) -> Path:
     code, said = ended(started("train", *overrides, f"paths.run_dir={directory}", cwd=cwd))
     assert code == 0, said
     return directory
+
+
+def find_modules_in(directory: str) -> None:
+    """The body of a process with that PYTHONPATH."""
+    sys.path.insert(0, directory)
+
+
+def as_torchrun(host: str | None, *options: str) -> None:
+    """The body of a process that is `torchrun OPTIONS`, on that host; its processes are forked from it."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    def leader(args: Any, **options: Any) -> Any:
+        process = forked.Forked(args, **options)
+        os.setpgid(process.pid, 0)  # torchrun sends its signals to groups
+        return process
+
+    if host is not None:
+        on_host(host)
+    subprocess_handler.Popen = leader  # type: ignore[assignment, misc]
+    run.main(options)
+    sys.exit(0)
+
+
+def on_host(name: str) -> None:
+    """Moves this process, and all that it starts, into the network namespace of that name: `ip netns exec`."""
+    with Path("/var/run/netns", name).open() as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), name)
 
 
 class Distance(NamedTuple):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
+from runs import ended, started
 from torch import Tensor
 
 from rlhf_lightning import distributed
+from rlhf_lightning.experiment.launch import free_port
 from rlhf_lightning.ranks import ALONE, Place, first_host, this_place
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -92,12 +94,14 @@ def exchange(rank: int, port: int, directory: str) -> None:
     }
     distributed.leave()
     torch.save(found, Path(directory) / f"{rank}.pt")
+    sys.exit(0)
 
 
 def test_two_processes_tell_each_other(tmp_path: Path) -> None:
-    from rlhf_lightning.experiment.launch import free_port
-
-    torch.multiprocessing.spawn(exchange, args=(free_port(), str(tmp_path)), nprocs=2)
+    port = free_port()
+    ranks = [started(cwd=tmp_path, body=(exchange, (rank, port, str(tmp_path)))) for rank in (0, 1)]
+    for code, said in map(ended, ranks):
+        assert code == 0, said
     told: list[dict[str, object]] = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for rank, found in enumerate(told):
         assert found["rank"] == rank

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, assert_alike, ended, environment, started
+from runs import FIRST_UPDATE, SMALL, as_torchrun, assert_alike, ended, environment, on_host, started
 
 from rlhf_lightning.experiment.launch import free_port
 from rlhf_lightning.experiment.run_directory import RunDirectory
@@ -19,24 +19,21 @@ ADDRESSES = ("10.197.41.1", "10.197.41.2")
 PORT = "29571"
 
 
-def torchrun(*options: str) -> list[str]:
-    """The command line of torchrun up to the module that it runs."""
-    return [sys.executable, "-m", "torch.distributed.run", *options, "-m"]
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Runs torchrun with two processes on this machine, to its end."""
+
+    def run(*overrides: str) -> tuple[int, str]:
+        options = ("--nproc-per-node=2", f"--master-port={free_port()}", "-m", "rlhf_lightning", "train")
+        return ended(started(cwd=tmp_path, body=(as_torchrun, (None, *options, *overrides))))
+
+    return run
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes(alone: Path, tmp_path: Path) -> None:
-    command = torchrun("--nproc-per-node=2", f"--master-port={free_port()}")
+def test_torchrun_starts_the_processes(alone: Path, torchrun: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     choices = ("trainer=ddp", "trainer.accelerator=cpu", f"paths.outputs={tmp_path}")
-    process = subprocess.Popen(
-        [*command, "rlhf_lightning", "train", *SMALL, *FIRST_UPDATE, *choices],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    code, said = ended(process)
+    code, said = torchrun(*SMALL, *FIRST_UPDATE, *choices)
     assert code == 0, said
     # Its name has the time in it, and yet both processes found it.
     run = RunDirectory.open((tmp_path / "latest").resolve())
@@ -46,18 +43,8 @@ def test_torchrun_starts_the_processes(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_is_told_of_a_directory_that_is_taken(alone: Path, tmp_path: Path) -> None:
-    command = torchrun("--nproc-per-node=2", f"--master-port={free_port()}")
-    choices = ("trainer=ddp", "trainer.accelerator=cpu", f"paths.run_dir={alone}")
-    process = subprocess.Popen(
-        [*command, "rlhf_lightning", "train", *SMALL, *choices],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    code, said = ended(process)
+def test_torchrun_is_told_of_a_directory_that_is_taken(alone: Path, torchrun: Callable[..., tuple[int, str]]) -> None:
+    code, said = torchrun(*SMALL, "trainer=ddp", "trainer.accelerator=cpu", f"paths.run_dir={alone}")
     assert code != 0
     assert "The run directory holds a run already." in said
 
@@ -102,28 +89,18 @@ def test_two_hosts_train_what_one_process_trains(
     )
     processes = []
     for node, host in enumerate(hosts):
-        prefix = ["ip", "netns", "exec", host]
         changes = {"GLOO_SOCKET_IFNAME": "cable"}
+        command = ("train", *SMALL, *FIRST_UPDATE, *choices)
         if launcher == "torchrun":
             meeting = (f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}")
-            command = [*torchrun("--nnodes=2", "--nproc-per-node=1", *meeting), "rlhf_lightning"]
-            processes.append(
-                subprocess.Popen(
-                    [*prefix, *command, "train", *SMALL, *FIRST_UPDATE, *choices],
-                    cwd=tmp_path,
-                    env=environment(**changes),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+            options = ("--nnodes=2", "--nproc-per-node=1", *meeting, "-m", "rlhf_lightning", *command)
+            body: Any = (as_torchrun, (host, *options))
+            processes.append(started(cwd=tmp_path, changes=changes, body=body))
         else:
             changes |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(node), "SLURM_NODEID": str(node)}
             changes |= {"SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "host[0-1]", "SLURM_JOB_ID": "4571"}
             changes |= {"MASTER_ADDR": ADDRESSES[0]}  # the names of these hosts are nobody's
-            processes.append(
-                started("train", *SMALL, *FIRST_UPDATE, *choices, cwd=tmp_path, prefix=prefix, changes=changes)
-            )
+            processes.append(started(*command, cwd=tmp_path, changes=changes, body=(on_host, (host,))))
     for code, said in [ended(process) for process in processes]:
         assert code == 0, said
     assert RunDirectory.open(tmp_path / "run").status.state == "finished"
@@ -135,37 +112,55 @@ echo 127.0.0.1
 """
 
 SRUN = """#!/bin/sh
-shift  # --kill-on-bad-exit=1
-export SLURM_STEP_NUM_TASKS=2 SLURM_NODEID=0 SLURM_STEP_NODELIST=here
-SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & other=$!
-SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $other
+printf '%s\\n' "$MASTER_ADDR" "$MASTER_PORT" "$@" > asked
 """
 
 
-@pytest.mark.slow
-def test_the_slurm_script_starts_a_run_and_goes_on_with_it(alone: Path, tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+def asked_of_srun(directory: Path) -> list[str]:
+    """What `scripts/slurm.sh` has srun start in each task, with where they meet in front."""
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
     # What the script asks of the place where the job was submitted.
-    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (directory / ".venv" / "bin").mkdir(parents=True)
+    (directory / ".venv" / "bin" / "activate").touch()
+    kept = environment()
     slurm = {
-        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "PATH": f"{directory}:{kept['PATH']}",
+        "SLURM_SUBMIT_DIR": str(directory),
         "SLURM_JOB_ID": "4572",
         "SLURM_JOB_NODELIST": "here",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_NTASKS_PER_NODE": "2",
     }
-    kept = environment()
-    kept = {**kept, **slurm, "PATH": f"{tmp_path}:{kept['PATH']}"}
-    command = ["bash", str(root / "scripts" / "slurm.sh"), *SMALL, *FIRST_UPDATE, "trainer.accelerator=cpu"]
-    command += ["trainer.precision=32-true"]
-    first = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=500)
-    assert first.returncode == 0, first.stderr
-    run = RunDirectory.open(tmp_path / "outputs" / f"slurm-{slurm['SLURM_JOB_ID']}")
+    script = Path(__file__).parents[2] / "scripts" / "slurm.sh"
+    command = ["bash", str(script), *SMALL, *FIRST_UPDATE, "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    subprocess.run(command, env={**kept, **slurm}, check=True)
+    return (directory / "asked").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_the_slurm_script_starts_a_run_and_goes_on_with_it(alone: Path, tmp_path: Path) -> None:
+    address, port, *command = asked_of_srun(tmp_path)
+    assert (address, port) == ("127.0.0.1", "19572")
+    assert command[:3] == ["--kill-on-bad-exit=1", "rlhf", "train"]
+
+    def srun() -> tuple[int, str]:
+        shared = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "here"}
+        shared |= {"MASTER_ADDR": address, "MASTER_PORT": port, "SLURM_JOB_ID": "4572"}
+        tasks = [
+            started(*command[2:], cwd=tmp_path, changes={**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+            for rank in ("0", "1")
+        ]
+        (code, said), other = map(ended, tasks)
+        assert other[0] == code, other
+        return code, said
+
+    code, said = srun()
+    assert code == 0, said
+    run = RunDirectory.open(tmp_path / "outputs" / "slurm-4572")
     assert run.status.state == "finished"
     assert_alike(alone, run.path)
-    again = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=500)
-    assert again.returncode == 0, again.stderr
-    assert "there is nothing to resume" in again.stdout
+    code, said = srun()
+    assert code == 0, said
+    assert "there is nothing to resume" in said

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import SMALL, ended, started
+from runs import SMALL, ended, find_modules_in, started
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment import launch
@@ -109,7 +109,7 @@ def test_signals_are_passed_on(run_dir: RunDirectory) -> None:
         ),
         (
             ["trainer=ddp", "trainer.devices=3", "pipeline=ppo", "ppo.policy_from=base", "ppo.reward_from=."],
-            "ppo.minibatches: an optimizer step of 8 does not divide into micro-batches of 4 on 3 processes",
+            "ppo.minibatches: an optimizer step of 16 does not divide into micro-batches of 4 on 3 processes",
         ),
         (["trainer=fsdp", "trainer.precision=16-mixed"], "trainer.precision: 16-mixed scales the loss"),
         (["trainer=fsdp", "ppo.kl_budget=3"], "ppo.kl_budget: it keeps a copy of the weights"),
@@ -155,7 +155,7 @@ def test_a_process_that_fails_says_so_for_all(tmp_path: Path) -> None:
     process = started(
         *("train", *SMALL[:3], *extra, "trainer=ddp", "trainer.accelerator=cpu", f"paths.run_dir={run}"),
         cwd=tmp_path,
-        changes={"PYTHONPATH": str(tmp_path)},
+        body=(find_modules_in, (str(tmp_path),)),
     )
     code, said = ended(process)
     assert code == 1, said

@@ -1,7 +1,4 @@
-"""The pipeline aligns: asserted on the figures that a run leaves, at sizes of a minute or two.
-
-`distributed/test_learning_together.py` does the same with another seed in two processes.
-"""
+"""The pipeline aligns: asserted on the figures that a run leaves, at sizes of a minute or two."""
 
 from __future__ import annotations
 
