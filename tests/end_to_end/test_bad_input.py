@@ -6,16 +6,15 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from tiny_runs import fingerprints, write_jsonl
-from transformers import AutoTokenizer
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment import pipeline
@@ -66,22 +65,12 @@ def users_files(here: Path, tiny: RunDirectory, tiny_gpt2: Path) -> Path:
     write_jsonl(mine / "good.jsonl", good)
     write_jsonl(mine / "long.jsonl", [{**row, "prompt": "w7 " * 100 + row["prompt"]} for row in good])
     write_jsonl(mine / "no_reply.jsonl", [*good[:3], {"prompt": "w3", "chosen": "w4"}, *good[3:]])
-    write_jsonl(mine / "odd_margin.jsonl", [*good[:5], {**pair(5), "margin": "large"}, *good[6:]])
-    (mine / "empty.jsonl").touch()
     (mine / "half.jsonl").write_text((mine / "good.jsonl").read_text()[:-20])
-    (mine / "table.csv").write_text("prompt,chosen,rejected\n")
     for name, source in (("gpt2", tiny_gpt2), ("sft", tiny.path / "sft"), ("reward_model", tiny.path / "reward_model")):
         (mine / name).symlink_to(source)
     (mine / "all_train").mkdir()
     write_jsonl(mine / "all_train" / "train.jsonl", good)
     write_jsonl(mine / "all_train" / "held_out.jsonl", [])
-    endless = mine / "endless"
-    endless.mkdir()
-    (endless / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
-    (endless / "model.safetensors").write_bytes((tiny_gpt2 / "model.safetensors").read_bytes())
-    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_gpt2)
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(endless)
     return mine
 
 
@@ -91,24 +80,34 @@ def users_files(here: Path, tiny: RunDirectory, tiny_gpt2: Path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["kl.coeff=0.1"], ["kl.coeff: there is no such key  [kl.coeff=0.1]", "did you mean kl.coef?"]),
-        (["kll=none"], ["kll: ", "did you mean kl=none?"]),
-        (["kl=nonne"], ["kl: has no option 'nonne'", "did you mean kl=none?"]),
-        (["ppo.iterations=many"], ["ppo.iterations: expects a whole number >= 1, got 'many'"]),
-        (["ppo.clip_range=-0.2"], ["ppo.clip_range: expects a number > 0, got -0.2"]),
-        (["ppo.minibatches=5"], ["ppo.minibatches: 5 minibatches do not divide", "choose a divisor"]),
-        (["data=hh_rlhf", "model=scratch"], ["data.path: needs a value", "add data.path=..."]),
         (
-            ["data=hh_rlhf", "model=scratch", "data.path=nowhere.jsonl"],
-            ["data.path: nowhere.jsonl does not exist", "name an existing path"],
+            ["kl.coeff=0.1", "ppo.iterations=many", "ppo.clip_range=-0.2", "data=hh_rlhf", "model=scratch"],
+            [
+                *("kl.coeff: there is no such key  [kl.coeff=0.1]", "did you mean kl.coef?"),
+                "ppo.iterations: expects a whole number >= 1, got 'many'",
+                "ppo.clip_range: expects a number > 0, got -0.2",
+                *("data.path: needs a value", "add data.path=..."),
+            ],
         ),
         (
-            ["pipeline=ppo", "ppo.policy_from=./gone/sft", "ppo.reward_from=./gone/reward_model"],
-            ["ppo.policy_from: ./gone/sft does not exist", "ppo.reward_from: ./gone/reward_model does not exist"],
+            ["kll=none", "ppo.minibatches=5", "data=hh_rlhf", "model=scratch", "data.path=nowhere.jsonl"],
+            [
+                *("kll: ", "did you mean kl=none?"),
+                *("ppo.minibatches: 5 minibatches do not divide", "choose a divisor"),
+                *("data.path: nowhere.jsonl does not exist", "name an existing path"),
+            ],
         ),
-        (["pipeline=ppo"], ["ppo.policy_from: stage 'sft' does not run before 'ppo'", "give a path to an artifact"]),
+        (
+            ["kl=nonne", "pipeline=ppo", "ppo.policy_from=./gone/sft"],
+            [
+                *("kl: has no option 'nonne'", "did you mean kl=none?"),
+                "ppo.policy_from: ./gone/sft does not exist",
+                "ppo.reward_from: stage 'reward_model' does not run before 'ppo'",
+                "give a path to an artifact",
+            ],
+        ),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=["values", "files", "options"],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_made(
     rlhf: Callable[..., Told], here: Path, overrides: list[str], expected: list[str]
@@ -133,7 +132,6 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
 @pytest.mark.parametrize(
     ("overrides", "stage", "what", "where", "fix"),
     [
-        ([*GPT2, "data.preferences=mine/empty.jsonl"], "sft", "no records", "mine/empty.jsonl", "at least one"),
         (
             [*GPT2, "data.preferences=mine/no_reply.jsonl"],
             "sft",
@@ -141,34 +139,12 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
             "mine/no_reply.jsonl:4, field 'rejected'",
             "data.on_bad_record=skip",
         ),
-        (
-            [*GPT2, "data.preferences=mine/odd_margin.jsonl"],
-            "sft",
-            "'margin' must be",
-            "mine/odd_margin.jsonl:6, field 'margin'",
-            "data.on_bad_record=skip",
-        ),
         ([*GPT2, "data.preferences=mine/half.jsonl"], "sft", "not JSON", "mine/half.jsonl:60", "one complete JSON"),
-        ([*GPT2, "data.preferences=mine/table.csv"], "sft", "format is not known", "mine/table.csv", ".jsonl"),
-        (
-            [*GPT2, "data.preferences=mine/good.jsonl", "model.name_or_path=mine/endless"],
-            "sft",
-            "no end-of-sequence token",
-            "mine/endless",
-            "set eos_token",
-        ),
         (
             [*GPT2, "data.preferences=mine/long.jsonl"],
             "sft",
             "and the model reads 64",
             "data.max_prompt_length",
-            "at most 64",
-        ),
-        (
-            [*GPT2, "data.preferences=mine/good.jsonl", *PPO, "ppo.policy_from=base", "rollout.max_new_tokens=64"],
-            "ppo",
-            "and the model reads 64",
-            "rollout.max_new_tokens",
             "at most 64",
         ),
         (
@@ -179,25 +155,11 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
             "name a sequence classifier",
         ),
         (
-            [*PPO, "ppo.policy_from=mine/reward_model"],
-            "ppo",
-            "not a policy",
-            "mine/reward_model",
-            "name the directory of a language model",
-        ),
-        (
             [*PPO, "ppo.reward_from=mine"],
             "ppo",
             "config.json cannot be read",
             "mine/config.json",
             "save_pretrained",
-        ),
-        (
-            [*BACKBONE, "reward_model.comparisons_from=mine/sft"],
-            "reward_model",
-            "no comparisons there",
-            "reward_model.comparisons_from=mine/sft",
-            "as comparisons, ai_feedback and critique_revision leave them",
         ),
         (
             [*EVALUATION, "evaluate.reward_from=null", "evaluate.splits=[test]"],
@@ -214,13 +176,6 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
             "raise data.max_prompt_length",
         ),
         (
-            ["pipeline=sft", "data.demonstrations=64", "data.max_reply_length=1", "data.on_long_record=drop"],
-            "sft",
-            "There are 0 training records",
-            "",
-            "add records",
-        ),
-        (
             [*BACKBONE, "reward_model.comparisons_from=mine/all_train"],
             "reward_model",
             "none is held out",
@@ -234,37 +189,18 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
             "sft.learning_rate",
             "lower sft.learning_rate",
         ),
-        ([*PPO, "ppo.learning_rate=1e30"], "ppo", "Training diverged", "ppo.learning_rate", "lower ppo.learning_rate"),
-        ([*EVALUATION, "evaluate.reward_from=mine/sft"], "evaluate", "not a reward model", "mine/sft", "classifier"),
-        (
-            ["pipeline=sft", "model=hub", "model.name_or_path=someone/some-model"],
-            "sft",
-            "'someone/some-model' is not in the local cache and the hub cannot be reached",
-            "cache ",
-            "model=scratch",
-        ),
-        (
-            ["pipeline=sft", "model=scratch", "data=hub", "data.name=someone/some-data"],
-            "sft",
-            "'someone/some-data' is not in the cache, and the hub cannot be reached",
-            "data.name=someone/some-data",
-            "data=files",
-        ),
     ],
 )
 def test_what_cannot_be_used_ends_the_run_with_one_clear_error(
     rlhf: Callable[..., Told],
     here: Path,
     users_files: Path,
-    monkeypatch: pytest.MonkeyPatch,
     overrides: list[str],
     stage: str,
     what: str,
     where: str,
     fix: str,
 ) -> None:
-    for module in ("rlhf_lightning.models.hub", "rlhf_lightning.data.hub"):
-        monkeypatch.setattr(f"{module}.hub_is_reachable", lambda: False)
     before = fingerprints(users_files)
     told = rlhf(*QUICK, *overrides)
     assert told.code == 1
@@ -382,8 +318,7 @@ def test_of_two_runs_in_one_directory_the_second_is_refused_and_the_first_goes_o
     second: list[subprocess.CompletedProcess[str]] = []
 
     def run_stage_while_another_starts(*arguments: Any) -> Any:
-        command = [sys.executable, "-m", "rlhf_lightning", "train", *ONE_STAGE, "seed=2", "paths.run_dir=mine"]
-        second.append(subprocess.run(command, capture_output=True, text=True, check=False, timeout=60))
+        second.append(forked.run(["train", *ONE_STAGE, "seed=2", "paths.run_dir=mine"]))
         return run_stage(*arguments)
 
     monkeypatch.setattr(pipeline, "_run_stage", run_stage_while_another_starts)

@@ -8,13 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import (
     ONE_ITERATION,
-    SMALL,
+    TINY,
     finished_metrics,
     placed,
     read_jsonl,
@@ -101,7 +100,7 @@ def test_a_run_leaves_what_it_promises(tiny: RunDirectory) -> None:
         "reproduce.sh",
         "run.log",
     }
-    assert folders == {*STAGES, "plots"}
+    assert folders == set(STAGES)
 
 
 def test_latest_leads_to_the_run(world: Path, tiny: RunDirectory) -> None:
@@ -142,11 +141,11 @@ def test_the_starting_policy_has_no_kl_to_itself_and_the_trained_one_has(tiny: R
     assert all(abs(evaluated["ppo"][split]["kl"]) > 0.01 for split in SPLITS)
 
 
-@pytest.mark.parametrize("stage", list(LOGGED))
-def test_the_history_has_the_metrics_under_their_usual_names(tiny: RunDirectory, stage: str) -> None:
-    rows = [row for row in history(tiny) if row["stage"] == stage]
-    assert {row["name"] for row in rows} >= LOGGED[stage]
-    assert all(math.isfinite(float(row["value"])) for row in rows)
+def test_the_history_has_the_metrics_under_their_usual_names(tiny: RunDirectory) -> None:
+    for stage, names in LOGGED.items():
+        rows = [row for row in history(tiny) if row["stage"] == stage]
+        assert {row["name"] for row in rows} >= names
+        assert all(math.isfinite(float(row["value"])) for row in rows)
 
 
 def test_rollouts_are_logged_against_episodes(tiny: RunDirectory) -> None:
@@ -163,13 +162,6 @@ def test_the_samples_are_the_same_prompts_before_and_after(tiny: RunDirectory) -
         assert row["prompt"]
         assert all(isinstance(row[name], float) for name in ("proxy_before", "proxy_after", "gold_before"))
     assert any(row["before"] != row["after"] for row in rows)
-
-
-@pytest.mark.parametrize("name", ["learning_curves", "overoptimization", "evaluation"])
-def test_the_plots_are_pictures(tiny: RunDirectory, name: str) -> None:
-    pixels = matplotlib.image.imread(tiny.path / "plots" / f"{name}.png", format="png")
-    assert min(pixels.shape[:2]) > 300
-    assert pixels.std() > 0.05, "the picture is not empty"
 
 
 def answered(run: RunDirectory) -> tuple[list[dict[str, Any]], list[list[int]], list[list[int]]]:
@@ -221,7 +213,7 @@ def weights(run: RunDirectory, stage: str) -> dict[str, Tensor]:
 
 
 def test_the_same_seed_gives_the_same_run(tiny: RunDirectory, tmp_path: Path) -> None:
-    again = train(*SMALL, "ppo.learning_rate=1e-3", *placed(tmp_path))
+    again = train(*TINY, *placed(tmp_path))
     assert without_times(finished_metrics(again)) == without_times(finished_metrics(tiny))
     for stage in ("sft", "reward_model", "ppo"):
         pairs = zip(weights(again, stage).values(), weights(tiny, stage).values(), strict=True)
@@ -229,7 +221,8 @@ def test_the_same_seed_gives_the_same_run(tiny: RunDirectory, tmp_path: Path) ->
 
 
 def test_another_seed_gives_another_run(tiny: RunDirectory, tmp_path: Path) -> None:
-    other = train(*SMALL, "ppo.learning_rate=1e-3", "seed=2", *placed(tmp_path))
+    stages = "pipeline.stages=[sft,comparisons,reward_model,ppo]"
+    other = train(*TINY, "seed=2", stages, *placed(tmp_path))
     ours, theirs = finished_metrics(tiny)["stages"], finished_metrics(other)["stages"]
     assert ours["sft"]["loss"] != theirs["sft"]["loss"]
     assert ours["ppo"]["score"] != theirs["ppo"]["score"]
@@ -243,7 +236,7 @@ def test_a_stage_alone_goes_on_from_latest_as_the_pipeline_did(
     (tmp_path / "outputs" / "latest").symlink_to(tiny.path)
     monkeypatch.chdir(tmp_path)
     inputs = ["ppo.policy_from=outputs/latest/sft", "ppo.reward_from=outputs/latest/reward_model"]
-    assert main(["train", "pipeline=ppo", "debug=tiny", "logger=none", "ppo.learning_rate=1e-3", *inputs]) == 0
+    assert main(["train", "pipeline=ppo", *ONE_ITERATION[:-1], "ppo.learning_rate=3e-3", *inputs]) == 0
     ppo = RunDirectory.open((tmp_path / "outputs" / "latest").resolve())
     assert ppo.path != tiny.path
     ours, theirs = finished_metrics(ppo)["stages"], finished_metrics(tiny)["stages"]
@@ -255,8 +248,7 @@ def test_a_stage_alone_goes_on_from_latest_as_the_pipeline_did(
 def test_an_evaluation_alone_measures_what_the_pipeline_measured(tiny: RunDirectory, tmp_path: Path) -> None:
     run = train(
         "pipeline=evaluate",
-        "debug=tiny",
-        "logger=none",
+        *ONE_ITERATION[:-1],
         f"evaluate.policies=[{tiny.path}/sft,{tiny.path}/ppo]",
         f"evaluate.reference_from={tiny.path}/sft",
         f"evaluate.reward_from={tiny.path}/reward_model",
@@ -273,9 +265,10 @@ def ppo_from(tiny: RunDirectory, directory: Path, *overrides: str) -> RunDirecto
     return train("pipeline=ppo", *ONE_ITERATION, *inputs, *overrides, *placed(directory))
 
 
-def test_without_a_penalty_the_kl_is_still_measured(tiny: RunDirectory, tmp_path: Path) -> None:
-    fast = ("ppo.iterations=2", "ppo.learning_rate=1e-3")
-    run = ppo_from(tiny, tmp_path, "kl=none", *fast)
+def test_without_a_penalty_the_kl_is_still_measured_and_a_critic_of_its_own_is_left(
+    tiny: RunDirectory, tmp_path: Path
+) -> None:
+    run = ppo_from(tiny, tmp_path, "kl=none", "ppo.critic=separate", "ppo.iterations=2", "ppo.learning_rate=3e-3")
     assert logged(run, "kl/coef") == [0.0, 0.0]
     assert logged(run, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
     assert logged(run, "objective/kl")[1] > 0.01
@@ -283,23 +276,15 @@ def test_without_a_penalty_the_kl_is_still_measured(tiny: RunDirectory, tmp_path
     score, kl, reward = (logged(tiny, f"objective/{name}")[1] for name in ("score", "kl", "reward"))
     assert logged(tiny, "kl/coef")[1] == pytest.approx(tiny.config["kl"]["coef"])
     assert reward == pytest.approx(score - tiny.config["kl"]["coef"] * kl, abs=1e-4)
-
-
-@pytest.mark.parametrize("critic", ["separate", "reward_model"])
-def test_a_critic_of_its_own_is_left_beside_the_policy(tiny: RunDirectory, tmp_path: Path, critic: str) -> None:
-    run = ppo_from(tiny, tmp_path, f"ppo.critic={critic}")
-    left = {path.name for path in (run.path / "ppo").rglob("*.safetensors")}
-    assert "model.safetensors" in left
-    assert any((run.path / "ppo" / "critic").iterdir())
-    assert finished_metrics(run)["stages"]["ppo"]["iterations"] == 1
-    AutoModelForCausalLM.from_pretrained(run.path / "ppo")
+    assert (run.path / "ppo" / "model.safetensors").exists()
+    assert list((run.path / "ppo" / "critic").glob("*.safetensors"))
 
 
 def reward_model_from(tiny: RunDirectory, directory: Path, *overrides: str) -> RunDirectory:
     """A reward model from the comparisons of the small run, which are not gathered again."""
     inputs = [f"reward_model.backbone_from={tiny.path}/sft", f"reward_model.comparisons_from={tiny.path}/comparisons"]
     stages = ["pipeline=reward_model", "pipeline.stages=[reward_model]"]
-    return train(*stages, "debug=tiny", "logger=none", *inputs, *overrides, *placed(directory))
+    return train(*stages, *ONE_ITERATION[:2], *inputs, *overrides, *placed(directory))
 
 
 def test_a_two_label_reward_model_is_scored_and_trained_against_by_label(

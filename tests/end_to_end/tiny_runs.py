@@ -22,8 +22,37 @@ SMALL = (
     "data.demonstrations=64",
     "comparisons.prompts=12",
     "comparisons.held_out_fraction=0.25",
+    "rollout.max_new_tokens=16",
 )
 """The whole pipeline in the embedded world within seconds."""
+
+TINY = (*SMALL, "ppo.learning_rate=3e-3")
+"""The same with a step size at which the policy moves: the run that the fixture `tiny` gives."""
+
+LORA = ("peft=lora", "peft.rank=4")
+
+ADAPTED: dict[str, tuple[str, ...]] = {
+    "lora": (
+        *LORA,
+        "kl=adaptive",
+        "ppo.critic=reward_model",
+        "logger=wandb",
+        "logger.mode=offline",
+        "callbacks.diary_every=1",
+    ),
+    "top_layers": (
+        "peft=top_layers",
+        "peft.layers=1",
+        "ppo.critic=separate",
+        "kl=none",
+        "reward_model.head=classifier",
+    ),
+    "prompt_tuning": (
+        *("peft=prompt_tuning", "peft.virtual_tokens=4", "trainer=ddp", "trainer.devices=1"),
+        *("reward=ensemble", "reward.models=[reward_model,reward_model]"),
+    ),
+}
+"""Adapters, each with other choices for the rest."""
 
 CONSTITUTIONAL = (
     "pipeline=constitutional",
@@ -31,12 +60,19 @@ CONSTITUTIONAL = (
     "debug=tiny",
     "logger=none",
     "data.demonstrations=64",
+    "rollout.max_new_tokens=16",
+    "critique_revision.prompts=12",
+    "critique_revision.batch_size=4",
+    "critique_revision.max_new_tokens=16",
+    "critique_revision.held_out_fraction=0.3",
+    "ai_feedback.prompts=12",
+    "ai_feedback.batch_size=4",
     "ai_feedback.held_out_fraction=0.3",
     "evaluate.splits=[iid]",
 )
-"""The same of Constitutional AI."""
+"""The same of Constitutional AI; chains and labels are made in three batches each."""
 
-ONE_ITERATION = ("debug=tiny", "logger=none", "ppo.iterations=1")
+ONE_ITERATION = ("debug=tiny", "logger=none", "rollout.max_new_tokens=16", "ppo.iterations=1")
 """PPO from finished artifacts."""
 
 TIMES = ("time/", "rollout/tokens_per_second")
@@ -47,6 +83,11 @@ def train(*overrides: str) -> RunDirectory:
     assert main(["train", *overrides]) == 0
     (directory,) = [value for key, _, value in map(_parts, overrides) if key == "paths.run_dir"]
     return RunDirectory.open(Path(directory))
+
+
+def logged(*overrides: str) -> list[str]:
+    """The same run, logged to Weights & Biases without a network."""
+    return [*(override for override in overrides if override != "logger=none"), "logger.mode=offline"]
 
 
 def placed(directory: Path) -> list[str]:

@@ -1,0 +1,109 @@
+"""What the stages of a run read while they run: keys of its config, and gold rewards."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME
+from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
+from rlhf_lightning.settings.run import STAGE_NAMES, StageName
+from rlhf_lightning.settings.section import Section
+from rlhf_lightning.worlds.courtesy import gold
+
+
+class Recorder:
+    """Notes which keys of a config are read, by code that decides what a stage leaves."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self.kept: list[Section] = []
+        self.read: set[str] = set()
+
+    def know(self, section: Section, prefix: str) -> None:
+        """From now on what is read of this section, and of those in it, is noted under its dotted keys."""
+        self.names[id(section)] = prefix
+        self.kept.append(section)  # else another object could come to have its id
+        for name in type(section).model_fields:
+            value = object.__getattribute__(section, name)
+            if isinstance(value, Section):
+                self.know(value, f"{prefix}{name}.")
+
+    def note(self, section: Section, name: str, module: str) -> None:
+        inside = module.startswith(f"{NAME}.") and module != f"{NAME}.settings.section"
+        looks_away = any(f"{module}.".startswith(f"{NAME}.{left_out}.") for left_out in DECIDES_NOTHING)
+        if id(section) in self.names and inside and not looks_away and name in type(section).model_fields:
+            value = object.__getattribute__(section, name)
+            if not isinstance(value, Section):
+                self.read.add(f"{self.names[id(section)]}{name}")
+
+
+@contextmanager
+def recording() -> Iterator[Callable[[], dict[str, list[str]]]]:
+    """Watches runs of this process; what it gives tells the keys that each stage has read."""
+    by_stage = {stage: Recorder() for stage in STAGE_NAMES}
+    at_work: list[Recorder] = []
+    get, copy = Section.__getattribute__, Section.model_copy
+
+    def watched(section: Section, name: str) -> Any:
+        if at_work and not name.startswith("_"):
+            at_work[-1].note(section, name, sys._getframe(1).f_globals["__name__"])
+        return get(section, name)
+
+    def copied(section: Section, **changes: Any) -> Section:
+        made = copy(section, **changes)
+        if at_work and id(section) in at_work[-1].names:
+            at_work[-1].know(made, at_work[-1].names[id(section)])
+        return made
+
+    def watching(stage: StageName, run_stage: Callable[[StageContext], StageResult]) -> Any:
+        def run(context: StageContext) -> StageResult:
+            by_stage[stage].know(context.settings, "")
+            at_work.append(by_stage[stage])
+            try:
+                return run_stage(context)
+            finally:
+                at_work.pop()
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for stage, run_stage in list(STAGE_FUNCTIONS.items()):
+            patch.setitem(STAGE_FUNCTIONS, stage, watching(stage, run_stage))
+        patch.setattr(Section, "__getattribute__", watched)
+        patch.setattr(Section, "model_copy", copied)
+        yield lambda: {stage: sorted(recorder.read) for stage, recorder in by_stage.items()}
+
+
+@contextmanager
+def gold_scores() -> Iterator[Counter[str]]:
+    """Counts how often the gold reward is computed in each stage of this process's runs."""
+    scored: Counter[str] = Counter()
+    running = ["no stage"]
+    original = gold.GoldScore
+
+    def noted(*arguments: Any, **named: Any) -> gold.GoldScore:
+        scored[running[-1]] += 1
+        return original(*arguments, **named)
+
+    def announced(stage: StageName, run_stage: Callable[[StageContext], StageResult]) -> Any:
+        def run(context: StageContext) -> StageResult:
+            running.append(stage)
+            try:
+                return run_stage(context)
+            finally:
+                running.pop()
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gold, "GoldScore", noted)  # the only way to a score: `gold.score` and `gold.judge` make it
+        for stage, run_stage in list(STAGE_FUNCTIONS.items()):
+            patch.setitem(STAGE_FUNCTIONS, stage, announced(stage, run_stage))
+        yield scored
