@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
-from tiny_runs import SMALL, finished_metrics, train
+from tiny_runs import ONE_ITERATION, finished_metrics, logged, placed, train
 from tracking import offline_run
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import series
 
-LOGGED = ["debug=tiny", "data.demonstrations=64", "logger.mode=offline"]
-WHOLE = [override for override in SMALL if override != "logger=none"] + ["logger.mode=offline"]
-PATIENCE = 300.0
-"""Seconds until a run must have got where it is waited for; importing torch takes most of it on a busy machine."""
-EVALUATED = ["pipeline.stages=[sft,evaluate]", "evaluate.policies=[sft]", "evaluate.reward_from=null"]
+LOGGED = (
+    *("debug=tiny", "logger.mode=offline", "data.demonstrations=64"),
+    *(
+        "pipeline.stages=[sft,evaluate]",
+        "evaluate.policies=[sft]",
+        "evaluate.reward_from=null",
+        "evaluate.splits=[iid]",
+    ),
+)
 
-
-@pytest.fixture(autouse=True)
-def no_wandb_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.slow
 
 
 def recorded(job: RunDirectory, stage: str) -> offline_run.OfflineRun:
@@ -39,53 +36,59 @@ def recorded(job: RunDirectory, stage: str) -> offline_run.OfflineRun:
     return run
 
 
-def sweep_of(tmp_path: Path, *overrides: str) -> list[RunDirectory]:
+@pytest.mark.usefixtures("jobs_in_this_process")
+def test_the_stages_of_a_sweeps_jobs_are_runs_of_their_own_in_one_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places = [f"paths.outputs={tmp_path}", f"paths.sweep_dir={tmp_path / 'sweep'}"]
-    assert main(["train", "-m", *LOGGED, *places, *overrides]) == 0
-    return [RunDirectory.open(tmp_path / "sweep" / number) for number in "01"]
-
-
-@pytest.mark.slow
-def test_the_stages_of_a_sweeps_jobs_are_runs_of_their_own_in_one_group(tmp_path: Path) -> None:
-    jobs = sweep_of(tmp_path, "sft.learning_rate=1e-4,1e-3", *EVALUATED)
-    losses = [finished_metrics(job)["stages"]["sft"]["validation_loss"] for job in jobs]
-    assert losses[0] != losses[1]
-    runs = {(job, stage): recorded(jobs[job], stage) for job in (0, 1) for stage in ("sft", "evaluate")}
-    assert len({run.run.run_id for run in runs.values()}) == 4
+    assert main(["train", "-m", *LOGGED, "rollout.max_new_tokens=8,12", *places]) == 0
+    jobs = [RunDirectory.open(tmp_path / "sweep" / number) for number in "01"]
+    # Both jobs have one and the same SFT, which is a run of the job that did it.
+    assert [path.stem for job in jobs for path in sorted((job.path / "wandb").glob("*.json"))] == [
+        *("evaluate", "sft"),
+        "evaluate",
+    ]
+    runs = {(job, stage): recorded(jobs[job], stage) for job, stage in ((0, "sft"), (0, "evaluate"), (1, "evaluate"))}
+    assert len({run.run.run_id for run in runs.values()}) == 3
     assert {run.run.run_group for run in runs.values()} == {"sweep"}
     for (job, stage), run in runs.items():
-        config = jobs[job].config
+        config, metrics = jobs[job].config, finished_metrics(jobs[job])
         assert (run.run.job_type, run.exit_code) == (stage, 0)
-        assert run.run.display_name == f"{stage} sft.learning_rate={config['sft']['learning_rate']}"
+        assert run.run.display_name == f"{stage} rollout.max_new_tokens={config['rollout']['max_new_tokens']}"
         assert {key: run.config[key] for key in config} == config, "plain containers, nothing lost"
-        assert run.summary["seconds"] == finished_metrics(jobs[job])["stages"][stage]["seconds"]
-    for job, loss in enumerate(losses):
-        history = runs[job, "sft"].history
-        assert [row["sft/validation_loss"] for row in history if "sft/validation_loss" in row] == pytest.approx([loss])
-        metrics = finished_metrics(jobs[job])
-        summary = runs[job, "evaluate"].summary
-        assert summary["sft/iid/gold_reward"] == pytest.approx(metrics["evaluate"]["sft"]["iid"]["gold_reward"])
-        assert summary["objective"] == pytest.approx(metrics["objective"])
-        assert "objective" not in runs[job, "sft"].summary, "only the last stage knows it"
+        assert run.summary["seconds"] == metrics["stages"][stage]["seconds"]
+        if stage == "sft":
+            losses = [row["sft/validation_loss"] for row in run.history if "sft/validation_loss" in row]
+            assert losses == pytest.approx([metrics["stages"]["sft"]["validation_loss"]])
+            assert "objective" not in run.summary, "only the last stage knows it"
+        else:
+            figures = metrics["evaluate"]["sft"]["iid"]
+            assert run.summary["sft/iid/gold_reward"] == pytest.approx(figures["gold_reward"])
+            assert run.summary["objective"] == pytest.approx(metrics["objective"])
 
-
-@pytest.mark.slow
-def test_a_stage_from_the_cache_is_the_same_artifact_and_no_run_of_its_own(tmp_path: Path) -> None:
-    jobs = sweep_of(tmp_path, "rollout.max_new_tokens=8,12", *EVALUATED)
-    keys = [finished_metrics(job)["stages"]["sft"]["key"] for job in jobs]
-    assert keys[0] == keys[1]
-    assert "cache" in finished_metrics(jobs[1])["stages"]["sft"]
-    assert not (jobs[1].path / "wandb" / "sft.json").exists()
-    ((name, trained),) = recorded(jobs[0], "sft").left.items()
-    assert name == f"sft-{keys[0][:12]}"
-    assert [recorded(job, "evaluate").taken[name].digest for job in jobs] == [trained.digest] * 2
-    left = [list(recorded(job, "evaluate").left) for job in jobs]
+    key = finished_metrics(jobs[0])["stages"]["sft"]["key"]
+    ((name, trained),) = runs[0, "sft"].left.items()
+    assert name == f"sft-{key[:12]}"
+    assert [runs[job, "evaluate"].taken[name].digest for job in (0, 1)] == [trained.digest] * 2
+    left = [list(runs[job, "evaluate"].left) for job in (0, 1)]
     assert left[0] != left[1]
 
+    # A trial whose last stage is cached still tells its objective.
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial1")
+    again = train(*LOGGED, "rollout.max_new_tokens=8", f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'run'}")
+    assert all("cache" in figures for figures in finished_metrics(again)["stages"].values())
+    assert [path.name for path in (again.path / "wandb").glob("*.json")] == ["evaluate.json"]
+    trial = recorded(again, "evaluate")
+    assert (trial.run.run_id, trial.run.sweep_id, trial.exit_code) == ("trial1", "sweep1", 0)
+    assert trial.summary["objective"] == runs[0, "evaluate"].summary["objective"]
+    assert [*trial.left] == left[0]
 
-@pytest.mark.slow
-def test_a_ppo_run_takes_in_what_the_stages_before_it_left(tmp_path: Path) -> None:
-    run = train(*WHOLE, f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'run'}", "callbacks.diary_every=1")
+
+def test_a_ppo_run_takes_in_what_the_stages_before_it_left(
+    adapted: Callable[[str], RunDirectory], tmp_path: Path
+) -> None:
+    run = adapted("lora")
     sft, comparisons, rewards, ppo, evaluate = (
         recorded(run, stage) for stage in ("sft", "comparisons", "reward_model", "ppo", "evaluate")
     )
@@ -95,7 +98,7 @@ def test_a_ppo_run_takes_in_what_the_stages_before_it_left(tmp_path: Path) -> No
     assert [*ppo.taken] == [*sft.left, *rewards.left]
     assert {*evaluate.taken} == {*sft.left, *rewards.left, *ppo.left}
     metadata = json.loads(ppo.left[f"ppo-{finished_metrics(run)['stages']['ppo']['key'][:12]}"].metadata)
-    assert (metadata["base"], metadata["peft"]) == ("courtesy", "none")
+    assert (metadata["base"], metadata["peft"]) == ("courtesy", "lora")
     assert metadata["figures"]["kl"] == pytest.approx(finished_metrics(run)["stages"]["ppo"]["kl"])
 
     scores = [point.value for point in series(run.path, "ppo", "objective/score")]
@@ -105,54 +108,22 @@ def test_a_ppo_run_takes_in_what_the_stages_before_it_left(tmp_path: Path) -> No
     assert evaluate.summary["samples/nrows"] == len((run.path / "samples.jsonl").read_text().splitlines())
 
     # Another run begins from what this one left: by a path, but under the same name.
-    elsewhere = train(
-        *LOGGED,
-        *EVALUATED[1:],
-        *(
-            "pipeline.stages=[evaluate]",
-            f"evaluate.policies=[{run.path / 'sft'}]",
-            f"evaluate.reference_from={run.path / 'sft'}",
-        ),
-        *(f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'elsewhere'}"),
-    )
+    start = (f"evaluate.policies=[{run.path / 'sft'}]", f"evaluate.reference_from={run.path / 'sft'}")
+    sizes = [override for override in LOGGED if not override.startswith(("pipeline", "evaluate.policies"))]
+    elsewhere = train(*sizes, "pipeline.stages=[evaluate]", *start, *placed(tmp_path))
     assert list(recorded(elsewhere, "evaluate").taken) == list(sft.left)
 
 
-@pytest.mark.slow
-def test_a_trial_whose_last_stage_is_cached_still_tells_its_objective(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = train(*LOGGED, *EVALUATED, f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'first'}")
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setenv("WANDB_RUN_ID", "trial1")
-    again = train(*LOGGED, *EVALUATED, f"paths.outputs={tmp_path}", f"paths.run_dir={tmp_path / 'again'}")
-    assert all("cache" in figures for figures in finished_metrics(again)["stages"].values())
-    assert [path.name for path in (again.path / "wandb").glob("*.json")] == ["evaluate.json"]
-    trial = recorded(again, "evaluate")
-    assert (trial.run.run_id, trial.run.sweep_id, trial.exit_code) == ("trial1", "sweep1", 0)
-    assert trial.summary["objective"] == recorded(first, "evaluate").summary["objective"]
-    assert [*trial.left] == [*recorded(first, "evaluate").left]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_history(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_in_the_same_history(tiny: RunDirectory, tmp_path: Path) -> None:
     """After SIGKILL past a checkpoint, the parts together hold each iteration once, and nothing goes back."""
     run = tmp_path / "run"
-    sizes = ["pipeline.stages=[sft,comparisons,reward_model,ppo]", "ppo.iterations=12", "callbacks.save_every=3"]
-    places = [f"paths.outputs={tmp_path}", f"paths.run_dir={run}"]
-    command = [sys.executable, "-m", "rlhf_lightning", "train", *WHOLE, *sizes, *places]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + PATIENCE
-    try:
-        while not (run / "history.csv").exists() or len(series(run, "ppo", "objective/score")) < 5:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    start = (f"ppo.policy_from={tiny.path / 'sft'}", f"ppo.reward_from={tiny.path / 'reward_model'}")
+    sizes = ("ppo.iterations=8", "callbacks.save_every=2")
+    process = forked.start(["train", "pipeline=ppo", *logged(*ONE_ITERATION), *start, *sizes, *placed(tmp_path)])
+    process.wait_for(lambda: len(series(run, "ppo", "objective/score")) >= 3)
+    process.kill_group()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run([sys.executable, "-m", "rlhf_lightning", "train", f"resume={run}"], check=True, capture_output=True)
+    assert main(["train", f"resume={run}"]) == 0
 
     last = recorded(RunDirectory.open(run), "ppo")
     parts = [offline_run.OfflineRun(path) for path in sorted((run / "wandb").glob(f"*-{last.run.run_id}"))]
@@ -167,22 +138,16 @@ def test_a_killed_run_goes_on_in_the_same_history(tmp_path: Path) -> None:
     assert last.summary["objective/score"]["max"] == max(point.value for point in expected)
 
 
-@pytest.mark.slow
-def test_jobs_that_run_at_once_are_not_merged(tmp_path: Path) -> None:
-    """Two processes over one cold cache: what one trains, the other takes; no run of one is a run of the other."""
-    jobs = [tmp_path / "sweep" / number for number in "01"]
-    commands = [
-        [
-            *(sys.executable, "-m", "rlhf_lightning", "train", *LOGGED, *EVALUATED),
-            *(f"paths.outputs={tmp_path}", f"paths.run_dir={job}", f"rollout.max_new_tokens={length}"),
-        ]
-        for job, length in zip(jobs, (8, 12), strict=True)
-    ]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands
-    ]
-    assert [process.wait(timeout=PATIENCE) for process in processes] == [0, 0]
-    identities = [path for job in jobs for path in sorted((job / "wandb").glob("*.json"))]
+def test_jobs_that_run_at_once_share_a_cold_cache_and_no_run(tmp_path: Path) -> None:
+    """What one trains, the other takes; no W&B run of one is a run of the other."""
+    overrides = ["rollout.max_new_tokens=8,12", f"paths.outputs={tmp_path}", f"paths.sweep_dir={tmp_path / 'sweep'}"]
+    assert main(["train", "-m", *LOGGED, "launcher=joblib", "launcher.jobs=2", *overrides]) == 0
+    jobs = [RunDirectory.open(tmp_path / "sweep" / number) for number in "01"]
+    stages = [finished_metrics(job)["stages"] for job in jobs]
+    assert sorted("cache" in told["sft"] for told in stages) == [False, True]
+    assert stages[0]["sft"]["key"] == stages[1]["sft"]["key"]
+    assert all("cache" not in told["evaluate"] for told in stages)
+    identities = [path for job in jobs for path in sorted((job.path / "wandb").glob("*.json"))]
     assert sorted(path.stem for path in identities) == ["evaluate", "evaluate", "sft"]
     runs = [recorded(RunDirectory.open(path.parents[1]), path.stem) for path in identities]
     assert len({run.run.run_id for run in runs}) == 3
