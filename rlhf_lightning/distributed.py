@@ -16,7 +16,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.ranks import Place
 
@@ -130,4 +129,6 @@ def gathered(value: Value) -> list[Value]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that FSDP keeps in shards, put together; any other as it is. All processes must ask."""
+    from torch.distributed.tensor import DTensor  # takes most of a second
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

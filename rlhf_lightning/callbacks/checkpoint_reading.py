@@ -12,10 +12,13 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lightning.callbacks.checkpoints import OURS, checkpoints_in
 from rlhf_lightning.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
+
+SUFFIX = ".ckpt"
+OURS = "resume"
+"""The key of a checkpoint under which stands what Lightning does not save."""
 
 BARE_PICKLE = b"\x80"
 """How a pickle begins that stands in no archive; none of ours does."""
@@ -31,6 +34,11 @@ class Readable:
 
     path: Path
     journals: Mapping[str, int]
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """The checkpoints of a stage, the newest first."""
+    return sorted(directory.glob(f"*=*{SUFFIX}"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True)
 
 
 def newest_readable(directory: Path) -> Readable | None:

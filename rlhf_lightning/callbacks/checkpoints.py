@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from rlhf_lightning.callbacks.checkpoint_reading import OURS, SUFFIX, checkpoints_in
 from rlhf_lightning.callbacks.journals import Journals
 from rlhf_lightning.callbacks.random_states import random_states, restore_random_states
 from rlhf_lightning.distributed import gathered
@@ -26,10 +27,7 @@ logger = logging.getLogger(__name__)
 
 Unit = Literal["iteration", "step"]
 
-SUFFIX = ".ckpt"
 ASIDE = ".part"
-OURS = "resume"
-"""The key of a checkpoint under which stands what Lightning does not save."""
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -164,11 +162,6 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             for old in checkpoints_in(self.directory)[self.keep_last :]:
                 old.unlink()
-
-
-def checkpoints_in(directory: Path) -> list[Path]:
-    """The checkpoints of a stage, the newest first."""
-    return sorted(directory.glob(f"*=*{SUFFIX}"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True)
 
 
 def _frozen(module: pl.LightningModule) -> set[str]:

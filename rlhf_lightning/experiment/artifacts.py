@@ -10,9 +10,7 @@ import torch
 from rlhf_lightning.data.sources import DataSource
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.models.adapter_files import is_adapter
-from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.models.scratch import random_model, train_tokenizer
+from rlhf_lightning.models.hub import ModelSource, is_adapter
 from rlhf_lightning.settings.model import HubModel, ScratchModel
 from rlhf_lightning.settings.peft import QLora
 from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
@@ -70,6 +68,8 @@ def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSo
     if isinstance(model, ScratchModel):
         directory = run.path / BASE
         if not directory.exists():
+            from rlhf_lightning.models.scratch import random_model, train_tokenizer  # brings Transformers
+
             tokenizer = train_tokenizer(data.texts(), model.vocab_size)
             aside = run.stage_dir(f".{BASE}.part")
             # The same weights whichever stage asks for them first, and whatever that stage has drawn before.

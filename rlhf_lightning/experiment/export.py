@@ -17,9 +17,9 @@ from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.experiment.exported_model import ExportedModel, Form, ModelStage
 from rlhf_lightning.experiment.model_card import model_card
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.models.adapter_files import is_adapter, read_adapter
+from rlhf_lightning.models.adapter_files import read_adapter
 from rlhf_lightning.models.adapters import merge_adapter
-from rlhf_lightning.models.hub import ModelSource
+from rlhf_lightning.models.hub import ModelSource, is_adapter
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
 from rlhf_lightning.models.saving import save_classifier, save_policy
 from rlhf_lightning.models.virtual_tokens import virtual_tokens

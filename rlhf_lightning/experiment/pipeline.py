@@ -28,7 +28,7 @@ from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult, device_of
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
-from rlhf_lightning.models.adapter_files import is_adapter
+from rlhf_lightning.models.hub import is_adapter
 from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings
 from rlhf_lightning.tracking.loggers import StageTracker, is_trial, open_tracker
 

@@ -6,13 +6,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from rlhf_lightning.callbacks.checkpoint_reading import newest_readable
-from rlhf_lightning.callbacks.checkpoints import checkpoints_in
+from rlhf_lightning.callbacks.checkpoint_reading import checkpoints_in, newest_readable
 from rlhf_lightning.callbacks.journals import LINES, Journals
 from rlhf_lightning.experiment.run_directory import RunDirectory, writing_to
 from rlhf_lightning.experiment.work_journal import IN_PROGRESS
-from rlhf_lightning.tracking.history import forget_stage
-from rlhf_lightning.tracking.history_file import HISTORY_FILE
+from rlhf_lightning.tracking.history_file import HISTORY_FILE, forget_stage
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory
-from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.data.sources import DataSource, open_source
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.experiment.artifacts import resolve_model
@@ -24,10 +22,12 @@ from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.memory.stage_memory import StageMemory
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.models.loading import load_tokenizer
 from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor
 from rlhf_lightning.settings.run import RunSettings, StageName
 from rlhf_lightning.tracking.loggers import StageTracker
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.encoding import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,9 @@ class RunInputs:
 
     def encoder(self, source: ModelSource) -> Encoder:
         """The encoder for a model's tokenizer."""
+        from rlhf_lightning.data.encoding import Encoder  # these bring Transformers
+        from rlhf_lightning.models.loading import load_tokenizer
+
         return Encoder(load_tokenizer(source), self.settings.data)
 
     @property
@@ -141,7 +144,9 @@ class StageContext:
         return of_stage * learning_rate_factor(self.settings.peft)
 
     def seed_everything(self) -> None:
-        pl.seed_everything(self.seed, verbose=False)
+        from pytorch_lightning import seed_everything
+
+        seed_everything(self.seed, verbose=False)
 
 
 @dataclass(frozen=True, slots=True)

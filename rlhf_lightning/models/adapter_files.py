@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from rlhf_lightning.errors import ArtifactError
@@ -42,6 +41,7 @@ from rlhf_lightning.models.top_layers import (
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +97,6 @@ class AdapterFiles:
         """The weights of a reward model's head."""
         prefix = _head_prefix(self.config)
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter rather than a whole model."""
-    return (directory / ADAPTER_CONFIG_NAME).is_file()
 
 
 def read_adapter(directory: Path) -> AdapterFiles:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.virtual_tokens import attach_virtual_tokens, virtual_tokens
@@ -24,6 +22,7 @@ from rlhf_lightning.models.virtual_tokens import attach_virtual_tokens, virtual_
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 """The names of the adapters that PPO may put on one trunk."""
@@ -221,6 +220,7 @@ def merge_adapter(model: PreTrainedModel) -> None:
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """The names, as `q_proj`, of the linear layers in a model's trunk: what LoRA can change."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.pytorch_utils import Conv1D
 
     own = _own_modules(model)
     linear = (path for path, module in own.items() if isinstance(module, BaseTunerLayer | nn.Linear | Conv1D))
@@ -238,6 +238,8 @@ def tuner_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
 
 def has_transposed_weights(model: PreTrainedModel) -> bool:
     """Whether its linear layers keep (in, out) weights, as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
     return any(isinstance(module, Conv1D) for module in model.base_model.modules())
 
 

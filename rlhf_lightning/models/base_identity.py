@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlhf_lightning.models.top_layers import top_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLED = 256
 """Values of each weight that an identity looks at."""

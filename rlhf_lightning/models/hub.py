@@ -12,6 +12,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from rlhf_lightning.errors import ArtifactError, ModelError
 
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+"""PEFT's, which marks a directory as an adapter's; asking PEFT or Transformers for the name would import them."""
+
 PROBE_SECONDS = 4.0
 """How long the hub may take to answer before it counts as out of reach."""
 
@@ -66,6 +69,11 @@ class ModelSource:
             fix="connect to the network, download the model elsewhere and give its directory as "
             "model.name_or_path, or work without a hub: model=courtesy or model=scratch",
         )
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter rather than a whole model."""
+    return (directory / ADAPTER_CONFIG_NAME).is_file()
 
 
 def hub_is_reachable() -> bool:

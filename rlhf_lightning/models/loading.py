@@ -24,9 +24,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlhf_lightning.errors import ArtifactError, ModelError
-from rlhf_lightning.models.adapter_files import AdapterFiles, is_adapter, put_on, read_adapter
+from rlhf_lightning.models.adapter_files import AdapterFiles, put_on, read_adapter
 from rlhf_lightning.models.adapters import POLICY, REWARD
-from rlhf_lightning.models.hub import ModelSource, read_architectures
+from rlhf_lightning.models.hub import ModelSource, is_adapter, read_architectures
 from rlhf_lightning.models.virtual_tokens import virtual_tokens
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf_lightning.distributed import whole
 from rlhf_lightning.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedModel
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of a weight."""

@@ -55,34 +55,3 @@ class HistoryLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the run directory holds the config."""
-
-
-def forget_stage(run_dir: Path, stage: str) -> None:
-    """Removes all figures of a stage, and half a line that a killed run left at the end."""
-    path = run_dir / HISTORY_FILE
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = "".join(line for line in lines if line.endswith("\n") and not line.startswith(f"{stage},"))
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(kept, encoding="utf-8")
-    aside.replace(path)
-
-
-def lines_of_stage(run_dir: Path, stage: str) -> str:
-    """All figures of a stage, as the history file has them."""
-    path = run_dir / HISTORY_FILE
-    if not path.exists():
-        return ""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(line for line in lines if line.startswith(f"{stage},"))
-
-
-def add_lines(run_dir: Path, lines: str) -> None:
-    """Appends figures that another run has logged, as `lines_of_stage` gave them."""
-    if not lines:
-        return
-    with (run_dir / HISTORY_FILE).open("a", newline="", encoding="utf-8") as file:
-        if file.tell() == 0:
-            csv.writer(file, lineterminator="\n").writerow(HistoryRow._fields)
-        file.write(lines)

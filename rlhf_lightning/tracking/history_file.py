@@ -1,4 +1,4 @@
-"""Reading the history file, while a run writes it or after: plain rows, without the weight of Lightning."""
+"""The history file, while a run writes it or after: all rows, or those of a stage, without the weight of Lightning."""
 
 from __future__ import annotations
 
@@ -34,6 +34,37 @@ def read_history(run_dir: Path) -> list[HistoryRow]:
 def series(run_dir: Path, stage: str, name: str) -> list[Point]:
     """One metric of one stage as `(step, episodes, value)`, in order of steps."""
     return points(read_history(run_dir), stage, name)
+
+
+def forget_stage(run_dir: Path, stage: str) -> None:
+    """Removes all figures of a stage, and half a line that a killed run left at the end."""
+    path = run_dir / HISTORY_FILE
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = "".join(line for line in lines if line.endswith("\n") and not line.startswith(f"{stage},"))
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(kept, encoding="utf-8")
+    aside.replace(path)
+
+
+def lines_of_stage(run_dir: Path, stage: str) -> str:
+    """All figures of a stage, as the history file has them."""
+    path = run_dir / HISTORY_FILE
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith(f"{stage},"))
+
+
+def add_lines(run_dir: Path, lines: str) -> None:
+    """Appends figures that another run has logged, as `lines_of_stage` gave them."""
+    if not lines:
+        return
+    with (run_dir / HISTORY_FILE).open("a", newline="", encoding="utf-8") as file:
+        if file.tell() == 0:
+            csv.writer(file, lineterminator="\n").writerow(HistoryRow._fields)
+        file.write(lines)
 
 
 def _row(path: Path, line: int, fields: list[str]) -> HistoryRow:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.errors import ConfigError
@@ -17,13 +16,14 @@ from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.records import ScoredCompletion
 from rlhf_lightning.settings.readers import readers_of
 from rlhf_lightning.settings.run import RunSettings, TensorBoardLogging, WandbLogging
-from rlhf_lightning.tracking.history import HistoryLogger
 from rlhf_lightning.tracking.lineage import Artifact
 from rlhf_lightning.tracking.naming import chosen_for, group_name, is_job, run_name
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.tracking.wandb_agent import agent_trial
 
 if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
     from rlhf_lightning.tracking.wandb_run import RunCard
 
 
@@ -110,6 +110,8 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
     problems = logger_problems(settings.logger)
     if problems:
         raise ConfigError(problems)
+    from rlhf_lightning.tracking.history import HistoryLogger  # brings Lightning
+
     history = HistoryLogger(run_dir, stage)
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield StageTracker([history])

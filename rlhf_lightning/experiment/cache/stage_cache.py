@@ -20,7 +20,7 @@ from rlhf_lightning.experiment.rewind import start_over
 from rlhf_lightning.experiment.run_directory import RunDirectory, writing_to
 from rlhf_lightning.settings.cache import CacheSettings
 from rlhf_lightning.settings.run import StageName
-from rlhf_lightning.tracking.history import add_lines, lines_of_stage
+from rlhf_lightning.tracking.history_file import add_lines, lines_of_stage
 
 logger = logging.getLogger(__name__)
 

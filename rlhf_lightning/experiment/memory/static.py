@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory
 
@@ -88,4 +87,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _local(tensor: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor  # takes most of a second
+
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
