@@ -110,7 +110,7 @@ class ConfigTree:
         """
         try:
             loader = self.hydra.config_loader
-            return loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.RUN, validate_sweep_overrides=False)
+            return loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.RUN)
         except yaml.YAMLError as error:
             raise ConfigError([yaml_problem(error)]) from error
         except MissingConfigException as error:

@@ -54,7 +54,7 @@ def apply_value(config: DictConfig, override: Override) -> None:
     """
     key = str(override.key_or_group)
     if not override.is_delete():
-        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        OmegaConf.update(config, key, override.value(), force_add=True)
         return
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
