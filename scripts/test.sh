@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set-up and all checks: format, lint, types, import contracts, tests. `bash scripts/test.sh --fast` leaves out the tests
-# that train until a learning claim can be asserted; further arguments go to pytest.
+# that are marked slow: whole runs, processes, learning claims. Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup.sh
@@ -14,10 +14,20 @@ fi
 
 # The tests' models are tiny: one thread is as fast as two, and other work on the machine does not stall it.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Where the machine says not to write bytecode, each of the interpreters below would compile the package anew.
+unset PYTHONDONTWRITEBYTECODE
 
 ruff format --check .
 ruff check .
-mypy
 lint-imports
+# The types are checked beside the tests, and what was found is said at the end.
+types="$(mktemp)"
+trap 'rm -f "$types"' EXIT
+mypy > "$types" 2>&1 &
+mypy=$!
 # One worker a core; a worker that has nothing left takes tests from another.
-pytest -m "$selection" --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
+failed=0
+pytest -m "$selection" --numprocesses auto --maxprocesses 8 --dist worksteal "$@" || failed=$?
+wait "$mypy" || failed=$?
+cat "$types"
+exit "$failed"

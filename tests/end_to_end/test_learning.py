@@ -1,16 +1,21 @@
-"""The pipeline aligns: asserted on the figures that a run leaves, at sizes of a minute or two."""
+"""The pipeline aligns: asserted on the figures that runs leave, at sizes of less than a minute each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tiny_runs import finished_metrics, placed, train
 
+from rlhf_lightning.experiment.run_directory import RunDirectory
+
 SIZES = (
+    "logger=none",
+    "callbacks.plots=false",
+    "trainer.threads=1",  # the figures do not depend on the number of cores then
     "data.annotator.flip_rate=0",
     "comparisons.prompts=1200",
     "comparisons.replies=3",
@@ -22,25 +27,44 @@ SIZES = (
 )
 
 
-@pytest.fixture
-def one_thread() -> Iterator[str]:
-    """The override for one CPU thread, so that the figures do not depend on the number of cores."""
+@contextmanager
+def threads_put_back() -> Iterator[None]:
     before = torch.get_num_threads()
-    yield "trainer.threads=1"
+    yield
     torch.set_num_threads(before)
 
 
-def figures(metrics: dict[str, Any], policy: str) -> dict[str, Any]:
-    found = metrics["evaluate"][policy]["validation"]
-    assert isinstance(found, dict)
-    return found
+@pytest.fixture(scope="session")
+def reward_model_run(once: Callable[[str, Callable[[Path], None]], Path]) -> RunDirectory:
+    """Supervised fine-tuning, comparisons and reward model: what the policy is aligned with."""
+
+    def build(directory: Path) -> None:
+        with threads_put_back():
+            train(*SIZES, "pipeline.stages=[sft,comparisons,reward_model]", *placed(directory))
+
+    return RunDirectory.open(once("reward_model_run", build) / "run")
 
 
 @pytest.mark.slow
-def test_the_pipeline_aligns_a_badly_behaved_model(tmp_path: Path, one_thread: str) -> None:
-    run = train("logger=none", *SIZES, one_thread, *placed(tmp_path))
-    metrics = finished_metrics(run)
-    before, after = figures(metrics, "sft"), figures(metrics, "ppo")
+def test_a_reward_model_learns_more_than_length(reward_model_run: RunDirectory) -> None:
+    reward_model = finished_metrics(reward_model_run)["stages"]["reward_model"]
+    assert reward_model["accuracy"] > max(reward_model["longer_accuracy"], reward_model["shorter_accuracy"])
+    assert reward_model["lift"] > 0.0
+
+
+@pytest.mark.slow
+def test_ppo_aligns_a_badly_behaved_model(reward_model_run: RunDirectory, tmp_path: Path) -> None:
+    sft, reward_model = (reward_model_run.stage_dir(stage) for stage in ("sft", "reward_model"))
+    with threads_put_back():
+        run = train(
+            *SIZES,
+            "pipeline.stages=[ppo,evaluate]",
+            *(f"{key}={sft}" for key in ("ppo.policy_from", "evaluate.reference_from")),
+            *(f"{key}={reward_model}" for key in ("ppo.reward_from", "evaluate.reward_from")),
+            f"evaluate.policies=[{sft},ppo]",
+            *placed(tmp_path),
+        )
+    before, after = (policy["validation"] for policy in finished_metrics(run)["evaluate"].values())
 
     assert after["gold_reward"] - before["gold_reward"] >= 0.3
     assert before["gold_reward_ci"][1] < after["gold_reward_ci"][0], "not by chance"
@@ -50,7 +74,3 @@ def test_the_pipeline_aligns_a_badly_behaved_model(tmp_path: Path, one_thread: s
     assert after["malformed_rate"] <= 0.1
     assert after["proxy_reward"] > before["proxy_reward"]
     assert 0.0 < after["kl"] < 10.0
-
-    reward_model = metrics["stages"]["reward_model"]
-    assert reward_model["accuracy"] > max(reward_model["longer_accuracy"], reward_model["shorter_accuracy"])
-    assert reward_model["lift"] > 0.0

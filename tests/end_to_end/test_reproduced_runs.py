@@ -1,4 +1,4 @@
-"""A run done again by its own `reproduce.sh`, in processes of its own, comes to the same figures."""
+"""A run done again by its own `reproduce.sh`, or by `rlhf rerun`, comes to the same figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_runs import fingerprints, finished_metrics, placed
 
+from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,30 +39,30 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def call(*command: str, code: Path, place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", **environment}
+def call(*command: str, code: Path, place: Path, threads: int) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=variables)
 
 
-def rlhf(*arguments: str, code: Path, place: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return call(sys.executable, "-m", "rlhf_lightning", *arguments, code=code, place=place, **environment)
-
-
 @pytest.mark.slow
-def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(checkout: Path, tmp_path: Path) -> None:
+def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fresh interpreters, since each is to find other code."""
     module = checkout / "rlhf_lightning" / "experiment" / "stage.py"
     committed = module.read_text()
     changed = committed.replace('f"{self.settings.seed}:{self.name}"', 'f"another {self.settings.seed}"')
     assert changed != committed
     module.write_text(changed)
-    done = rlhf("train", *QUICK, *placed(tmp_path), code=checkout, place=tmp_path, OMP_NUM_THREADS="1")
+    command = (sys.executable, "-m", "rlhf_lightning", "train", *QUICK, *placed(tmp_path))
+    done = call(*command, code=checkout, place=tmp_path, threads=1)
     assert done.returncode == 0, done.stderr
     module.write_text(committed)
     run = RunDirectory.open((tmp_path / "run").rename(tmp_path / "it's moved"))
 
     script = ["bash", str(run.path / "reproduce.sh"), "--to", "again"]
     # Another number of threads, and other code to be found first: neither may matter.
-    done = call(*script, code=ROOT, place=tmp_path, OMP_NUM_THREADS="2")
+    done = call(*script, code=ROOT, place=tmp_path, threads=2)
     assert done.returncode == 0, done.stderr
     assert "The same: all" in done.stdout
     again = RunDirectory.open(tmp_path / "again")
@@ -73,23 +75,22 @@ def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(checkout: P
     assert origin["environment"]["OMP_NUM_THREADS"] == "1"
     assert origin["git"]["diff"] == (run.provenance or {})["git"]["diff"]
 
-    # The commit alone is other code, and comes to other figures.
-    done = rlhf("rerun", str(run.path), code=checkout, place=tmp_path)
-    assert done.returncode == 2
-    assert "the code of rlhf_lightning" in done.stderr
-    done = rlhf("rerun", str(run.path), "--force", code=checkout, place=tmp_path, OMP_NUM_THREADS="1")
-    assert done.returncode == 3, done.stderr
-    assert "stages.sft.loss" in done.stdout
+    # The code of this process, without the change, is other code, and comes to other figures.
+    assert main(["rerun", str(run.path)]) == 2
+    assert "the code of rlhf_lightning" in capsys.readouterr().err
+    assert main(["rerun", str(run.path), "--force"]) == 3
+    assert "stages.sft.loss" in capsys.readouterr().out
     other = finished_metrics(RunDirectory.open(tmp_path / "it's moved-rerun"))
     assert other["stages"]["sft"]["loss"] != finished_metrics(run)["stages"]["sft"]["loss"]
 
 
 @pytest.mark.slow
-def test_a_run_in_two_processes_is_reproduced_in_two(checkout: Path, tmp_path: Path) -> None:
+def test_a_run_in_two_processes_is_reproduced_in_two(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     overrides = [*QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *placed(tmp_path)]
-    done = rlhf("train", *overrides, code=checkout, place=tmp_path)
+    done = forked.run(["train", *overrides], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    done = call("bash", str(tmp_path / "run" / "reproduce.sh"), code=ROOT, place=tmp_path)
+    done = forked.run(["rerun", str(tmp_path / "run")], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     again = RunDirectory.open(tmp_path / "run-rerun")
     assert again.config["trainer"]["devices"] == 2
