@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -23,12 +22,9 @@ from rlhf_lightning.cli.cache import age, size
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.cache import entry as entries
 from rlhf_lightning.experiment.cache.entry import FILES, RECORD, Entry, Record
-from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.cache.pruning import Limits, condemned, prune
-from rlhf_lightning.experiment.cache.stage_cache import KEYS, Made, StageCache
 from rlhf_lightning.experiment.cache.store import Store
-from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.settings.run import StageName
 
 KEY = "a" * 64
 OTHER = "ab" + "c" * 62
@@ -272,117 +268,6 @@ def test_when_the_builder_is_killed_who_waits_builds_it(
     assert found(Store(tmp_path / "cache")).record.key == KEY
 
 
-@pytest.fixture
-def settings(composed: Callable[..., RunSettings]) -> RunSettings:
-    return composed("logger=none")
-
-
-@pytest.fixture
-def opened(settings: RunSettings, tmp_path: Path) -> Callable[..., StageCache]:
-    """The cache as a run of that name may use it."""
-
-    def open_cache(mode: str, name: str) -> StageCache:
-        told = settings.cache.model_copy(update={"mode": mode, "directory": str(tmp_path / "cache")})
-        run = RunDirectory.create(tmp_path / name, settings.model_dump(mode="json"), [])
-        return StageCache(told, run, StageKeys(settings, "cpu", lambda: pytest.fail("no data is read")))
-
-    return open_cache
-
-
-def stage_run(cache: StageCache, text: str = "weights") -> str:
-    """What the pipeline does with a stage: `taken` or `run`."""
-    with cache.turn("sft", lambda: None) as entry:
-        if entry is not None:
-            cache.take(entry)
-            return "taken"
-        directory = cache.run.stage_dir("sft")
-        (directory / "model.safetensors").write_text(text)
-        with (cache.run.path / "history.csv").open("w") as file:
-            file.write("stage,step,episodes,name,value\nother,1,,other/loss,1.0\nsft,9,,sft/loss,0.5\n")
-        cache.begins("sft", goes_on=False)
-        metrics = {"loss": 0.5, "key": cache.keys.of("sft")}
-        cache.keep("sft", Made(95.0, metrics, objective=-0.5, evaluation={}, samples=[]))
-        return "run"
-
-
-def content(cache: StageCache) -> str:
-    return (cache.run.stage_dir("sft") / "model.safetensors").read_text()
-
-
-def test_what_one_run_has_made_another_takes(opened: Callable[..., StageCache]) -> None:
-    assert stage_run(opened("on", "one")) == "run"
-    other = opened("on", "other")
-    (other.run.stage_dir("sft") / "half.safetensors").write_text("of a run that was cut off")
-    (other.run.path / "history.csv").write_text("stage,step,episodes,name,value\nsft,3,,sft/loss,0.9\n")
-    assert stage_run(other) == "taken"
-    assert [path.name for path in other.run.stage_dir("sft").iterdir()] == ["model.safetensors"]
-    assert (other.run.path / "history.csv").read_text() == "stage,step,episodes,name,value\nsft,9,,sft/loss,0.5\n"
-
-
-def test_the_modes(opened: Callable[..., StageCache], tmp_path: Path) -> None:
-    assert stage_run(opened("read_only", "reader")) == "run"
-    assert not (tmp_path / "cache").exists(), "read_only leaves nothing"
-    assert stage_run(opened("off", "alone")) == "run"
-    assert not (tmp_path / "cache").exists(), "off leaves nothing"
-    assert stage_run(opened("on", "first"), "old") == "run"
-    assert stage_run(opened("off", "alone again"), "own") == "run"
-    assert stage_run(opened("refresh", "again"), "new") == "run"
-    reader = opened("read_only", "reader again")
-    assert (stage_run(reader), content(reader)) == ("taken", "new")
-
-
-def test_a_cache_that_cannot_be_written_fails_no_run(
-    opened: Callable[..., StageCache], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "cache").write_text("a file is in the way")
-    assert stage_run(opened("on", "one")) == "run"
-    assert "The cache cannot be written" in caplog.text
-
-
-def test_a_full_disk_fails_no_run(
-    opened: Callable[..., StageCache], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(entries, "flush", full)
-    assert stage_run(opened("on", "one")) == "run"
-    assert caplog.text.count("could not be put into the cache: [Errno 28] No space left on device") == 1
-    monkeypatch.undo()
-    assert stage_run(opened("on", "other")) == "run"
-
-
-def test_a_stage_that_goes_on_under_another_key_is_not_kept(opened: Callable[..., StageCache], tmp_path: Path) -> None:
-    cache = opened("on", "one")
-    key = cache.keys.of("sft")
-    cache.run.write_json(KEYS, {"sft": "the key of yesterday's code"})
-    cache.begins("sft", goes_on=True)
-    assert cache.keys.of("sft") not in (key, "the key of yesterday's code")
-    cache.keep("sft", Made(1.0, {}, None, {}, []))
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_stage_that_goes_on_under_its_key_is_kept(opened: Callable[..., StageCache]) -> None:
-    cache = opened("on", "one")
-    cache.begins("sft", goes_on=False)
-    cache.begins("sft", goes_on=True)
-    (cache.run.stage_dir("sft") / "model.safetensors").write_text("weights")
-    cache.keep("sft", Made(1.0, {}, None, {}, []))
-    assert stage_run(opened("on", "other")) == "taken"
-
-
-def test_an_adapter_names_the_base_of_the_run_that_it_lies_in(opened: Callable[..., StageCache]) -> None:
-    maker = opened("on", "maker")
-    config = maker.run.stage_dir("sft") / "adapter_config.json"
-    config.write_text(json.dumps({"base_model_name_or_path": str(maker.run.path / "base"), "r": 8}))
-    assert stage_run(maker) == "run"
-    taker = opened("on", "taker")
-    assert stage_run(taker) == "taken"
-    taken = json.loads((taker.run.stage_dir("sft") / "adapter_config.json").read_text())
-    assert taken == {"base_model_name_or_path": str(taker.run.path / "base"), "r": 8}
-    assert stage_run(opened("on", "third")) == "taken", "and the entry is as it was"
-
-
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -424,6 +309,15 @@ def test_pruning_leaves_what_is_in_use_and_removes_what_was_abandoned(three: Sto
     assert not leftover.exists()
     assert at_work.exists(), "its builder is alive"
     assert [entry.record.key[0] for entry in three.entries()] == ["2"]
+
+
+def test_whether_somebody_builds_is_asked_without_waiting(three: Store, tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        three.place("ppo", "2" * 64).with_name(f".{'2' * 64}.124.{name}.part").mkdir()
+    with three.held("ppo", "2" * 64, tmp_path, lambda: None):
+        started = time.monotonic()
+        assert three.abandoned() == []
+        assert time.monotonic() - started < 1.5, "milliseconds, on an idle machine"
 
 
 def test_a_dry_run_removes_nothing(three: Store) -> None:

@@ -149,7 +149,7 @@ class StageKeys:
             stage=stage,
             settings=dict(settings_read(settings, stage)),
             inputs={} if only_reads else self._inputs(stage),
-            data=self._data if recorded and _reads_records(settings, stage) else {},
+            data=self._data if _reads_records(settings, stage) else {},
             hardware={} if only_reads else self._hardware(stage),
             code={NAME: code_hash(stage), **_code_from_elsewhere(settings, stage)},
             packages=_versions(),

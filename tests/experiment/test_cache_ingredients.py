@@ -1,0 +1,128 @@
+"""What a stage's key is made of: its code, the content that it reads, and the settings that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from rlhf_lightning.data.sources import RecordedSource
+from rlhf_lightning.experiment.cache import content
+from rlhf_lightning.experiment.cache.code import code_hash, modules_below
+from rlhf_lightning.experiment.cache.content import data_identity, model_identity
+from rlhf_lightning.experiment.cache.keys import Ingredients, StageKeys, judges, settings_read
+from rlhf_lightning.records import Preference, Prompt
+from rlhf_lightning.settings.run import RunSettings, StageName
+
+Composed = Callable[..., RunSettings]
+
+
+def package_of(root: Path, files: Mapping[str, str]) -> Path:
+    """A package of the program's name with such files."""
+    package = root / "rlhf_lightning"
+    for name, text in files.items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return package
+
+
+def test_code_is_followed_but_into_what_decides_nothing(tmp_path: Path) -> None:
+    stage = """
+from rlhf_lightning import errors
+from rlhf_lightning.tracking import wandb_run
+from rlhf_lightning.tracking.history import rows
+from rlhf_lightning.trackingless import step
+"""
+    files = {"errors.py": "", "tracking/__init__.py": "", "tracking/wandb_run.py": "", "tracking/history.py": ""}
+    package = package_of(
+        tmp_path,
+        {**files, "stage.py": stage, "trackingless.py": "import rlhf_lightning.deep.inner", "deep/inner.py": ""},
+    )
+    assert modules_below("rlhf_lightning.stage", package) == {
+        "rlhf_lightning.stage",
+        "rlhf_lightning.trackingless",
+        "rlhf_lightning.deep.inner",
+    }
+
+
+def test_a_hub_id_counts_by_the_commit_that_its_revision_has_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = tmp_path / "models--someone--two-revisions"
+    (model / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "a" * 40), ("v2", "b" * 40)):
+        (model / "refs" / revision).write_text(commit)
+        (model / "snapshots" / commit).mkdir(parents=True)
+        (model / "snapshots" / commit / "config.json").write_text("{}")
+    assert model_identity("someone/two-revisions") == f"hub someone/two-revisions {'a' * 40}"
+    assert model_identity("someone/two-revisions", "v2") == f"hub someone/two-revisions {'b' * 40}"
+    assert model_identity("someone/two-revisions", "v3") == "hub someone/two-revisions v3"
+
+
+def pairs(*chosen: str) -> Callable[[], RecordedSource]:
+    return lambda: RecordedSource(0.5, given_comparisons=[Preference(Prompt("hello"), text, "no") for text in chosen])
+
+
+def test_a_dataset_of_the_hub_counts_by_its_records(composed: Composed) -> None:
+    settings = composed("data=hub", "data.name=someone/pairs", "data.record=preference", "model=scratch")
+    first = data_identity(settings, pairs("hi", "ho"))
+    assert first == data_identity(settings, pairs("hi", "ho"))
+    assert first != data_identity(settings, pairs("hi", "he"))
+    assert first != data_identity(settings, pairs("hi"))
+
+
+def read(settings: RunSettings, stage: StageName) -> dict[str, object]:
+    return dict(settings_read(settings, stage))
+
+
+def ingredients(settings: RunSettings, stage: StageName) -> Ingredients:
+    return StageKeys(settings, "cpu", lambda: pytest.fail("no data is read")).ingredients(stage)
+
+
+def test_records_count_for_the_stages_that_read_them(composed: Composed, tmp_path: Path) -> None:
+    path = tmp_path / "preferences.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    settings = composed("data=files", f"data.preferences={path}", "model=scratch", "model.vocab_size=300")
+    stages: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
+    # The reward model learns from what the stage before it left.
+    assert [stage for stage in stages if not ingredients(settings, stage).data] == ["reward_model"]
+    assert ingredients(composed(), "sft").data == {}, "the world's records are made by its code and settings"
+
+
+def test_how_demonstrations_are_made_counts_only_where_they_are_learned(composed: Composed, tmp_path: Path) -> None:
+    assert {"data.demonstrations", "data.demonstrator.harm_rate"} <= read(composed(), "sft").keys()
+    elsewhere = read(composed(f"sft.demonstrations_from={tmp_path}"), "sft")
+    assert not {key for key in elsewhere if key.startswith("data.demonstrat")}
+    assert "data.max_prompt_length" in elsewhere
+
+
+def test_the_quantization_counts_where_there_is_one(composed: Composed) -> None:
+    lora = composed("peft=lora")
+    four_bits = lora.model_dump(mode="json")
+    four_bits["peft"] |= {"kind": "qlora", "quantization": "fp4", "double_quantization": True}
+    quantization = {"peft.quantization": "fp4", "peft.double_quantization": True}
+    assert quantization.items() <= read(RunSettings.model_validate(four_bits), "sft").items()
+    assert not quantization.keys() & read(lora, "sft").keys()
+
+
+def test_the_stages_that_ask_the_judge(composed: Composed) -> None:
+    def asking(*overrides: str) -> set[str]:
+        settings = composed("pipeline=constitutional", "constitution=hhh", *overrides)
+        return {stage for stage in settings.pipeline.stages if judges(settings, stage)}
+
+    assert asking("evaluate.satisfaction=null") == {"judge_calibration", "ai_feedback"}
+    assert asking("evaluate.satisfaction=16") == {"judge_calibration", "ai_feedback", "evaluate"}
+
+
+def test_code_of_the_package_that_the_config_names_counts_for_training(composed: Composed) -> None:
+    """No stage imports it, so its own code does not tell; that of packages is told by their versions."""
+    named = "{_target_: rlhf_lightning.callbacks.gradient_norm.GradientNorm}"
+    settings = composed(f"callbacks.extra=[{named},{{_target_: pytorch_lightning.callbacks.Timer}}]")
+    module = "rlhf_lightning.callbacks.gradient_norm"
+    assert ingredients(settings, "sft").code.keys() == {"rlhf_lightning", module}
+    assert ingredients(settings, "evaluate").code == {"rlhf_lightning": code_hash("evaluate")}
