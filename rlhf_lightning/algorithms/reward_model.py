@@ -92,9 +92,9 @@ class RewardModel(pl.LightningModule):
         return losses
 
     def _log(self, logits: PairLogits, losses: Tensor, pairs: int) -> None:
-        margin = (logits.chosen - logits.rejected)[:, self.positive].detach()
+        margin = (logits.chosen - logits.rejected)[:, self.positive]
         figures = {
-            "reward_model/loss": losses.detach().mean(),
+            "reward_model/loss": losses.mean(),
             "reward_model/accuracy": (margin > 0).float().mean(),
             "reward_model/margin": margin.mean(),
         }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from rlhf_lightning.algorithms import reward_model as algorithm
 from rlhf_lightning.algorithms.reward_model import PairLogits, RewardModel, pair_rewards
 from rlhf_lightning.batches import PreferenceBatch
 from rlhf_lightning.data.collate import collate_preferences
@@ -166,6 +167,34 @@ def test_held_out_pairs_are_measured_once_each(make_reward_model: MakeModel, fit
     assert metrics["reward_model/validation_accuracy"] == pytest.approx(accuracy)
     loss = -torch.sigmoid(chosen - rejected).log().mean().item()
     assert metrics["reward_model/validation_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_tie_is_not_accurate(make_reward_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of zeros says the same of every reply: it has found none of the preferred ones."""
+    model = make_reward_model()
+    torch.nn.init.zeros_(model.get_parameter("score.weight"))
+    validated = module(model)
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(validated, "log_dict", lambda figures, **_: logged.update(figures))
+    validated.validation_step(batches(8)[0], 0)
+    assert logged["reward_model/validation_accuracy"].item() == 0.0
+    assert logged["reward_model/validation_loss"].item() == pytest.approx(math.log(2.0))
+
+
+def test_what_is_sharded_is_what_is_read_in_one_piece(
+    make_reward_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear head is read apart from its trunk; a model whose head is of another kind is read as a whole."""
+    sharded: list[tuple[torch.nn.Module, str]] = []
+    monkeypatch.setattr(algorithm, "shard", lambda *told: sharded.append(told))
+    monkeypatch.setattr(RewardModel, "device_mesh", {"data_parallel": "mesh"})
+    model = make_reward_model()
+    module(model).configure_model()
+    assert sharded == [(model.base_model, "mesh"), (model.score, "mesh")]
+    sharded.clear()
+    model.score = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 1))
+    module(model).configure_model()
+    assert sharded == [(model, "mesh")]
 
 
 @pytest.mark.parametrize("labels", [("reward",), ("rejected", "chosen")])
