@@ -138,7 +138,6 @@ def top_layers_config(model: PreTrainedModel, layers: int) -> LoraConfig:
     is_policy = model.get_output_embeddings() is not None
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM if is_policy else TaskType.SEQ_CLS,
-        base_model_name_or_path=model.name_or_path,
         target_modules=DUMMY_TARGET_MODULES,
         modules_to_save=top_layers(model, layers),
         inference_mode=True,

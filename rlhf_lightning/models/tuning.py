@@ -69,15 +69,14 @@ def new_config(model: PreTrainedModel, peft: Lora | QLora | Ia3 | PromptTuning) 
     Raises:
         ModelError: which layers IA3 should scale is not known for this architecture.
     """
-    from peft import IA3Config, LoraConfig, PromptTuningConfig, TaskType
+    from peft import IA3Config, LoraConfig, PromptTuningConfig
     from peft.utils.constants import (
         TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
         TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
     )
 
-    task = TaskType.CAUSAL_LM if model.get_output_embeddings() is not None else TaskType.SEQ_CLS
     if isinstance(peft, PromptTuning):
-        return PromptTuningConfig(task_type=task, num_virtual_tokens=peft.virtual_tokens)
+        return PromptTuningConfig(num_virtual_tokens=peft.virtual_tokens)
     if isinstance(peft, Ia3):
         kind = model.config.model_type
         targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
@@ -86,13 +85,11 @@ def new_config(model: PreTrainedModel, peft: Lora | QLora | Ia3 | PromptTuning) 
                 f"Which layers of a {kind} model IA3 should scale is not known.", where="peft=ia3", fix="use peft=lora"
             )
         return IA3Config(
-            task_type=task,
             target_modules=targets,
             feedforward_modules=TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind],
             fan_in_fan_out=has_transposed_weights(model),
         )
     return LoraConfig(
-        task_type=task,
         r=peft.rank,
         lora_alpha=peft.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int; it only divides
         target_modules=peft.targets or linear_layers(model),

@@ -63,8 +63,8 @@ def test_rankings_become_pairs_and_preferences_stay() -> None:
 
 
 def test_trivial_baselines() -> None:
-    # Longer, longer, shorter, as long: the longer one is right in 2 + 1/2 of 4.
-    pairs = [("abc", "a"), ("ab", ""), ("a", "abc"), ("ab", "cd")]
+    # Longer, longer, longer, shorter, and four times as long: the longer one is right in 3 + 4/2 of 8.
+    pairs = [("abc", "a"), ("ab", ""), ("abc", "ab"), ("a", "abc"), *[("ab", "cd")] * 4]
     preferences = [Preference(CHAT, chosen, rejected) for chosen, rejected in pairs]
     assert trivial_baselines(preferences) == {"longer": 0.625, "shorter": 0.375}
     assert all(math.isnan(value) for value in trivial_baselines([]).values())

@@ -36,6 +36,18 @@ def said(text: str) -> list[dict[str, str]]:
         (parse_demonstration, {"prompt": HELLO, "completion": said("hi")}, Demonstration(CHAT, "hi")),
         (parse_demonstration, {"messages": HELLO + said("hi")}, Demonstration(CHAT, "hi")),
         (parse_demonstration, {"prompt": "hello", "reply": ""}, Demonstration(Prompt("hello"), "")),
+        # A prompt and its reply go before the conversation that a dataset keeps beside them.
+        (
+            parse_demonstration,
+            {"prompt": "hello", "reply": "hi", "messages": HELLO + said("no")},
+            Demonstration(Prompt("hello"), "hi"),
+        ),
+        # One turn with text is enough: a system turn may be empty.
+        (
+            parse_prompt,
+            {"messages": [{"role": "system", "content": ""}, *HELLO]},
+            Prompt((Message("system", ""), Message("user", "hello"))),
+        ),
         (
             parse_preference,
             {"prompt": "hello", "chosen": "hi", "rejected": "", "margin": 2},

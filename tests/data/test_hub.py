@@ -11,8 +11,9 @@ import datasets
 import pytest
 
 from rlhf_lightning.data import hub
-from rlhf_lightning.data.sources import open_source
+from rlhf_lightning.data.sources import RecordedSource, open_source
 from rlhf_lightning.errors import DataError
+from rlhf_lightning.records import Prompt, Ranking
 from rlhf_lightning.settings.data import HubData
 
 PAIRS = [{"prompt": f"question {number}", "chosen": "good", "rejected": "bad", "id": number} for number in range(40)]
@@ -48,6 +49,14 @@ def test_datasets_that_were_saved_to_disk(tmp_path: Path, make_hub_data: Callabl
         assert len(source.prompts()) + len(source.evaluation_prompts()["held_out"]) == 40
     with pytest.raises(DataError, match="no split 'train' but test"):
         open_source(make_hub_data(tmp_path / "several", record="prompt"), seed=0)
+
+
+def test_rankings(tmp_path: Path, make_hub_data: Callable[..., HubData]) -> None:
+    row = {"prompt": "hello", "replies": ["a", "b"], "ranks": [2, 1]}
+    (tmp_path / "rankings.jsonl").write_text(json.dumps(row) + "\n")
+    source = open_source(make_hub_data(tmp_path / "rankings.jsonl", record="ranking"), seed=0)
+    assert isinstance(source, RecordedSource)
+    assert source.given_comparisons == [Ranking(Prompt("hello"), ("a", "b"), (2, 1))]
 
 
 def test_a_malformed_row_is_named(directory: Path, make_hub_data: Callable[..., HubData]) -> None:

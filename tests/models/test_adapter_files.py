@@ -51,6 +51,17 @@ def base(request: pytest.FixtureRequest, make_policy: MakeModel, words: Words, t
     return write_base(make_policy(request.param), words, tmp_path / "base")
 
 
+@pytest.mark.parametrize("kind", ["lora", "top_layers"])
+def test_the_base_is_named_by_its_whole_path(
+    kind: str, make_policy: MakeModel, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact is opened from another working directory than that of its training."""
+    write_base(make_policy(), words, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    config = write_policy(Path("base"), peft(kind), words, tmp_path / "sft") / "adapter_config.json"
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(tmp_path / "base")
+
+
 @pytest.fixture
 def llama(make_policy: MakeModel, words: Words, tmp_path: Path) -> Path:
     return write_base(make_policy("llama"), words, tmp_path / "base")

@@ -204,8 +204,9 @@ def test_another_kind_is_refused(
     tmp_path: Path,
 ) -> None:
     model = opened(write_policy(base, peft(kind, **values), words, tmp_path / "sft"))
-    with pytest.raises(ArtifactError, match=f"(?s){what}.*rlhf export RUN_DIR --merge"):
+    with pytest.raises(ArtifactError, match=f"(?s){what}.*rlhf export RUN_DIR --merge") as refused:
         tune(model, peft(then, **other), POLICY, words, seed=0)
+    assert refused.value.where == "peft"
 
 
 def test_whole_training_from_virtual_tokens_is_refused(
