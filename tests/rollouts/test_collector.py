@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_variance
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts.collector import RolloutCollector
+from rlhf_lightning.rollouts import collector as collecting
+from rlhf_lightning.rollouts.collector import RolloutCollector, Share
 from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -355,3 +357,26 @@ def test_a_sampler_at_another_temperature_is_seen(
     mask = wrong.rollout.reply_mask
     difference = (wrong.rollout.sampled_logprobs - wrong.rollout.logprobs)[mask].abs().mean().item()
     assert wrong.metrics["rollout/logprob_mismatch"] == pytest.approx(difference, rel=1e-5)
+
+
+def test_what_two_processes_have_sampled_is_one_batch_in_the_order_of_its_prompts(
+    make_policy: MakeModel, make_collector: MakeCollector, padded: Padded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = make_collector(make_policy(), lambda done: float(done.reply_ids[0]), sampler=Prepared(padded))
+    alone = collector.collect(PROMPTS, DRAWS)
+    monkeypatch.setattr(collecting, "world_size", lambda: 2)
+    shares: list[Share] = []
+    for rank in (1, 0):
+        monkeypatch.setattr(collecting, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collecting, "gathered", lambda own: shares.append(own) or [own, own])
+        collector.collect(PROMPTS, DRAWS)
+    second, first = shares
+    slower = [replace(first, generating=1.0, scoring=5.0), replace(second, generating=4.0, scoring=2.0)]
+    monkeypatch.setattr(collecting, "gathered", lambda _: slower)
+    together = collector.collect(PROMPTS, DRAWS)
+    assert together.completions == alone.completions
+    assert torch.equal(together.rollout.reply_mask, alone.rollout.reply_mask)
+    torch.testing.assert_close(together.rollout.scores, alone.rollout.scores)
+    # Each process waits for the slowest one, in generation and in scoring.
+    assert (together.metrics["time/generate"], together.metrics["time/score"]) == (4.0, 5.0)
+    assert together.metrics["rollout/tokens_per_second"] == TOKENS / 4.0
