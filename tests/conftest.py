@@ -35,8 +35,18 @@ from rlhf_lightning.settings.reinforcement import AdaptiveKl, FixedKl, GaeSettin
 
 pytest_plugins = ["budget"]
 
+WHOLE_RUNS = ("end_to_end", "distributed")
+"""Folders whose tests are slow, all of them: they read runs of whole pipelines, or start processes."""
+
 VOCABULARY = 50
 """Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in WHOLE_RUNS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
