@@ -12,8 +12,10 @@ setup_environment() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "Installing into .venv (once; a few minutes) ..."
         "$python" -m venv .venv
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt \
-            --editable '.[dev]'
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+            --constraint scripts/constraints.txt --editable '.[dev]'
+        # On all cores, where pip takes one. Some packages ship files that do not compile, on purpose: no error.
+        .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
         printf '%s' "$wanted" > "$stamp"
     fi
     # shellcheck disable=SC1091

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 PRELOADED = (
-    "torch",
-    "peft",
-    "wandb",
-    "matplotlib.pyplot",
-    "rlhf_lightning.experiment.pipeline",
-    "rlhf_lightning.cli.train",
+    *("peft", "wandb", "matplotlib.pyplot", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama"),
+    *("rlhf_lightning.cli.train", "rlhf_lightning.experiment.pipeline", "rlhf_lightning.tracking.wandb_run"),
+    *(
+        f"rlhf_lightning.experiment.stages.{stage}"
+        for stage in ("sft", "comparisons", "reward_model", "ppo", "evaluate", "critique_revision", "ai_feedback")
+    ),
 )
 
 LIMIT = 240.0

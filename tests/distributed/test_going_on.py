@@ -14,7 +14,7 @@ from runs import distances, ended, history, started, train
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
 
-LONGER = ("ppo.iterations=6", "callbacks.save_every=1", "callbacks.keep_last=10", "trainer.accelerator=cpu")
+LONGER = ("ppo.iterations=4", "callbacks.save_every=1", "callbacks.keep_last=10", "trainer.accelerator=cpu")
 PATIENCE = 120.0
 
 

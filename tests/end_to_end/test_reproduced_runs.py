@@ -33,6 +33,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("a checkout")
     for name in ("rlhf_lightning", "conf"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    shutil.copy(ROOT / ".gitignore", directory)
     git(directory, "init")
     git(directory, "add", ".")
     git(directory, "commit", "-m", "as it is")
