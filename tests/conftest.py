@@ -35,8 +35,12 @@ from rlhf_lightning.settings.reinforcement import AdaptiveKl, FixedKl, GaeSettin
 
 pytest_plugins = ["budget"]
 
-WHOLE_RUNS = ("end_to_end", "distributed")
-"""Folders whose tests are slow, all of them: they read runs of whole pipelines, or start processes."""
+SLOW = (
+    *("cli", "conformance", "distributed", "end_to_end"),
+    *("test_cache_keys.py", "test_conf.py", "test_export.py", "test_packaging.py", "test_preflight.py"),
+    *("test_readme.py", "test_report_in_browser.py"),
+)
+"""Folders and files whose tests are slow, all of them: whole runs, commands, processes, every key or every command."""
 
 VOCABULARY = 50
 """Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""
@@ -45,7 +49,7 @@ VOCABULARY = 50
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent.name in WHOLE_RUNS:
+        if item.path.name in SLOW or item.path.parent.name in SLOW:
             item.add_marker(pytest.mark.slow)
 
 

@@ -138,7 +138,6 @@ def run(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (empty / "outputs" / "latest").resolve()
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_the_config_and_the_base_model(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
@@ -150,7 +149,6 @@ def test_the_wheel_holds_the_config_and_the_base_model(wheel: Path) -> None:
     assert 0 < sizes[f"{ASSETS}/model.safetensors"] <= LARGEST_MODEL
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_the_parts_of_the_report(wheel: Path) -> None:
     folder = "rlhf_lightning/comparison/report/page"
     parts = {path.name: path.read_bytes() for path in (ROOT / folder).iterdir()}
@@ -160,7 +158,6 @@ def test_the_wheel_holds_the_parts_of_the_report(wheel: Path) -> None:
             assert archive.read(f"{folder}/{name}") == content
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -171,7 +168,6 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     assert f"{information}/licenses/LICENSE" in names
 
 
-@pytest.mark.slow
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         information = f"rlhf_lightning-{__version__}.dist-info"
@@ -183,14 +179,12 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "rlhf = rlhf_lightning.cli.main:main" in entry_points
 
 
-@pytest.mark.slow
 def test_the_installed_package_is_the_wheels(installed: Path, tmp_path: Path) -> None:
     asked = call(tmp_path, installed / "python", "-c", "import rlhf_lightning; print(rlhf_lightning.__file__)")
     assert Path(asked.stdout.strip()).is_relative_to(installed.parent), asked.stdout + asked.stderr
     assert call(tmp_path, installed / "rlhf", "--version").stdout == f"rlhf_lightning {__version__}\n"
 
 
-@pytest.mark.slow
 def test_the_main_job_runs_from_an_empty_directory(run: Path) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     metrics = json.loads((run / "metrics.json").read_text())
@@ -198,7 +192,6 @@ def test_the_main_job_runs_from_an_empty_directory(run: Path) -> None:
     assert metrics["evaluate"].keys() == {"sft", "ppo"}
 
 
-@pytest.mark.slow
 def test_the_run_leaves_what_the_readme_lists(run: Path) -> None:
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("### What a run leaves", 1)[1].split("\n## ", 1)[0]
     cells = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
@@ -209,7 +202,6 @@ def test_the_run_leaves_what_the_readme_lists(run: Path) -> None:
         assert (run / name).is_dir() if name.endswith("/") else (run / name).is_file(), name
 
 
-@pytest.mark.slow
 def test_what_the_run_leaves_works_with_nothing_but_transformers(run: Path, installed: Path, tmp_path: Path) -> None:
     talked = call(tmp_path, installed / "python", "-c", TALK, run)
     assert talked.returncode == 0, talked.stderr

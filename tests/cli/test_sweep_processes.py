@@ -88,7 +88,6 @@ def check_what_each_had(jobs: Sequence[RunDirectory]) -> None:
         assert "Interrupted. To go on" in (job.path / "console.log").read_text()
 
 
-@pytest.mark.slow
 def test_jobs_of_joblib_run_at_once_save_at_ctrl_c_and_go_on(
     stop_two_at_once: Callable[[str], Sweep], use_job: Callable[[Callable[[RunDirectory], int]], list[Path]]
 ) -> None:
@@ -104,7 +103,6 @@ def test_jobs_of_joblib_run_at_once_save_at_ctrl_c_and_go_on(
     assert calls == [job.path for job in sweep.jobs]
 
 
-@pytest.mark.slow
 def test_jobs_of_submitit_run_at_once_save_at_ctrl_c_and_may_be_started_again_by_slurm(
     stop_two_at_once: Callable[[str], Sweep],
 ) -> None:

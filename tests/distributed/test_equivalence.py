@@ -114,7 +114,6 @@ def test_only_the_first_process_writes(trained: Callable[..., Path]) -> None:
     assert {path.relative_to(two) for path in two.rglob("*")} == {path.relative_to(one) for path in one.rglob("*")}
 
 
-@pytest.mark.slow
 def test_adapters_are_left_as_such(trained: Callable[..., Path]) -> None:
     for strategy in ("ddp", "fsdp"):
         for stage in ("sft", "reward_model", "ppo"):

@@ -37,7 +37,6 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
     from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -66,7 +65,6 @@ def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
     assert_goes_on(cut, uninterrupted("ddp"))
 
 
-@pytest.mark.slow
 def test_a_run_of_shards_that_is_told_to_stop_goes_on(
     from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
 ) -> None:

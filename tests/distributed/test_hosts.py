@@ -30,7 +30,6 @@ def torchrun(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     return run
 
 
-@pytest.mark.slow
 def test_torchrun_starts_the_processes(alone: Path, torchrun: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     choices = ("trainer=ddp", "trainer.accelerator=cpu", f"paths.outputs={tmp_path}")
     code, said = torchrun(*SMALL, *FIRST_UPDATE, *choices)
@@ -42,7 +41,6 @@ def test_torchrun_starts_the_processes(alone: Path, torchrun: Callable[..., tupl
     assert_alike(alone, run.path)
 
 
-@pytest.mark.slow
 def test_torchrun_is_told_of_a_directory_that_is_taken(alone: Path, torchrun: Callable[..., tuple[int, str]]) -> None:
     code, said = torchrun(*SMALL, "trainer=ddp", "trainer.accelerator=cpu", f"paths.run_dir={alone}")
     assert code != 0
@@ -77,7 +75,6 @@ def hosts() -> Iterator[tuple[str, str]]:
             ip("netns", "del", name)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ip") is None, reason="there is no `ip` to make network namespaces with")
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_two_hosts_train_what_one_process_trains(
@@ -139,7 +136,6 @@ def asked_of_srun(directory: Path) -> list[str]:
     return (directory / "asked").read_text().splitlines()
 
 
-@pytest.mark.slow
 def test_the_slurm_script_starts_a_run_and_goes_on_with_it(alone: Path, tmp_path: Path) -> None:
     address, port, *command = asked_of_srun(tmp_path)
     assert (address, port) == ("127.0.0.1", "19572")

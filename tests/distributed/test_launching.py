@@ -169,7 +169,6 @@ def test_a_process_that_fails_says_so_for_all(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_the_jobs_of_a_sweep_have_two_processes_each(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     choices = ("pipeline=sft", "trainer=ddp", "trainer.accelerator=cpu", f"paths.sweep_dir={sweep}")

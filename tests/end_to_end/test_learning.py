@@ -45,14 +45,12 @@ def reward_model_run(once: Callable[[str, Callable[[Path], None]], Path]) -> Run
     return RunDirectory.open(once("reward_model_run", build) / "run")
 
 
-@pytest.mark.slow
 def test_a_reward_model_learns_more_than_length(reward_model_run: RunDirectory) -> None:
     reward_model = finished_metrics(reward_model_run)["stages"]["reward_model"]
     assert reward_model["accuracy"] > max(reward_model["longer_accuracy"], reward_model["shorter_accuracy"])
     assert reward_model["lift"] > 0.0
 
 
-@pytest.mark.slow
 def test_ppo_aligns_a_badly_behaved_model(reward_model_run: RunDirectory, tmp_path: Path) -> None:
     sft, reward_model = (reward_model_run.stage_dir(stage) for stage in ("sft", "reward_model"))
     with threads_put_back():

@@ -141,7 +141,6 @@ def test_an_adapter_on_a_whole_policy_that_the_reward_model_shares(tiny: RunDire
     assert "a model of its own (the reward model is a whole model, not an adapter)" in log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [

@@ -250,7 +250,6 @@ def test_adapters_in_each_others_place(rlhf: Rlhf) -> None:
     refused(rlhf(*PPO, *swapped), "ppo", "the adapter of a reward model or classifier, not of a policy", "mine/reward")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("records")
 @pytest.mark.parametrize("kind", ["dora", "ia3", "prompt_tuning"])
 def test_tied_embeddings_are_no_hindrance(

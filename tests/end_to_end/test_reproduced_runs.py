@@ -45,7 +45,6 @@ def call(*command: str, code: Path, place: Path, threads: int) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=variables)
 
 
-@pytest.mark.slow
 def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(
     checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +84,6 @@ def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(
     assert other["stages"]["sft"]["loss"] != finished_metrics(run)["stages"]["sft"]["loss"]
 
 
-@pytest.mark.slow
 def test_a_run_in_two_processes_is_reproduced_in_two(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     overrides = [*QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *placed(tmp_path)]

@@ -210,7 +210,6 @@ def test_a_supervised_stage_goes_on_between_two_steps(
     assert_alike(run, whole)
 
 
-@pytest.mark.slow
 def test_a_stage_that_does_not_train_is_done_again(
     tmp_path: Path, tiny: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +253,6 @@ STATEFUL = {
 """What has a state of its own that an interruption must not lose."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", STATEFUL)
 def test_whatever_has_a_state_keeps_it(
     kind: str, adapted: Callable[[str], RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -277,7 +275,6 @@ def test_whatever_has_a_state_keeps_it(
     assert_alike(run, whole)
 
 
-@pytest.mark.slow
 def test_a_run_whose_start_is_gone_cannot_go_on(
     adapted: Callable[[str], RunDirectory],
     tmp_path: Path,
@@ -295,7 +292,6 @@ def test_a_run_whose_start_is_gone_cannot_go_on(
     assert str(start.path / "sft") in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_killed_twice_at_random(tmp_path: Path, tiny: RunDirectory) -> None:
     run, dice = RunDirectory(tmp_path / "run"), random.Random(1)
     told = [*TINY, "cache=off", *placed(tmp_path)]

@@ -35,7 +35,6 @@ def under_way(run: Path, stage: str) -> bool:
     return stage not in TRAINING or bool(checkpoints_in(run / "checkpoints" / stage))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "sent"), [("sft", signal.SIGINT), ("ppo", signal.SIGTERM), ("evaluate", signal.SIGINT)], ids=str
 )
@@ -83,7 +82,6 @@ def import_slowly() -> None:
     run_module._run_pipeline = lambda *_: time.sleep(600)
 
 
-@pytest.mark.slow
 def test_an_interruption_before_the_first_stage_is_no_failure(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = forked.start(

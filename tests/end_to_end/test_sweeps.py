@@ -22,7 +22,6 @@ from rlhf_lightning.experiment.sweep.record import Sweep, state_of
 SFT = ("debug=tiny", "logger=none", "data.demonstrations=64", "pipeline=sft", "cache=off", "trainer.threads=1")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("jobs_in_this_process")
 def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     places = [f"paths.outputs={tmp_path}", f"paths.sweep_dir={tmp_path / 'sweep'}"]
@@ -42,7 +41,6 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> Non
     assert figures[0] != figures[1] != figures[2]
 
 
-@pytest.mark.slow
 def test_the_command_of_a_wandb_agent_is_a_run(tiny: RunDirectory, tmp_path: Path) -> None:
     sweep = yaml.safe_load((conf_directory() / "wandb_sweep.yaml").read_text(encoding="utf-8"))
     assert sweep["metric"] == {"name": "objective", "goal": "maximize"}
