@@ -17,9 +17,15 @@ SIZES = (
     "callbacks.plots=false",
     "trainer.threads=1",  # the figures do not depend on the number of cores then
     "data.annotator.flip_rate=0",
+)
+REWARD_MODEL = (
+    "pipeline.stages=[sft,comparisons,reward_model]",
     "comparisons.prompts=1200",
     "comparisons.replies=3",
     "reward_model.learning_rate=1e-3",
+)
+PPO = (
+    "pipeline.stages=[ppo,evaluate]",
     "ppo.iterations=16",
     "ppo.learning_rate=2e-4",
     "evaluate.splits=[validation]",
@@ -40,7 +46,7 @@ def reward_model_run(once: Callable[[str, Callable[[Path], None]], Path]) -> Run
 
     def build(directory: Path) -> None:
         with threads_put_back():
-            train(*SIZES, "pipeline.stages=[sft,comparisons,reward_model]", *placed(directory))
+            train(*SIZES, *REWARD_MODEL, *placed(directory))
 
     return RunDirectory.open(once("reward_model_run", build) / "run")
 
@@ -56,7 +62,7 @@ def test_ppo_aligns_a_badly_behaved_model(reward_model_run: RunDirectory, tmp_pa
     with threads_put_back():
         run = train(
             *SIZES,
-            "pipeline.stages=[ppo,evaluate]",
+            *PPO,
             *(f"{key}={sft}" for key in ("ppo.policy_from", "evaluate.reference_from")),
             *(f"{key}={reward_model}" for key in ("ppo.reward_from", "evaluate.reward_from")),
             f"evaluate.policies=[{sft},ppo]",
