@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapters import (
@@ -32,6 +32,7 @@ from rlhf_lightning.models.base_identity import (
     remember_base,
     remembered_base,
 )
+from rlhf_lightning.models.hub import ADAPTER_CONFIG_NAME
 from rlhf_lightning.models.top_layers import (
     PEFT_PREFIX,
     load_trained_state,
