@@ -7,9 +7,10 @@ always encoded apart, so no token spans the boundary, and a reply ends with exac
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import islice
+from typing import TypeVar, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,11 @@ from rlhf_lightning.records import Demonstration, Preference, Prompt
 from rlhf_lightning.settings.data import Lengths
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TOGETHER = 1000
+"""Records that one call of the tokenizer encodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,34 +120,27 @@ class Encoder:
         """Prompts ready for generation, and the counts."""
         report = EncodingReport()
         encoded = []
-        for prompt in records:
-            report.records += 1
-            fitted = self._fit(prompt, [], report)
-            if fitted is not None:
-                encoded.append(EncodedPrompt(prompt, fitted[0]))
+        for prompt, (prompt_ids,) in self._fitted(records, lambda prompt: (prompt, ()), report):
+            encoded.append(EncodedPrompt(prompt, prompt_ids))
         return encoded, report
 
     def demonstrations(self, records: Iterable[Demonstration]) -> tuple[list[EncodedDemonstration], EncodingReport]:
         """Demonstrations ready for collation, and the counts."""
         report = EncodingReport()
         encoded = []
-        for record in records:
-            report.records += 1
-            fitted = self._fit(record.prompt, [record.reply], report)
-            if fitted is not None:
-                encoded.append(EncodedDemonstration(*fitted))
+        for _, (prompt_ids, reply_ids) in self._fitted(
+            records, lambda record: (record.prompt, (record.reply,)), report
+        ):
+            encoded.append(EncodedDemonstration(prompt_ids, reply_ids))
         return encoded, report
 
     def preferences(self, records: Iterable[Preference]) -> tuple[list[EncodedPreference], EncodingReport]:
         """Preferences ready for collation, and the counts."""
         report = EncodingReport()
         encoded = []
-        for record in records:
-            report.records += 1
-            fitted = self._fit(record.prompt, [record.chosen, record.rejected], report)
-            if fitted is None:
-                continue
-            prompt_ids, chosen_ids, rejected_ids = fitted
+        for record, (prompt_ids, chosen_ids, rejected_ids) in self._fitted(
+            records, lambda record: (record.prompt, (record.chosen, record.rejected)), report
+        ):
             if chosen_ids == rejected_ids:
                 report.indistinct += 1
                 continue
@@ -155,42 +154,76 @@ class Encoder:
         Raises:
             DataError: the chat template refuses the conversation.
         """
-        if isinstance(prompt.text, str):
-            ids = self._ids(prompt.text)
-            return ids if self._bos_id is None or ids[:1] == [self._bos_id] else [self._bos_id, *ids]
-        return self._ids(self._rendered(prompt, None))
+        return self.whole_ids(prompt)[0]
 
-    def reply_ids(self, prompt: Prompt, reply: str) -> list[int]:
-        """The whole reply's token ids, whatever its length, ending with the only end-of-sequence token among them.
+    def whole_ids(self, prompt: Prompt, *replies: str) -> list[list[int]]:
+        """The prompt's token ids and those of each reply, whatever their length.
 
-        For a conversation these are the tokens that the chat template writes after the generation prompt, its
-        end-of-turn tokens included; white space after the end of the sequence is not. Some templates render the
-        prompt differently once it is answered; there the reply's own text is encoded.
+        A reply ends with the only end-of-sequence token among its ids. For a conversation these are the tokens that
+        the chat template writes after the generation prompt, its end-of-turn tokens included; white space after the end
+        of the sequence is not. Some templates render the prompt differently once it is answered; there the reply's own
+        text is encoded.
         """
-        text = reply
-        if not isinstance(prompt.text, str):
-            opening, answered = self._rendered(prompt, None), self._rendered(prompt, reply)
+        return self._whole([(prompt, replies)])[0]
+
+    def _fitted(
+        self, records: Iterable[T], parts: Callable[[T], tuple[Prompt, Sequence[str]]], report: EncodingReport
+    ) -> Iterator[tuple[T, tuple[tuple[int, ...], ...]]]:
+        """Records with the ids of their prompt and replies, within the limits; without those that are dropped."""
+        waiting = iter(records)
+        while batch := list(islice(waiting, TOGETHER)):
+            of_batch = [parts(record) for record in batch]
+            for record, (prompt, _), ids in zip(batch, of_batch, self._whole(of_batch), strict=True):
+                report.records += 1
+                fitted = self._fit(prompt, ids, report)
+                if fitted is not None:
+                    yield record, fitted
+
+    def _whole(self, records: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[list[int]]]:
+        """The ids of each prompt and of its replies, whatever their length; the tokenizer is called once for all."""
+        texts = [self._texts(prompt, replies) for prompt, replies in records]
+        flat = [text for of_record in texts for text in of_record]
+        encoded = iter(
+            cast(list[list[int]], self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
+        )
+        whole = []
+        for (prompt, _), of_record in zip(records, texts, strict=True):
+            prompt_ids, *replies = islice(encoded, len(of_record))
+            if isinstance(prompt.text, str) and self._bos_id is not None and prompt_ids[:1] != [self._bos_id]:
+                prompt_ids = [self._bos_id, *prompt_ids]
+            ended = ([*(token for token in reply if token != self.eos_id), self.eos_id] for reply in replies)
+            whole.append([prompt_ids, *ended])
+        return whole
+
+    def _texts(self, prompt: Prompt, replies: Sequence[str]) -> list[str]:
+        """The prompt as a model reads it, and what it is to write of each reply."""
+        if isinstance(prompt.text, str):
+            return [prompt.text, *replies]
+        opening = self._rendered(prompt, None)
+        texts = [opening]
+        for reply in replies:
+            answered, text = self._rendered(prompt, reply), reply
             if answered.startswith(opening):
                 text = answered[len(opening) :]
                 if text.rstrip().endswith(self._eos_text):
                     text = text.rstrip()
-        return [*(token for token in self._ids(text) if token != self.eos_id), self.eos_id]
+            texts.append(text)
+        return texts
 
     def _fit(
-        self, prompt: Prompt, replies: Sequence[str], report: EncodingReport
+        self, prompt: Prompt, ids: Sequence[list[int]], report: EncodingReport
     ) -> tuple[tuple[int, ...], ...] | None:
         """The prompt's and the replies' ids within the limits, or None where the record is dropped."""
         prompt_limit, reply_limit = self.lengths.max_prompt_length, self.lengths.max_reply_length
-        prompt_ids = self.prompt_ids(prompt)
+        prompt_ids, *reply_ids = ids
         if not prompt_ids:
             raise DataError(
                 "The tokenizer makes no token of a prompt, so there is nothing to continue.",
                 where=f"the prompt {prompt.plain()[:60]!r}",
                 fix="use a tokenizer that covers the text, or one with an unknown token",
             )
-        reply_ids = [self.reply_ids(prompt, reply) for reply in replies]
         long_prompt = len(prompt_ids) > prompt_limit
-        long_reply = any(len(ids) > reply_limit for ids in reply_ids)
+        long_reply = any(len(reply) > reply_limit for reply in reply_ids)
         if (long_prompt or long_reply) and self.lengths.on_long_record == "drop":
             report.dropped += 1
             return None
@@ -204,9 +237,6 @@ class Encoder:
         if limit > 1 and ids[0] == self.tokenizer.bos_token_id:
             return [ids[0], *ids[len(ids) - limit + 1 :]]
         return ids[len(ids) - limit :]
-
-    def _ids(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _rendered(self, prompt: Prompt, reply: str | None) -> str:
         assert not isinstance(prompt.text, str)

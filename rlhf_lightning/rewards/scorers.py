@@ -39,8 +39,8 @@ class RewardModelScorer:
     def _ids(self, completion: Completion) -> Sequence[int]:
         if self.encoder is None:
             return completion.prompt_ids + completion.reply_ids
-        reply = self.encoder.reply_ids(completion.prompt, completion.reply)
-        return [*self.encoder.prompt_ids(completion.prompt), *(reply if completion.finished else reply[:-1])]
+        prompt, reply = self.encoder.whole_ids(completion.prompt, completion.reply)
+        return [*prompt, *(reply if completion.finished else reply[:-1])]
 
 
 class TextScorer:

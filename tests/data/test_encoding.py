@@ -33,8 +33,8 @@ def make_encoder(make_tokenizer: MakeTokenizer, make_lengths: Callable[..., obje
 def test_plain_text_is_encoded_as_it_stands(make_encoder: Callable[..., Encoder], chatml: str) -> None:
     encoder = make_encoder(chat_template=chatml)
     assert read(encoder, encoder.prompt_ids(Prompt("Q: why\n"))) == "Q: why\n"
-    assert read(encoder, encoder.reply_ids(Prompt("Q: why\n"), "so")) == "so<eos>"
-    assert read(encoder, encoder.reply_ids(Prompt("Q: why\n"), "")) == "<eos>"
+    assert read(encoder, encoder.whole_ids(Prompt("Q: why\n"), "so")[1]) == "so<eos>"
+    assert read(encoder, encoder.whole_ids(Prompt("Q: why\n"), "")[1]) == "<eos>"
 
 
 def test_the_beginning_token_is_added_once(make_encoder: Callable[..., Encoder], chatml: str) -> None:
@@ -43,7 +43,7 @@ def test_the_beginning_token_is_added_once(make_encoder: Callable[..., Encoder],
     assert read(encoder, encoder.prompt_ids(Prompt("<bos>why"))) == "<bos>why"
     # The default template has it too, and is saved with the tokenizer; a reply has none.
     assert read(encoder, encoder.prompt_ids(CHAT)) == "<bos>\n\nHuman: hi\n\nAssistant: yo\n\nHuman: why\n\nAssistant:"
-    assert read(encoder, encoder.reply_ids(CHAT, "so")) == " so<eos>"
+    assert read(encoder, encoder.whole_ids(CHAT, "so")[1]) == " so<eos>"
     # A template that has its own is followed to the letter, and so is one that has none.
     encoder = make_encoder(bos=True, chat_template="{{ bos_token }}" + chatml)
     assert read(encoder, encoder.prompt_ids(Prompt((Message("user", "hi"),)))).startswith("<bos><|user|>hi")
@@ -56,15 +56,15 @@ def test_a_conversation_goes_through_the_chat_template(make_encoder: Callable[..
     expected = "<|user|>hi<eos>\n<|assistant|>yo<eos>\n<|user|>why<eos>\n<|assistant|>"
     assert read(encoder, encoder.prompt_ids(CHAT)) == expected
     # The template's own end token counts as the reply's, and the new line after it is not learned.
-    assert read(encoder, encoder.reply_ids(CHAT, "so")) == "so<eos>"
-    assert read(encoder, encoder.reply_ids(CHAT, "so\n")) == "so\n<eos>"
-    assert read(encoder, encoder.reply_ids(CHAT, "")) == "<eos>"
+    assert read(encoder, encoder.whole_ids(CHAT, "so")[1]) == "so<eos>"
+    assert read(encoder, encoder.whole_ids(CHAT, "so\n")[1]) == "so\n<eos>"
+    assert read(encoder, encoder.whole_ids(CHAT, "")[1]) == "<eos>"
 
 
 def test_an_end_token_inside_a_reply_does_not_end_it(make_encoder: Callable[..., Encoder], chatml: str) -> None:
     for encoder in (make_encoder(), make_encoder(chat_template=chatml)):
         for prompt in (Prompt("why"), CHAT):
-            assert read(encoder, encoder.reply_ids(prompt, "a<eos>b<eos>")).strip() == "ab<eos>"
+            assert read(encoder, encoder.whole_ids(prompt, "a<eos>b<eos>")[1]).strip() == "ab<eos>"
 
 
 def test_a_template_that_rewrites_the_prompt_once_it_is_answered(make_encoder: Callable[..., Encoder]) -> None:
@@ -74,7 +74,7 @@ def test_a_template_that_rewrites_the_prompt_once_it_is_answered(make_encoder: C
     )
     encoder = make_encoder(chat_template=template)
     assert read(encoder, encoder.prompt_ids(CHAT)) == "hi|yo|why|"
-    assert read(encoder, encoder.reply_ids(CHAT, "so")) == "so<eos>"
+    assert read(encoder, encoder.whole_ids(CHAT, "so")[1]) == "so<eos>"
 
 
 def test_a_tokenizer_without_a_template_is_given_the_default_one(
@@ -85,8 +85,8 @@ def test_a_tokenizer_without_a_template_is_given_the_default_one(
     assert encoder.tokenizer.chat_template is None
     prompt = Prompt((Message("system", "be brief"), Message("user", "why")))
     assert read(encoder, encoder.prompt_ids(prompt)) == "be brief\n\nHuman: why\n\nAssistant:"
-    assert read(encoder, encoder.reply_ids(prompt, "so")) == " so<eos>"
-    assert read(encoder, encoder.reply_ids(prompt, "")) == "<eos>"
+    assert read(encoder, encoder.whole_ids(prompt, "so")[1]) == " so<eos>"
+    assert read(encoder, encoder.whole_ids(prompt, "")[1]) == "<eos>"
     encoder.tokenizer.save_pretrained(str(tmp_path))
     assert PreTrainedTokenizerFast.from_pretrained(str(tmp_path)).chat_template == DEFAULT_CHAT_TEMPLATE
 

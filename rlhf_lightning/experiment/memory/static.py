@@ -7,6 +7,7 @@ Not counted: activations, the rollouts of an iteration, DDP's buckets (a copy of
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -69,17 +70,21 @@ def in_words(size: int) -> str:
 
 
 def _optimizer_bytes(trained: Iterable[Tensor], make_optimizer: OptimizerFactory) -> int | None:
-    copies = [nn.Parameter(torch.empty_like(tensor, device="meta")) for tensor in trained]
-    for copy in copies:
+    # The state of one tensor depends on its shape and dtype, so one of each kind takes the step for all of them.
+    kinds = Counter((tensor.shape, tensor.dtype) for tensor in trained)
+    copies = {kind: nn.Parameter(torch.empty(kind[0], dtype=kind[1], device="meta")) for kind in kinds}
+    for copy in copies.values():
         copy.grad = torch.empty_like(copy)
-    optimizer = make_optimizer(copies, lr=1e-3)
+    optimizer = make_optimizer(copies.values(), lr=1e-3)
     try:
         optimizer.step()
     except RuntimeError as error:  # raised by a meta tensor whose data is asked for, as Adafactor does
         logger.info("Memory: the optimizer's state is not known before its first step (%s).", error)
         return None
-    states = (value for state in optimizer.state.values() for value in state.values())
-    return _bytes(value for value in states if isinstance(value, Tensor))
+    return sum(
+        number * _bytes(value for value in optimizer.state[copies[kind]].values() if isinstance(value, Tensor))
+        for kind, number in kinds.items()
+    )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
