@@ -2,6 +2,9 @@
 # PYTHON names the interpreter (3.11 or newer; default python3). Nothing is installed again while pyproject.toml and
 # the pins stay the same.
 
+# Without written bytecode, as some machines ask for, each interpreter would compile all anew.
+unset PYTHONDONTWRITEBYTECODE
+
 setup_environment() {
     local python="${PYTHON:-python3}" wanted stamp=".venv/.installed"
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -12,10 +15,9 @@ setup_environment() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "Installing into .venv (once; a few minutes) ..."
         "$python" -m venv .venv
+        # Bytecode is written as modules are imported: two thirds of what is installed never is.
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
             --constraint scripts/constraints.txt --editable '.[dev]'
-        # On all cores, where pip takes one. Some packages ship files that do not compile, on purpose: no error.
-        .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
         printf '%s' "$wanted" > "$stamp"
     fi
     # shellcheck disable=SC1091

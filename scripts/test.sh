@@ -14,20 +14,17 @@ fi
 
 # The tests' models are tiny: one thread is as fast as two, and other work on the machine does not stall it.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Where the machine says not to write bytecode, each of the interpreters below would compile the package anew.
-unset PYTHONDONTWRITEBYTECODE
 
 ruff format --check .
 ruff check .
-lint-imports
-# The types are checked beside the tests, and what was found is said at the end.
-types="$(mktemp)"
-trap 'rm -f "$types"' EXIT
-mypy > "$types" 2>&1 &
-mypy=$!
+# Imports and types are checked beside the tests, and what was found is said at the end.
+found="$(mktemp)"
+trap 'rm -f "$found"' EXIT
+{ lint-imports && mypy; } > "$found" 2>&1 &
+checks=$!
 # One worker a core; a worker that has nothing left takes tests from another.
 failed=0
 pytest -m "$selection" --numprocesses auto --maxprocesses 8 --dist worksteal "$@" || failed=$?
-wait "$mypy" || failed=$?
-cat "$types"
+wait "$checks" || failed=$?
+cat "$found"
 exit "$failed"

@@ -1,6 +1,6 @@
 """Sweeps of real runs: killed and taken up again, and as W&B's agent starts them.
 
-`test_wandb.py` has the one whose jobs run at once.
+The jobs of `tests/cli/test_sweep_processes.py` run at once.
 """
 
 from __future__ import annotations

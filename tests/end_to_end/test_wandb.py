@@ -136,22 +136,3 @@ def test_a_killed_run_goes_on_in_the_same_history(tiny: RunDirectory, tmp_path: 
     assert [row["rollout/episodes"] for row in rows] == [point.episodes for point in expected]
     assert [row["objective/score"] for row in rows] == [point.value for point in expected]
     assert last.summary["objective/score"]["max"] == max(point.value for point in expected)
-
-
-def test_jobs_that_run_at_once_share_a_cold_cache_and_no_run(tmp_path: Path) -> None:
-    """What one trains, the other takes; no W&B run of one is a run of the other."""
-    overrides = ["rollout.max_new_tokens=8,12", f"paths.outputs={tmp_path}", f"paths.sweep_dir={tmp_path / 'sweep'}"]
-    assert main(["train", "-m", *LOGGED, "launcher=joblib", "launcher.jobs=2", *overrides]) == 0
-    jobs = [RunDirectory.open(tmp_path / "sweep" / number) for number in "01"]
-    stages = [finished_metrics(job)["stages"] for job in jobs]
-    assert sorted("cache" in told["sft"] for told in stages) == [False, True]
-    assert stages[0]["sft"]["key"] == stages[1]["sft"]["key"]
-    assert all("cache" not in told["evaluate"] for told in stages)
-    identities = [path for job in jobs for path in sorted((job.path / "wandb").glob("*.json"))]
-    assert sorted(path.stem for path in identities) == ["evaluate", "evaluate", "sft"]
-    runs = [recorded(RunDirectory.open(path.parents[1]), path.stem) for path in identities]
-    assert len({run.run.run_id for run in runs}) == 3
-    assert {run.run.run_group for run in runs} == {"sweep"}
-    assert {run.exit_code for run in runs} == {0}
-    lengths = {run.directory.parents[1].name: run.config["rollout"]["max_new_tokens"] for run in runs}
-    assert lengths == {"0": 8, "1": 12}
