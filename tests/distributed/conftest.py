@@ -1,21 +1,38 @@
-"""One small run in one process, which the tests of this folder compare with, and go on from."""
+"""The runs that the tests of this folder compare with, and go on from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, from_stages_of, train_alone
+from once import once
+from runs import FIRST_UPDATE, SMALL, from_stages_of, train, train_alone
+from trainings import TRAININGS
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole pipeline; PPO ends after its first optimizer step."""
-    world = tmp_path_factory.mktemp("alone")
-    return train_alone(world / "run", *SMALL, *FIRST_UPDATE, cwd=world)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs of the trainings, each once: in one process, or in two with that strategy."""
+
+    def run(name: str, strategy: str | None = None) -> Path:
+        start, overrides, alone = TRAININGS[name]
+        base = (*SMALL, *FIRST_UPDATE) if start is None else from_stages_of(run(start))
+
+        def build(world: Path) -> None:
+            if strategy is None:
+                train_alone(world / "run", *base, *overrides, *alone, cwd=world)
+            else:
+                two = (f"trainer={strategy}", "trainer.accelerator=cpu")
+                train(world / "run", *base, *overrides, *two, cwd=world)
+
+        directory = f"trained {name} {strategy or 'alone'}".replace(",", "")  # a comma in a path is a sweep
+        return once(tmp_path_factory, directory, build) / "run"
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def from_stages(alone: Path) -> tuple[str, ...]:
-    """Overrides for PPO alone, from what the other stages left there."""
-    return from_stages_of(alone)
+def alone(trained: Callable[..., Path]) -> Path:
+    """The whole pipeline in one process; PPO ends after its first optimizer step."""
+    return trained("pipeline")

@@ -6,28 +6,21 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
-from runs import distances, ended, history, started, train
+from runs import distances, ended, from_stages_of, history, started
+from trainings import TRAININGS
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
 
-LONGER = ("ppo.iterations=4", "callbacks.save_every=1", "callbacks.keep_last=10", "trainer.accelerator=cpu")
 PATIENCE = 120.0
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(from_stages: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The run that nothing interrupts, by strategy."""
-
-    @cache
-    def run(strategy: str) -> Path:
-        world = tmp_path_factory.mktemp(strategy)
-        return train(world / "run", *from_stages, *LONGER, f"trainer={strategy}", cwd=world)
-
-    return run
+def longer(alone: Path) -> tuple[str, ...]:
+    """Overrides of the training that is interrupted here."""
+    return (*from_stages_of(alone), *TRAININGS["iterations"].overrides, "trainer.accelerator=cpu")
 
 
 def wait_for(path: Path) -> None:
@@ -38,11 +31,11 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
-    from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
+    longer: tuple[str, ...], trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     cut = tmp_path / "cut"
-    process = started("train", *from_stages, *LONGER, "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
-    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
+    process = started("train", *longer, "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000001.ckpt")
     process.kill()
     code, said = ended(process)
     assert code == -signal.SIGKILL, said
@@ -50,7 +43,7 @@ def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
     assert RunDirectory.open(cut).status.state == "interrupted"
 
     process = started("train", f"resume={cut}", cwd=tmp_path)
-    wait_for(cut / "checkpoints" / "ppo" / "iteration=000003.ckpt")
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     code, said = ended(process)
@@ -62,20 +55,20 @@ def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
     assert status.error is not None
     assert status.error.what == "Process 1 of 2 was killed by SIGKILL."
 
-    assert_goes_on(cut, uninterrupted("ddp"))
+    assert_goes_on(cut, trained("iterations", "ddp"))
 
 
 def test_a_run_of_shards_that_is_told_to_stop_goes_on(
-    from_stages: tuple[str, ...], uninterrupted: Callable[[str], Path], tmp_path: Path
+    longer: tuple[str, ...], trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     cut = tmp_path / "cut"
-    process = started("train", *from_stages, *LONGER, "trainer=fsdp", f"paths.run_dir={cut}", cwd=tmp_path)
-    wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
+    process = started("train", *longer, "trainer=fsdp", f"paths.run_dir={cut}", cwd=tmp_path)
+    wait_for(cut / "checkpoints" / "ppo" / "iteration=000001.ckpt")
     process.send_signal(signal.SIGTERM)
     code, said = ended(process)
     assert code == 130, said
     assert RunDirectory.open(cut).status.state == "interrupted"
-    assert_goes_on(cut, uninterrupted("fsdp"))
+    assert_goes_on(cut, trained("iterations", "fsdp"))
 
 
 def assert_goes_on(cut: Path, whole: Path) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import FIRST_UPDATE, SMALL, as_torchrun, assert_alike, ended, environment, on_host, started
+from runs import SMALL, as_torchrun, assert_alike, ended, environment, on_host, started
+from trainings import LORA
 
 from rlhf_lightning.experiment.launch import free_port
 from rlhf_lightning.experiment.run_directory import RunDirectory
 
 ADDRESSES = ("10.197.41.1", "10.197.41.2")
 PORT = "29571"
+SFT = (*SMALL[:3], "pipeline=sft")
 
 
 @pytest.fixture
@@ -30,15 +32,18 @@ def torchrun(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     return run
 
 
-def test_torchrun_starts_the_processes(alone: Path, torchrun: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_torchrun_starts_the_processes(
+    trained: Callable[..., Path], torchrun: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
     choices = ("trainer=ddp", "trainer.accelerator=cpu", f"paths.outputs={tmp_path}")
-    code, said = torchrun(*SMALL, *FIRST_UPDATE, *choices)
+    code, said = torchrun(*SMALL[:5], *LORA[:2], "pipeline.stages=[sft,comparisons,reward_model]", *choices)
     assert code == 0, said
     # Its name has the time in it, and yet both processes found it.
     run = RunDirectory.open((tmp_path / "latest").resolve())
     assert len(list((tmp_path / "runs").glob("*/*"))) == 1
     assert run.status.state == "finished"
-    assert_alike(alone, run.path)
+    for stage in ("sft", "reward_model"):
+        assert_alike(trained("LoRA") / stage, run.path / stage)
 
 
 def test_torchrun_is_told_of_a_directory_that_is_taken(alone: Path, torchrun: Callable[..., tuple[int, str]]) -> None:
@@ -87,7 +92,7 @@ def test_two_hosts_train_what_one_process_trains(
     processes = []
     for node, host in enumerate(hosts):
         changes = {"GLOO_SOCKET_IFNAME": "cable"}
-        command = ("train", *SMALL, *FIRST_UPDATE, *choices)
+        command = ("train", *SFT, *choices)
         if launcher == "torchrun":
             meeting = (f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}")
             options = ("--nnodes=2", "--nproc-per-node=1", *meeting, "-m", "rlhf_lightning", *command)
@@ -101,7 +106,7 @@ def test_two_hosts_train_what_one_process_trains(
     for code, said in [ended(process) for process in processes]:
         assert code == 0, said
     assert RunDirectory.open(tmp_path / "run").status.state == "finished"
-    assert_alike(alone, tmp_path / "run")
+    assert_alike(alone / "sft", tmp_path / "run" / "sft")
 
 
 SCONTROL = """#!/bin/sh
@@ -131,7 +136,7 @@ def asked_of_srun(directory: Path) -> list[str]:
         "SLURM_NTASKS_PER_NODE": "2",
     }
     script = Path(__file__).parents[2] / "scripts" / "slurm.sh"
-    command = ["bash", str(script), *SMALL, *FIRST_UPDATE, "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    command = ["bash", str(script), *SFT, "trainer.accelerator=cpu", "trainer.precision=32-true"]
     subprocess.run(command, env={**kept, **slurm}, check=True)
     return (directory / "asked").read_text().splitlines()
 
@@ -156,7 +161,7 @@ def test_the_slurm_script_starts_a_run_and_goes_on_with_it(alone: Path, tmp_path
     assert code == 0, said
     run = RunDirectory.open(tmp_path / "outputs" / "slurm-4572")
     assert run.status.state == "finished"
-    assert_alike(alone, run.path)
+    assert_alike(alone / "sft", run.path / "sft")
     code, said = srun()
     assert code == 0, said
     assert "there is nothing to resume" in said
