@@ -16,11 +16,9 @@ from rlhf_lightning.comparison.differing import SEED
 from rlhf_lightning.comparison.metrics import SECONDS, figures_of
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.errors import ComparisonError
-from rlhf_lightning.experiment.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS
+from rlhf_lightning.experiment.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS, Loader
 from rlhf_lightning.settings.readers import leaves
 
-Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The C library's parser where PyYAML was built with it: ten times as fast, which a hundred runs notice."""
 DEEPEST = 6
 """Folders above a run within a directory given: outputs/multirun/DATE/TIME/JOB is four."""
 

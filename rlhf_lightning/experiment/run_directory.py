@@ -33,6 +33,9 @@ LATEST = "latest"
 LOCK = ".lock"
 SWEEP = "sweep.json"
 
+Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The C library's parser where PyYAML was built with it: ten times as fast, which a hundred runs notice."""
+
 RunState = Literal["pending", "running", "finished", "failed", "interrupted"]
 """`pending`: it has its directory and config, and no process has begun with it yet."""
 
@@ -137,7 +140,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config of the run."""
-        return dict(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")))
+        return dict(yaml.load((self.path / CONFIG).read_text(encoding="utf-8"), Loader))
 
     @property
     def overrides(self) -> list[str]:

@@ -67,9 +67,7 @@ WATCHING = frozenset(f"callbacks.{key}" for key in ("extra", "diary_every", "dia
 
 def readers_of(key: str) -> frozenset[StageName] | None:
     """The stages that read a key or section; None where the table does not say."""
-    parts = key.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((READERS[prefix] for prefix in prefixes if prefix in READERS), None)
+    return next((READERS[place] for place in _places(key) if place in READERS), None)
 
 
 def judging_stages(settings: RunSettings) -> frozenset[StageName]:
@@ -80,7 +78,14 @@ def judging_stages(settings: RunSettings) -> frozenset[StageName]:
 
 def is_among(key: str, sections: frozenset[str]) -> bool:
     """Whether a key is one of these, or lies in one of them."""
-    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+    return any(place in sections for place in _places(key))
+
+
+def _places(key: str) -> Iterator[str]:
+    """A key, and the sections that it lies in, from the inside out."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ def composed() -> Callable[..., RunSettings]:
     """Composes and checks a config: `composed("peft=lora")`."""
     tree = ConfigTree.load()
 
+    @functools.cache
     def compose(*overrides: str) -> RunSettings:
         settings = check_run(tree, ["debug=tiny", *overrides]).settings
         assert settings is not None

@@ -265,6 +265,7 @@ def test_a_wrong_override_is_named(tree: ConfigTree) -> None:
     assert problems(tree, "constitution.extends=[hh]")["extends.0"].source == "constitution.extends=[hh]"
 
 
+@pytest.mark.slow
 def test_a_run_gets_what_was_checked(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A single run is composed by Hydra itself once more, after the check."""
     seen: list[ConstitutionSettings] = []
@@ -288,6 +289,7 @@ def test_a_run_gets_what_was_checked(write: Write, monkeypatch: pytest.MonkeyPat
     assert [one["id"] for one in config["principles"]] == ids(seen[1])
 
 
+@pytest.mark.slow
 def test_the_config_is_shown_with_a_path(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write("mine.yaml", OWN)
     assert main(["train", "--cfg", "job", PIPELINE, "constitution.path=mine.yaml"]) == 0

@@ -6,46 +6,41 @@ from collections.abc import Callable
 
 import pytest
 from transformers import PreTrainedModel
+from tuned import peft
 
-from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.trunk_reuse import reused_below
-from rlhf_lightning.models.branching import Branch
+from rlhf_lightning.settings.peft import PeftSettings
+from rlhf_lightning.settings.run import RunSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 
 
-def decided(policy: PreTrainedModel, *overrides: str) -> Branch | None:
-    settings = check_run(ConfigTree.load(), overrides).settings
-    assert settings is not None
-    return reused_below(settings, policy)
-
-
 @pytest.mark.parametrize(
-    ("overrides", "point", "said"),
+    ("tuning", "strategy", "point", "said"),
     [
-        (("peft=none",), None, ""),
-        (("peft=lora",), None, ""),
-        (("peft=top_layers", "peft.layers=1", "peft.reuse_trunk=false"), None, ""),
-        (("peft=top_layers", "peft.layers=1"), 2, "an update costs 1 of 3 blocks"),
-        (("peft=top_layers", "peft.layers=2"), 1, "an update costs 2 of 3 blocks"),
-        (("peft=top_layers", "peft.layers=3"), None, "All 3 blocks are trained"),
-        (
-            ("peft=top_layers", "peft.layers=1", "trainer=fsdp", "trainer.accelerator=cpu"),
-            None,
-            "trainer=fsdp runs whole models only",
-        ),
+        (peft("none"), "single", None, ""),
+        (peft("lora"), "single", None, ""),
+        (peft("top_layers", layers=1, reuse_trunk=False), "single", None, ""),
+        (peft("top_layers", layers=1, reuse_trunk=True), "single", 2, "an update costs 1 of 3 blocks"),
+        (peft("top_layers", layers=2, reuse_trunk=True), "ddp", 1, "an update costs 2 of 3 blocks"),
+        (peft("top_layers", layers=3, reuse_trunk=True), "single", None, "All 3 blocks are trained"),
+        (peft("top_layers", layers=1, reuse_trunk=True), "fsdp", None, "trainer=fsdp runs whole models only"),
     ],
 )
 def test_when_the_trunk_is_reused(
-    overrides: tuple[str, ...],
+    tuning: PeftSettings,
+    strategy: str,
     point: int | None,
     said: str,
     make_policy: MakeModel,
+    composed: Callable[..., RunSettings],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", logger="rlhf_lightning")
-    branch = decided(make_policy(num_hidden_layers=3), *overrides)
+    plain = composed()
+    trainer = plain.trainer.model_copy(update={"strategy": strategy})
+    settings = plain.model_copy(update={"peft": tuning, "trainer": trainer})
+    branch = reused_below(settings, make_policy(num_hidden_layers=3))
     assert (branch.point if branch is not None else None) == point
     assert said in caplog.text
     assert bool(caplog.records) == bool(said)

@@ -205,6 +205,7 @@ def test_an_optimizer_that_asks_for_data_is_of_unknown_size(caplog: pytest.LogCa
     assert "not known before its first step" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_figures_of_its_training(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

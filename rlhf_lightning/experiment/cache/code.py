@@ -117,10 +117,12 @@ def _imported(names: tuple[tuple[str, str | None], ...], package: Path) -> Itera
         yield inner if name is not None and _exists(inner, package) else module
 
 
+@functools.cache
 def _exists(module: str, package: Path) -> bool:
     return _file_of(module, package).exists()
 
 
+@functools.cache  # a process meets the same modules in every stage's key
 def _file_of(module: str, package: Path) -> Path:
     place = package.joinpath(*module.split(".")[1:])
     return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

@@ -77,6 +77,8 @@ NAMES = frozenset(
 )
 """Keys that only name an input, whose identity is in the key. (Evaluated policies are named in the figures.)"""
 
+LEFT_OUT = FREE | NAMES
+
 
 @dataclass(frozen=True)
 class Ingredients:
@@ -208,7 +210,7 @@ class StageKeys:
 def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of what a stage reads and what decides what it leaves."""
     for key, value in leaves(settings.model_dump(mode="json")):
-        if is_among(key, FREE | NAMES) or not _is_read(settings, stage, key):
+        if is_among(key, LEFT_OUT) or not _is_read(settings, stage, key):
             continue
         yield key, _part_read(settings, stage) if key == "constitution.principles" else value
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
+from rlhf_lightning.experiment.run_directory import Loader
 from rlhf_lightning.tracking.redaction import redact_override
 
 CONFIG_NAME = "train"
@@ -172,7 +173,7 @@ def _search_path(folders: Sequence[Path]) -> ConfigSearchPath:
 
 def line_of(path: Path, keys: Sequence[str]) -> int | None:
     """The line (from 1) of a nested key in a YAML file; the keys of a list are the numbers of its entries."""
-    node = yaml.compose(path.read_text(encoding="utf-8"))
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader)
     line = node.start_mark.line + 1 if node else None
     for wanted in keys:
         found = dict(_entries(node)).get(wanted)
