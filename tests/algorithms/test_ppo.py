@@ -70,7 +70,7 @@ def test_every_tokens_ratio_is_1_before_the_first_step(make_policy: MakeModel, f
 
 
 def test_optimizer_steps_are_iterations_times_epochs_times_minibatches(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    fit = fit_ppo(make_policy(), first_token, iterations=3, epochs=2, minibatches=4, micro_batch_size=1)
+    fit = fit_ppo(make_policy(), first_token, iterations=3, epochs=2, minibatches=4, micro_batch_size=2)
     assert len(fit.steps.rates) == 3 * 2 * 4
     assert fit.trainer.global_step == 3 * 2 * 4
     assert len(fit.collected) == 3
@@ -101,8 +101,9 @@ def test_a_constant_learning_rate_stays(make_policy: MakeModel, fit_ppo: FitPpo)
     assert fit.steps.rates == [0.01] * 4
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize(("optimizer", "learning_rate"), [(torch.optim.SGD, 0.1), (ADAM, 0.001)])
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate", "kind"), [(torch.optim.SGD, 0.1, "llama"), (ADAM, 0.001, "gpt2")]
+)
 def test_the_micro_batch_size_does_not_change_the_update(
     optimizer: Any,
     learning_rate: float,
@@ -121,11 +122,11 @@ def test_the_micro_batch_size_does_not_change_the_update(
             micro_batch_size=size,
             entropy_coef=0.01,
         )
-        for size in (1, 2, 4, 8)
+        for size in (1, 4, 8)
     }
     lengths = fits[8].collected[0].rollout.reply_mask.sum(dim=1)
     assert len(lengths.unique()) > 1, "equal replies would hide a mean of means"
-    for size in (1, 2, 4):
+    for size in (1, 4):
         assert_same_weights(fits[size], fits[8])
         for name in ("policy/loss", "value/loss", "policy/entropy", "policy/approx_kl"):
             assert fits[size].metrics[name] == pytest.approx(fits[8].metrics[name], abs=1e-6), name
@@ -235,12 +236,11 @@ def test_the_critic_learns_to_explain_returns(make_policy: MakeModel, fit_ppo: F
     assert values[-1] == pytest.approx(2.0, abs=0.3)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_ppo_learns_to_say_the_wanted_token(seed: int, make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+@pytest.mark.slow
+def test_ppo_learns_to_say_the_wanted_token(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
     fit = fit_ppo(
-        make_policy(seed=seed, initializer_range=0.05),
+        make_policy(initializer_range=0.05),
         presence,
-        seed=seed,
         prompts=[(5,), (9, 6)],
         batch_size=32,
         micro_batch_size=32,
@@ -256,6 +256,7 @@ def test_ppo_learns_to_say_the_wanted_token(seed: int, make_policy: MakeModel, f
     assert sum(scores[-5:]) / 5 > 0.8
 
 
+@pytest.mark.slow
 def test_the_kl_penalty_holds_the_policy_back(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
     final = {}
     for coef in (0.0, 0.5):
@@ -265,7 +266,7 @@ def test_the_kl_penalty_holds_the_policy_back(make_policy: MakeModel, fit_ppo: F
             prompts=[(5,), (9, 6)],
             batch_size=32,
             micro_batch_size=32,
-            iterations=12,
+            iterations=8,
             epochs=4,
             learning_rate=0.01,
             optimizer=ADAM,

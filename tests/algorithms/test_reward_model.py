@@ -115,12 +115,14 @@ def test_a_reply_is_judged_at_its_last_token_whatever_pads_it(kind: str, make_re
                 assert reward == pytest.approx(head(hidden[0, -1]).item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("labels", [("reward",), ("rejected", "chosen")])
 @pytest.mark.parametrize(
-    ("optimizer", "learning_rate"),
+    ("optimizer", "learning_rate", "labels"),
     # Where a gradient is near 0, AdamW's first step is rate * gradient / eps: a small eps makes steps of rounding,
     # whose size differs between processors.
-    [(torch.optim.SGD, 0.1), (partial(torch.optim.AdamW, eps=1e-4), 0.001)],
+    [
+        (torch.optim.SGD, 0.1, ("rejected", "chosen")),
+        (partial(torch.optim.AdamW, eps=1e-4), 0.001, ("reward",)),
+    ],
 )
 def test_the_micro_batch_size_does_not_change_the_update(
     optimizer: Any,
@@ -132,13 +134,13 @@ def test_the_micro_batch_size_does_not_change_the_update(
     assert_same_weights: Any,
 ) -> None:
     fits = {}
-    for size in (1, 2, 4, 8):
+    for size in (1, 4, 8):
         steps = stepping(optimizer)
         model = make_reward_model(labels=labels)
         trained = module(model, steps, learning_rate=learning_rate, margin_coef=0.3, centring_coef=0.1)
         fits[size] = fit(trained, steps, batches(size), accumulate=8 // size)
         assert len(steps.rates) == 1
-    for size in (1, 2, 4):
+    for size in (1, 4):
         assert_same_weights(fits[size], fits[8])
     start = dict(make_reward_model(labels=labels).named_parameters())
     assert max((fits[8].weights[f"classifier.{name}"] - weight).abs().max() for name, weight in start.items()) > 1e-4
@@ -210,8 +212,9 @@ def test_training_puts_the_preferred_replies_first(
     assert all(better > worse for better, worse in zip(chosen, rejected, strict=True))
 
 
-@pytest.mark.parametrize("labels", [("reward",), ("rejected", "chosen")])
-@pytest.mark.parametrize("probability", [0.5, 0.75, 0.9])
+@pytest.mark.parametrize(
+    ("probability", "labels"), [(0.5, ("reward",)), (0.75, ("rejected", "chosen")), (0.9, ("reward",))]
+)
 def test_training_on_soft_labels_of_one_pair_leads_to_the_label(
     probability: float, labels: tuple[str, ...], make_reward_model: MakeModel, fit: Any, stepping: Any
 ) -> None:

@@ -34,11 +34,13 @@ class Starts(pl.Callback):
         self.seen.append({name: weight.detach().clone() for name, weight in pl_module.named_parameters()})
 
 
-def train(fit_ppo: FitPpo, policy: PreTrainedModel, budget: float | None, *callbacks: pl.Callback) -> Any:
+def train(
+    fit_ppo: FitPpo, policy: PreTrainedModel, budget: float | None, *callbacks: pl.Callback, iterations: int = 8
+) -> Any:
     return fit_ppo(
         policy,
         first_token,
-        iterations=8,
+        iterations=iterations,
         epochs=4,
         learning_rate=0.01,
         optimizer=partial(torch.optim.AdamW, eps=1e-5),
@@ -49,6 +51,7 @@ def train(fit_ppo: FitPpo, policy: PreTrainedModel, budget: float | None, *callb
     )
 
 
+@pytest.mark.slow
 def test_the_run_ends_with_the_last_policy_within_the_budget(
     make_policy: MakeModel, fit_ppo: FitPpo, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -75,5 +78,5 @@ def test_the_run_ends_with_the_last_policy_within_the_budget(
 
 
 def test_a_run_within_its_budget_is_as_without_one(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    free, kept = (train(fit_ppo, make_policy(), budget) for budget in (None, 1e6))
+    free, kept = (train(fit_ppo, make_policy(), budget, iterations=2) for budget in (None, 1e6))
     assert all(torch.equal(weight, kept.weights[name]) for name, weight in free.weights.items())

@@ -101,7 +101,7 @@ def fit(
         policy.generation_config.eos_token_id = list(range(40, 50))
         collector = make_collector(policy, lambda done: done.reply_ids[0] / 25.0, **(collecting or {}))
         spoil(collector)
-        buffer = RolloutBuffer(batch_size=8, epochs=2, minibatches=2, micro_batch_size=2, seed=0)
+        buffer = RolloutBuffer(batch_size=8, epochs=2, minibatches=2, micro_batch_size=4, seed=0)
         rollouts = RolloutBufferCallback(collector, buffer, PromptStream(POOL, seed=0))
         watching = SelfChecks(rollouts, collector.reference, tolerance("float32", precision))
         if state is not None:

@@ -289,6 +289,7 @@ def test_a_long_reply_is_cut_and_says_so(tmp_path: Path) -> None:
     assert after == "x" * LONGEST_TEXT + " … (5 characters more in samples.jsonl)"
 
 
+@pytest.mark.slow
 def test_eighteen_long_jobs_stay_below_two_megabytes(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep")
     rows = [

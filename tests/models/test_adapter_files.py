@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,10 @@ def test_transformers_alone_opens_a_policy(kind: str, base: Path, words: Words, 
     torch.testing.assert_close(logits(theirs), logits(load_policy(source(directory))), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "tied"),
+    [*product(("prompt_tuning", "top_layers"), (False, True)), ("lora", True), ("dora", False), ("ia3", True)],
+)
 def test_nothing_of_the_base_is_in_the_directory(
     kind: str, tied: bool, make_policy: MakeModel, words: Words, tmp_path: Path
 ) -> None:
@@ -211,8 +214,14 @@ OTHER_BASES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", OTHER_BASES)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        *product(KINDS, ["weights"]),
+        *product(["top_layers"], ["width", "depth"]),
+        *(("lora", "width"), ("ia3", "depth"), ("dora", "vocabulary"), ("prompt_tuning", "vocabulary")),
+    ],
+)
 def test_another_base_is_refused(
     kind: str, what: str, llama: Path, make_policy: MakeModel, words: Words, tmp_path: Path
 ) -> None:

@@ -215,9 +215,8 @@ def test_recomputed_activations_are_those_of_the_adapter_that_computed_them(
         torch.testing.assert_close(again, gradient, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("gpt2", True)])
 @pytest.mark.parametrize("adapter", UPDATES_OF_WEIGHTS)
-@pytest.mark.parametrize("tied", [False, True])
 def test_merged_is_unmerged(kind: str, adapter: str, tied: bool, make_policy: MakeModel) -> None:
     model = put(make_policy(kind, tie_word_embeddings=tied), adapter, "policy", seed=3)
     copy_adapter(model, "policy", "reference")
