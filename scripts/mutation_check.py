@@ -120,7 +120,8 @@ def main(argv: Sequence[str]) -> int:
     tests = ["tests/conformance"] if arguments.part == "planted" else ["tests"]
     ignored = [f"--ignore=tests/{name}" for name in PROCESSES]
     # Without capture: a child has no terminal to write to. Without stored examples: each mutant meets the same ones.
-    options = ["-q", "-s", "-m", "slow or not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+    without = [word for plugin in ("cacheprovider", "xdist", "budget") for word in ("-p", f"no:{plugin}")]
+    options = ["-q", "-s", "-m", "slow or not slow", "--hypothesis-seed=0", *without]
     status = pytest.main([*options, *tests, *ignored], plugins=[laboratory])
     if status not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
         return int(status)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import pytest
 from tiny_runs import fingerprints, finished_metrics, placed
 
@@ -82,15 +81,3 @@ def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(
     assert "stages.sft.loss" in capsys.readouterr().out
     other = finished_metrics(RunDirectory.open(tmp_path / "it's moved-rerun"))
     assert other["stages"]["sft"]["loss"] != finished_metrics(run)["stages"]["sft"]["loss"]
-
-
-def test_a_run_in_two_processes_is_reproduced_in_two(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    overrides = [*QUICK, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *placed(tmp_path)]
-    done = forked.run(["train", *overrides], cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    done = forked.run(["rerun", str(tmp_path / "run")], cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    again = RunDirectory.open(tmp_path / "run-rerun")
-    assert again.config["trainer"]["devices"] == 2
-    assert (again.path / "reproduction.json").exists()

@@ -257,7 +257,7 @@ STATEFUL = {
 def test_whatever_has_a_state_keeps_it(
     kind: str, adapted: Callable[[str], RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [*of_ppo(PPO), "ppo.iterations=3", *STATEFUL[kind], *going_on_from(adapted(kind))]
+    command = [*of_ppo(PPO), "ppo.iterations=2", *STATEFUL[kind], *going_on_from(adapted(kind))]
     command += ["reward.standardise_on_reference=null"]
     whole = train(*command, *placed(tmp_path / "whole"))
     figures = finished_metrics(whole)["stages"]["ppo"]

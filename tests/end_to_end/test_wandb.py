@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_in_the_same_history(tiny: RunDirectory, tmp_path: 
     """After SIGKILL past a checkpoint, the parts together hold each iteration once, and nothing goes back."""
     run = tmp_path / "run"
     start = (f"ppo.policy_from={tiny.path / 'sft'}", f"ppo.reward_from={tiny.path / 'reward_model'}")
-    sizes = ("ppo.iterations=8", "callbacks.save_every=2")
+    sizes = ("ppo.iterations=6", "callbacks.save_every=2")
     process = forked.start(["train", "pipeline=ppo", *logged(*ONE_ITERATION), *start, *sizes, *placed(tmp_path)])
     process.wait_for(lambda: len(series(run, "ppo", "objective/score")) >= 3)
     process.kill_group()
