@@ -27,6 +27,23 @@ ASSETS = "rlhf_lightning/worlds/courtesy/assets"
 LARGEST_MODEL = 2_000_000
 """Bytes that the embedded base model may take."""
 
+UNUSED = ("peft", "wandb", "datasets", "rlhf_lightning.evaluation.plots", "tensorboard", "openai", "bitsandbytes")
+"""Without an adapter, W&B, a dataset of the hub, pictures, ...: each process would pay for it again.
+
+Lightning imports torchmetrics, torch._dynamo, DTensor and FSDP by itself; torchmetrics, where they are installed,
+matplotlib and scipy. So nothing of ours can leave those out.
+"""
+
+MAIN_JOB = """
+import json, sys
+import rlhf_lightning.experiment.pipeline
+imported = sorted(sys.modules)
+from rlhf_lightning.cli.main import main
+code = main(["train", *sys.argv[2:]])
+json.dump({"pipeline": imported, "run": sorted(sys.modules)}, open(sys.argv[1], "w"))
+sys.exit(code)
+"""
+
 TALK = """
 import sys
 
@@ -129,10 +146,18 @@ def call(directory: Path, *command: str | Path) -> subprocess.CompletedProcess[s
 
 
 @pytest.fixture(scope="module")
-def run(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def modules_of(installed: Path) -> Path:
+    """The file that says what the main job has imported."""
+    return installed / "modules.json"
+
+
+@pytest.fixture(scope="module")
+def run(installed: Path, modules_of: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of the main job, at the smallest sizes, started in an empty directory."""
     empty = tmp_path_factory.mktemp("empty")
-    done = call(empty, installed / "rlhf", "train", "debug=tiny", "callbacks.plots=true", "logger=none")
+    smallest = ("debug=tiny", "data.demonstrations=64", "comparisons.prompts=12", "comparisons.held_out_fraction=0.25")
+    options = (*smallest, "callbacks.plots=true", "logger=none")
+    done = call(empty, installed / "python", "-c", MAIN_JOB, modules_of, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in empty.iterdir()] == ["outputs"]
     return (empty / "outputs" / "latest").resolve()
@@ -190,6 +215,14 @@ def test_the_main_job_runs_from_an_empty_directory(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["stages"]) == ["sft", "comparisons", "reward_model", "ppo", "evaluate"]
     assert metrics["evaluate"].keys() == {"sft", "ppo"}
+
+
+@pytest.mark.usefixtures("run")
+def test_what_a_run_does_not_use_it_does_not_import(modules_of: Path) -> None:
+    modules = {when: set(names) for when, names in json.loads(modules_of.read_text()).items()}
+    assert "torch" in modules["pipeline"]
+    assert modules["pipeline"] & set(UNUSED) == set()
+    assert modules["run"] & set(UNUSED) == {"rlhf_lightning.evaluation.plots"}  # which it was told to draw
 
 
 def test_the_run_leaves_what_the_readme_lists(run: Path) -> None:

@@ -71,7 +71,8 @@ def help_examples() -> list[list[str]]:
 
 
 README_COMMANDS = [words for block in blocks("bash") for words in commands(block)]
-TRAIN = [words[2:] for words in (*README_COMMANDS, *help_examples()) if words[:2] == ["rlhf", "train"]]
+TYPED = dict.fromkeys(map(tuple, (*README_COMMANDS, *help_examples())))
+TRAIN = [list(words[2:]) for words in TYPED if words[:2] == ("rlhf", "train")]
 
 
 @pytest.fixture

@@ -167,13 +167,3 @@ def test_a_process_that_fails_says_so_for_all(tmp_path: Path) -> None:
     # Told once, and not drowned in what the other process thinks of it.
     assert said.count("rank one gave up") == 1
     assert "Traceback" not in said
-
-
-def test_the_jobs_of_a_sweep_have_two_processes_each(tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    choices = ("pipeline=sft", "trainer=ddp", "trainer.accelerator=cpu", f"paths.sweep_dir={sweep}")
-    code, said = ended(started("train", "-m", *SMALL[:3], *choices, "seed=1,2", cwd=tmp_path))
-    assert code == 0, said
-    # Each job once: no process has started the sweep anew.
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir() and path.name.isdigit()) == ["0", "1"]
-    assert [RunDirectory.open(sweep / job).status.state for job in "01"] == ["finished", "finished"]
