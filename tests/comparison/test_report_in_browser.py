@@ -48,18 +48,32 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+def watched(page: Any) -> Opened:
+    page.set_default_timeout(5_000)
+    found = Opened(page)
+    page.on("pageerror", lambda error: found.errors.append(str(error)))
+    page.on("console", lambda message: found.errors.append(message.text))
+    page.on("request", lambda request: found.requests.append(request.url))
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(browser: Any) -> Opened:
+    """The page of all tests that want none of a special kind: making one takes as long as opening a report."""
+    return watched(browser.new_context().new_page())
+
+
 @pytest.fixture
-def open_report(browser: Any) -> Iterator[Open]:
+def open_report(browser: Any, plain: Opened) -> Iterator[Open]:
     """Opens a file. At the end of the test nothing may have gone wrong or been asked for."""
     opened: list[Opened] = []
 
     def go(path: Path, **context: Any) -> Opened:
-        page = browser.new_context(**context).new_page()
-        page.set_default_timeout(5_000)
-        found = Opened(page)
-        page.on("pageerror", lambda error: found.errors.append(str(error)))
-        page.on("console", lambda message: found.errors.append(message.text))
-        page.on("request", lambda request: found.requests.append(request.url))
+        found = watched(browser.new_context(**context).new_page()) if context else plain
+        found.errors.clear()
+        found.requests.clear()
+        page = found.page
+        page.mouse.move(0, 0)
         page.goto(path.as_uri())
         page.wait_for_selector("#made")
         page.wait_for_timeout(50)  # charts draw when their width is known
@@ -71,7 +85,8 @@ def open_report(browser: Any) -> Iterator[Open]:
         assert found.errors == []
         assert [url for url in found.requests if not url.startswith(("file:", "data:"))] == []
         assert len([url for url in found.requests if url.startswith("file:")]) == 1
-        found.page.context.close()
+        if found is not plain:
+            found.page.context.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +118,13 @@ def test_it_opens_without_an_error_or_a_request(open_report: Open, sweep: Path) 
     assert page.locator("#findings li").count() == 4
     assert page.locator("main svg[role=img]").count() == 2
     assert not NOT_FOR_READERS.search(page.locator("body").inner_text())
+    # And every control has a name.
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, input, [tabindex], svg[role]")]
+            .filter((node) => !(node.getAttribute("aria-label") || node.textContent.trim() || node.labels?.length))
+            .map((node) => node.outerHTML)"""
+    )
+    assert unnamed == []
 
 
 def test_the_policy_stops_what_would_lead_out(browser: Any, sweep: Path) -> None:
@@ -361,7 +383,8 @@ def test_long_names_do_not_push_a_phone_wide(open_report: Open, tmp_path: Path) 
 
 def test_a_hundred_runs_are_usable(open_report: Open, tmp_path: Path) -> None:
     for index in range(100):
-        write_run(tmp_path / str(index), settings={"kl.coef": round(0.01 * (index + 1), 2)}, objective=index / 100)
+        settings = {"kl.coef": round(0.01 * (index + 1), 2)}
+        write_run(tmp_path / str(index), settings=settings, objective=index / 100, iterations=8)
     path = reported(tmp_path)
     began = time.monotonic()
     page = open_report(path).page
@@ -432,16 +455,6 @@ def test_print_leaves_the_controls_away_and_is_light(open_report: Open, sweep: P
     assert page.locator("#theme").is_hidden()
     assert page.locator("#group-table").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-
-
-def test_every_control_has_a_name(open_report: Open, sweep: Path) -> None:
-    page = open_report(sweep).page
-    unnamed = page.evaluate(
-        """() => [...document.querySelectorAll("button, select, input, [tabindex], svg[role]")]
-            .filter((node) => !(node.getAttribute("aria-label") || node.textContent.trim() || node.labels?.length))
-            .map((node) => node.outerHTML)"""
-    )
-    assert unnamed == []
 
 
 def test_a_run_that_stopped_early_does_not_cut_its_groups_line(open_report: Open, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_same_command_gives_the_same_run(baseline: PpoRun, artifacts: Path, 
 @pytest.mark.parametrize(
     "sections",
     [
-        {"ppo": {"micro_batch_size": 1}},
+        {"ppo": {"micro_batch_size": 2}},
         {"rollout": {"chunk_size": 3}},
         {"model": {"gradient_checkpointing": True}},
     ],

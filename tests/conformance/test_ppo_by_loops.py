@@ -136,7 +136,7 @@ def compare(
     epochs: int = 1,
     minibatches: int = 1,
 ) -> None:
-    sizes = {"epochs": epochs, "minibatches": minibatches, "micro_batch_size": 2}
+    sizes = {"epochs": epochs, "minibatches": minibatches, "micro_batch_size": 4}
     fit, order = train(choices, kind, make_policy, fit_ppo, make_kl, separate=separate, **sizes)
     start, reference, critic = (make_policy(kind, seed=seed, **NO_DROPOUT[kind]) for seed in range(3))
     naive = Naive(choices, start, reference, VALUE_HEAD, critic if separate else None)

@@ -34,14 +34,14 @@ FOUR_UPDATES: Changes = {
         "iterations": 2,
         "epochs": 2,
         "minibatches": 1,
-        "micro_batch_size": 4,
+        "micro_batch_size": 8,
         "entropy_coef": 0.01,
         "learning_rate": 0.03,
         "critic_learning_rate": 0.03,
     },
     "optimizer": {"_target_": "torch.optim.SGD"},
 }
-"""Of two micro-batches each. SGD: Adam would make the same small gradient into a large step of either sign."""
+"""SGD: Adam would make the same small gradient into a large step of either sign."""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def run(bases: Path, plain: dict[str, Any], tmp_path: Path) -> Callable[..., Ppo
 
 def assert_same(watched: Watched, one: PpoRun, other: PpoRun) -> None:
     first, second = watched.losses
-    assert len(first) == len(second) == 8
+    assert len(first) == len(second) == 4
     assert first == pytest.approx(second, abs=1e-5)
     assert max(first) - min(first) > 1e-2
     assert one.figures.keys() == other.figures.keys()
@@ -146,15 +146,13 @@ CHOICES: list[tuple[str, str, str | None, tuple[Changes, ...]]] = [
     ("lora", "separate", None, (RECOMPUTED, EXACT)),
     ("dora", "policy_trunk", "base", (RECOMPUTED, EXACT)),
     ("dora", "reward_model", None, ()),
-    ("ia3", "policy_trunk", None, ()),
     ("ia3", "reward_model", "base", (RECOMPUTED,)),
     ("prompt_tuning", "policy_trunk", "base", (EXACT,)),
     ("prompt_tuning", "separate", None, (RECOMPUTED,)),
-    ("prompt_tuning", "reward_model", None, (RECOMPUTED, EXACT)),
     ("top_layers", "separate", "base", ()),
     ("top_layers", "reward_model", None, (RECOMPUTED, EXACT)),
 ]
-"""Kind, critic, start, changes: nearly every kind with every critic, and each of both with and without the rest."""
+"""Kind, critic, start, changes: each kind and each critic twice or more, with and without the rest."""
 
 
 @pytest.mark.parametrize(("kind", "critic", "start", "changes"), CHOICES)
@@ -206,7 +204,7 @@ def test_an_ensemble_on_one_policy(run: Callable[..., PpoRun], watched: Watched,
 
 @pytest.mark.parametrize(
     ("kind", "start"),
-    [("lora", None), ("dora", "base"), ("ia3", None), ("prompt_tuning", "base")],
+    [("lora", None), ("ia3", "base"), ("prompt_tuning", "base")],
 )
 def test_the_reference_is_a_frozen_copy_bit_for_bit(
     kind: str, start: str | None, run: Callable[..., PpoRun], watched: Watched

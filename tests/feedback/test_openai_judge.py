@@ -171,7 +171,7 @@ def test_the_server_says_how_long_to_wait() -> None:
 
 def test_a_slow_answer_is_not_waited_for() -> None:
     with ChatServer(YES, first=[says("yes", seconds=20.0)]) as server, at_most(10.0):
-        (answer,) = judge(server, timeout=1.0).answers([question()])
+        (answer,) = judge(server, timeout=0.5).answers([question()])
     assert answer.total_mass > 0.8
     assert len(server.received) == 2
 
@@ -182,7 +182,7 @@ def test_a_server_that_is_killed_and_comes_back() -> None:
 
     def dies(_: Any) -> Response:
         if not back:
-            back.append(threading.Timer(1.0, server.start))
+            back.append(threading.Timer(0.5, server.start))
             threading.Thread(target=server.stop).start()
             back[0].start()
         return Response(None)
@@ -207,7 +207,7 @@ def test_a_server_that_is_not_there() -> None:
 
 
 def test_a_server_that_never_answers() -> None:
-    with ChatServer(says("yes", seconds=1.0)) as server:
+    with ChatServer(says("yes", seconds=0.5)) as server:
         message = error_of(server, timeout=0.2)
     assert "did not answer within 0.2 seconds, in 2 tries" in message
     assert "judge.timeout" in message
@@ -262,10 +262,10 @@ def test_what_does_not_pass(status: int, said: str) -> None:
 def test_an_error_stops_all_others_at_once() -> None:
     """Requests that take a minute and one that waits to be repeated are dropped, and none of the rest begins."""
     slow = says("yes", seconds=60.0)
-    busy = fails(503, retry_after="1")
+    busy = fails(503, retry_after="0.8")
     with ChatServer(YES, first=[slow, busy, slow, fails(401)]) as server, at_most(8.0):
         error_of(server, asked=100, concurrency=4, timeout=100.0)
-        time.sleep(1.5)
+        time.sleep(1.1)
     assert len(server.received) == 4
 
 
