@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from tuned import KINDS, layers_of, peft
 
 from rlhf_lightning.errors import ArtifactError, RlhfError, RunDirectoryError
 from rlhf_lightning.experiment.export import export
@@ -30,41 +31,30 @@ from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_classifier, load_policy, new_classifier
 from rlhf_lightning.models.saving import save_classifier, save_policy
 from rlhf_lightning.models.tuning import tune
-from rlhf_lightning.settings.peft import TopLayers
-from rlhf_lightning.settings.run import RunSettings
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
-MERGEABLE = {
-    "lora": ["peft=lora", "peft.rank=4"],
-    "dora": ["peft=dora", "peft.rank=4"],
-    "ia3": ["peft=ia3"],
-    "top_layers": ["peft=top_layers", "peft.layers=1"],
-}
-ADAPTERS = {**MERGEABLE, "prompt_tuning": ["peft=prompt_tuning", "peft.virtual_tokens=3"]}
-
 Trained = Callable[..., RunDirectory]
 
 
 @pytest.fixture
 def trained(
     finished_run: Callable[..., RunDirectory],
-    composed: Callable[..., RunSettings],
     make_policy: Callable[..., PreTrainedModel],
     words: PreTrainedTokenizerFast,
     tmp_path: Path,
 ) -> Trained:
-    """Builds runs whose stages ppo and reward_model left models, as the overrides of `peft` say; weights are random."""
+    """Builds runs whose stages ppo and reward_model left models that were tuned in a way; weights are random."""
 
-    def build(*overrides: str, **config: Any) -> RunDirectory:
-        run = finished_run(*overrides)
+    def build(kind: str = "none", **config: Any) -> RunDirectory:
+        tuning = peft(kind)
+        run = finished_run(peft=tuning.model_dump(mode="json"))
         base = tmp_path / "base"
         make_policy(**config).save_pretrained(base)
         words.save_pretrained(base)
-        peft = composed(*overrides).peft
-        layers = peft.layers if isinstance(peft, TopLayers) else None
+        layers = layers_of(tuning)
         policy, reward = load_policy(ModelSource(str(base))), new_classifier(ModelSource(str(base)), ("reward",))
         for model, name in ((policy, POLICY), (reward, REWARD)):
-            tune(model, peft, name, words, seed=0)
+            tune(model, tuning, name, words, seed=0)
             disturb(model, name)
         save_policy(policy, words, run.stage_dir("ppo"), layers)
         save_classifier(reward, words, run.stage_dir("reward_model"), layers)
@@ -115,9 +105,9 @@ def test_a_whole_model_is_copied_bit_for_bit_with_its_card_and_nothing_else(trai
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(policy_of(run)))
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_peft_alone_opens_an_exported_adapter(kind: str, trained: Trained, tmp_path: Path) -> None:
-    run = trained(*ADAPTERS[kind])
+    run = trained(kind)
     done = export(run.path, stage="ppo", merge=False, target=None)
     assert done.directory == run.path / "exported" / "ppo"
     assert (done.model.form, done.model.method, done.model.base) == ("adapter", kind, str(tmp_path / "base"))
@@ -127,10 +117,12 @@ def test_peft_alone_opens_an_exported_adapter(kind: str, trained: Trained, tmp_p
     assert not torch.allclose(logits(policy_of(run)), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "base")))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", MERGEABLE)
+@pytest.mark.parametrize(
+    ("kind", "tied"),
+    [("lora", True), ("lora", False), ("dora", False), ("ia3", True), ("top_layers", True), ("top_layers", False)],
+)
 def test_plain_transformers_opens_a_merged_model(kind: str, tied: bool, trained: Trained, tmp_path: Path) -> None:
-    run = trained(*MERGEABLE[kind], tie_word_embeddings=tied)
+    run = trained(kind, tie_word_embeddings=tied)
     unmerged = logits(policy_of(run)).log_softmax(-1)
     done = export(run.path, stage=None, merge=True, target=None)
     assert done.directory == run.path / "exported" / "ppo-merged"
@@ -142,10 +134,11 @@ def test_plain_transformers_opens_a_merged_model(kind: str, tied: bool, trained:
 
 
 @pytest.mark.parametrize(
-    ("kind", "merge"), [*((kind, True) for kind in MERGEABLE), *((kind, False) for kind in ADAPTERS)]
+    ("kind", "merge"),
+    [("lora", True), ("top_layers", True), ("lora", False), ("dora", False), ("ia3", False), ("prompt_tuning", False)],
 )
 def test_reward_models_are_exported_too(kind: str, merge: bool, trained: Trained) -> None:
-    run = trained(*ADAPTERS[kind])
+    run = trained(kind)
     done = export(run.path, stage="reward_model", merge=merge, target=None)
     if merge:
         theirs = AutoModelForSequenceClassification.from_pretrained(done.directory)
@@ -159,15 +152,15 @@ def test_reward_models_are_exported_too(kind: str, merge: bool, trained: Trained
 
 
 @pytest.mark.parametrize("stage", ["ppo", "reward_model"])
-@pytest.mark.parametrize("overrides", [[], ADAPTERS["lora"]], ids=["whole", "adapter"])
+@pytest.mark.parametrize("kind", ["none", "lora"])
 def test_the_lines_in_the_card_open_it(
     stage: str,
-    overrides: list[str],
+    kind: str,
     trained: Trained,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = export(trained(*overrides).path, stage=stage, merge=False, target=None)
+    done = export(trained(kind).path, stage=stage, merge=False, target=None)
     lines = opening(done.model)
     assert f"```python\n{lines}\n```" in (done.directory / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(done.directory)
@@ -177,7 +170,7 @@ def test_the_lines_in_the_card_open_it(
 
 @pytest.mark.parametrize(("tied", "reason"), [(True, "is tied to its output head"), (False, "would need rows in")])
 def test_virtual_tokens_are_not_merged(tied: bool, reason: str, trained: Trained, tmp_path: Path) -> None:
-    run = trained(*ADAPTERS["prompt_tuning"], tie_word_embeddings=tied)
+    run = trained("prompt_tuning", tie_word_embeddings=tied)
     with pytest.raises(ArtifactError, match=f"cannot be merged.*{reason}.*\n.*\n.*without --merge"):
         export(run.path, stage="ppo", merge=True, target=tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
@@ -231,7 +224,7 @@ def test_a_stage_that_did_not_run_is_named(trained: Trained, tmp_path: Path) -> 
 
 
 def test_an_artifact_that_is_gone_or_has_lost_its_base_is_an_error(trained: Trained, tmp_path: Path) -> None:
-    run = trained(*ADAPTERS["lora"])
+    run = trained("lora")
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(RlhfError, match="base"):
         export(run.path, stage="ppo", merge=True, target=tmp_path / "out")
@@ -276,7 +269,7 @@ def test_an_interruption_leaves_nothing(trained: Trained, tmp_path: Path, monkey
 
 def test_the_base_of_an_adapter_is_known_by_its_weights(trained: Trained, tmp_path: Path) -> None:
     """Somebody trained the directory's model further: the adapter's updates mean nothing there."""
-    run = trained(*ADAPTERS["lora"])
+    run = trained("lora")
     base = load_policy(ModelSource(str(tmp_path / "base")))
     disturb(base, "none")
     base.save_pretrained(tmp_path / "base")
