@@ -170,7 +170,7 @@ def test_the_entropy_bonus_raises_the_entropy(make_policy: MakeModel, fit_ppo: F
         fit = fit_ppo(
             policy,
             lambda _: 0.0,
-            iterations=5,
+            iterations=3,
             entropy_coef=coef,
             value_coef=0.0,
             optimizer=ADAM,
@@ -223,7 +223,7 @@ def test_the_critic_learns_to_explain_returns(make_policy: MakeModel, fit_ppo: F
     fit = fit_ppo(
         make_policy(),
         lambda _: 2.0,
-        iterations=10,
+        iterations=7,
         epochs=4,
         learning_rate=0.03,
         value_clip_range=1.0,

@@ -225,7 +225,7 @@ def test_training_on_soft_labels_of_one_pair_leads_to_the_label(
     pair = EncodedPreference((5, 9, 7), (12, 30, 1), (8, 1), 0.0, probability)
     positive = len(labels) - 1
     batch = collate_preferences([pair] * 4, 0, 4)
-    fitted = fit(RewardModel(model, positive, settings, steps, total_steps=60), steps, [batch], epochs=60)
+    fitted = fit(RewardModel(model, positive, settings, steps, total_steps=45), steps, [batch], epochs=45)
     chosen, rejected = pair_rewards(model, positive, batch)
     assert torch.sigmoid(torch.tensor(chosen[0] - rejected[0])).item() == pytest.approx(probability, abs=0.01)
     # The entropy of the label, for the pair and, with two labels, for each of its replies: no loss can be less.
