@@ -26,7 +26,9 @@ SMALL = (
     "data.demonstrations=64",
     "comparisons.prompts=12",
     "comparisons.held_out_fraction=0.25",
+    "rollout.max_new_tokens=16",
     "ppo.learning_rate=1e-3",
+    "evaluate.splits=[iid]",
 )
 """The whole pipeline within seconds, at a step size at which the policy moves."""
 
@@ -46,6 +48,7 @@ def from_stages_of(run: Path) -> tuple[str, ...]:
     """Overrides for PPO alone, from what the other stages of a run left; several micro-batches a step, on each rank."""
     return (
         *("debug=tiny", "logger=none", "pipeline=ppo", "ppo.learning_rate=1e-3", "ppo.micro_batch_size=2"),
+        *("rollout.batch_size=8", "rollout.max_new_tokens=16"),
         *(f"ppo.policy_from={run / 'sft'}", f"ppo.reward_from={run / 'reward_model'}"),
     )
 

@@ -15,7 +15,6 @@ PAIRS = [
     ("iterations", "fsdp", ""),
     ("another critic", "fsdp", ""),
     ("limits", "ddp", ""),
-    ("frozen blocks", "ddp", ""),
     ("frozen blocks", "fsdp", "trainer=fsdp runs whole models only"),
     ("virtual tokens", "fsdp", ""),
     ("LoRA", "fsdp", "a model of its own (trainer=fsdp puts weights together for a whole policy only)"),

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import once as once_for_all
 import pytest
-from filelock import FileLock
 from reads import gold_scores, recording
 from tiny_runs import ADAPTED, CONSTITUTIONAL, TINY, logged, placed, train
 from tokenizers import Tokenizer
@@ -39,19 +39,7 @@ def no_wandb_account() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """Fills a directory for all test processes, in whichever asks first."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def fill(name: str, build: Callable[[Path], None]) -> Path:
-        directory, done = shared / name, shared / f"{name}.done"
-        with FileLock(shared / f"{name}.lock"):
-            if not done.exists():
-                directory.mkdir()
-                build(directory)
-                done.touch()
-        return directory
-
-    return fill
+    return functools.partial(once_for_all.once, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,13 @@ SIZES = (
 )
 REWARD_MODEL = (
     "pipeline.stages=[comparisons,reward_model]",
-    *("comparisons.policy_from=base", "comparisons.prompts=900", "comparisons.replies=3"),
-    *("reward_model.backbone_from=base", "reward_model.learning_rate=1e-3"),
+    *("comparisons.policy_from=base", "comparisons.prompts=500", "comparisons.replies=3"),
+    *("reward_model.backbone_from=base", "reward_model.learning_rate=2e-3"),
 )
 PPO = (
     *("pipeline.stages=[ppo,evaluate]", "ppo.policy_from=base", "evaluate.reference_from=base"),
-    *("rollout.batch_size=64", "ppo.minibatches=2", "ppo.iterations=12", "ppo.learning_rate=6e-4"),
-    *("evaluate.policies=[base,ppo]", "evaluate.splits=[validation]", "evaluate.prompts=120"),
+    *("rollout.batch_size=64", "ppo.minibatches=2", "ppo.iterations=10", "ppo.learning_rate=1e-3"),
+    *("evaluate.policies=[base,ppo]", "evaluate.splits=[validation]", "evaluate.prompts=100"),
 )
 
 

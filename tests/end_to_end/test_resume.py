@@ -248,7 +248,6 @@ STATEFUL = {
         *("peft=top_layers", "peft.layers=1", "ppo.kl_budget=0.3", "ppo.learning_rate=1e-2", "kl.coef=0.01"),
         *("kl.estimator=exact", "kl.apply_to=loss", "ppo.entropy_coef=0.01", "model.gradient_checkpointing=true"),
     ],
-    "prompt_tuning": ["peft=prompt_tuning", "peft.virtual_tokens=4"],
 }
 """What has a state of its own that an interruption must not lose."""
 
