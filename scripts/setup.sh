@@ -15,9 +15,12 @@ setup_environment() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "Installing into .venv (once; a few minutes) ..."
         "$python" -m venv .venv
-        # Bytecode is written as modules are imported: two thirds of what is installed never is.
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-            --constraint scripts/constraints.txt --editable '.[dev]'
+        # A pip as old as the interpreter takes twice as long. Bytecode is written as modules are imported: two thirds of
+        # what is installed never is.
+        local install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
+        install+=(--constraint scripts/constraints.txt)
+        "${install[@]}" --upgrade pip
+        "${install[@]}" --editable '.[dev]'
         printf '%s' "$wanted" > "$stamp"
     fi
     # shellcheck disable=SC1091

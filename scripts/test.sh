@@ -22,10 +22,9 @@ found="$(mktemp)"
 trap 'rm -f "$found"' EXIT
 { lint-imports && mypy; } > "$found" 2>&1 &
 checks=$!
-# A worker more than cores: one that waits for a process leaves its core to another. Who has nothing left takes tests over.
-workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
+# One worker a core; a worker that has nothing left takes tests from another.
 failed=0
-pytest -m "$selection" --numprocesses "$workers" --maxprocesses 8 --dist worksteal "$@" || failed=$?
+pytest -m "$selection" --numprocesses auto --maxprocesses 8 --dist worksteal "$@" || failed=$?
 wait "$checks" || failed=$?
 cat "$found"
 exit "$failed"

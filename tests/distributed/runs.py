@@ -28,7 +28,6 @@ SMALL = (
     "comparisons.held_out_fraction=0.25",
     "rollout.max_new_tokens=16",
     "ppo.learning_rate=1e-3",
-    "evaluate.splits=[iid]",
 )
 """The whole pipeline within seconds, at a step size at which the policy moves."""
 

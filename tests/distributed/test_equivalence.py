@@ -15,7 +15,7 @@ PAIRS = [
     ("iterations", "fsdp", ""),
     ("another critic", "fsdp", ""),
     ("limits", "ddp", ""),
-    ("frozen blocks", "fsdp", "trainer=fsdp runs whole models only"),
+    ("frozen blocks", "ddp", ""),
     ("virtual tokens", "fsdp", ""),
     ("LoRA", "fsdp", "a model of its own (trainer=fsdp puts weights together for a whole policy only)"),
     ("LoRA, recomputed", "ddp", "on the policy's frozen weights"),
