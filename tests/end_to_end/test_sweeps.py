@@ -27,7 +27,8 @@ SFT = ("debug=tiny", "logger=none", "data.demonstrations=64", "pipeline=sft", "c
 def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     places = [f"paths.outputs={tmp_path}", f"paths.sweep_dir={tmp_path / 'sweep'}"]
     process = forked.start(["train", "-m", *SFT, "seed=1,2,3", *places])
-    process.wait_for(lambda: (tmp_path / "sweep").is_dir() and state_of(RunDirectory(tmp_path / "sweep" / "1")) == "running")
+    second = RunDirectory(tmp_path / "sweep" / "1")
+    process.wait_for(lambda: (second.path / "run.log").exists() and state_of(second) == "running")
     process.kill_group()
     process.wait()
     cut = Sweep.open(tmp_path / "sweep")
