@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,58 +27,63 @@ def git(directory: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(directory), *identity, *arguments], check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program's own code and configs in a repository of their own."""
-    directory = tmp_path_factory.mktemp("a checkout")
-    for name in ("rlhf_lightning", "conf"):
-        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
-    shutil.copy(ROOT / ".gitignore", directory)
-    git(directory, "init")
-    git(directory, "add", ".")
-    git(directory, "commit", "-m", "as it is")
-    return directory
-
-
 def call(*command: str, code: Path, place: Path, threads: int) -> subprocess.CompletedProcess[str]:
+    """A command in a fresh interpreter, which is to find that code."""
     variables = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=variables)
 
 
-def test_a_run_from_a_changed_checkout_is_reproduced_with_the_change(
-    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Fresh interpreters, since each is to find other code."""
-    module = checkout / "rlhf_lightning" / "experiment" / "stage.py"
-    committed = module.read_text()
-    changed = committed.replace('f"{self.settings.seed}:{self.name}"', 'f"another {self.settings.seed}"')
-    assert changed != committed
-    module.write_text(changed)
-    command = (sys.executable, "-m", "rlhf_lightning", "train", *QUICK, *placed(tmp_path))
-    done = call(*command, code=checkout, place=tmp_path, threads=1)
-    assert done.returncode == 0, done.stderr
-    module.write_text(committed)
-    run = RunDirectory.open((tmp_path / "run").rename(tmp_path / "it's moved"))
+@pytest.fixture(scope="session")
+def changed(once: Callable[[str, Callable[[Path], None]], Path]) -> RunDirectory:
+    """A run from a checkout with a change that was never committed, and is gone; the run has been moved."""
 
-    script = ["bash", str(run.path / "reproduce.sh"), "--to", "again"]
+    def build(directory: Path) -> None:
+        checkout = directory / "a checkout"
+        for name in ("rlhf_lightning", "conf"):
+            shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+        shutil.copy(ROOT / ".gitignore", checkout)
+        git(checkout, "init")
+        git(checkout, "add", ".")
+        git(checkout, "commit", "-m", "as it is")
+        module = checkout / "rlhf_lightning" / "experiment" / "stage.py"
+        committed = module.read_text()
+        other = committed.replace('f"{self.settings.seed}:{self.name}"', 'f"another {self.settings.seed}"')
+        assert other != committed
+        module.write_text(other)
+        command = (sys.executable, "-m", "rlhf_lightning", "train", *QUICK, *placed(directory))
+        done = call(*command, code=checkout, place=directory, threads=1)
+        assert done.returncode == 0, done.stderr
+        module.write_text(committed)
+        (directory / "run").rename(directory / "it's moved")
+
+    return RunDirectory.open(once("changed", build) / "it's moved")
+
+
+def test_other_code_is_refused_or_comes_to_other_figures(
+    changed: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code of this process, without the change."""
+    rerun = ["rerun", str(changed.path), "--to", str(tmp_path / "again")]
+    assert main(rerun) == 2
+    assert "the code of rlhf_lightning" in capsys.readouterr().err
+    assert main([*rerun, "--force"]) == 3
+    assert "stages.sft.loss" in capsys.readouterr().out
+    other = finished_metrics(RunDirectory.open(tmp_path / "again"))
+    assert other["stages"]["sft"]["loss"] != finished_metrics(changed)["stages"]["sft"]["loss"]
+
+
+def test_its_own_script_reproduces_it_with_the_change(changed: RunDirectory, tmp_path: Path) -> None:
+    script = ["bash", str(changed.path / "reproduce.sh"), "--to", "again"]
     # Another number of threads, and other code to be found first: neither may matter.
     done = call(*script, code=ROOT, place=tmp_path, threads=2)
     assert done.returncode == 0, done.stderr
     assert "The same: all" in done.stdout
     again = RunDirectory.open(tmp_path / "again")
     weights = "model.safetensors"
-    assert fingerprints(again.path / "sft")[weights] == fingerprints(run.path / "sft")[weights]
+    assert fingerprints(again.path / "sft")[weights] == fingerprints(changed.path / "sft")[weights]
     report = json.loads((again.path / "reproduction.json").read_text())
-    assert (report["of"], report["differences"]) == (str(run.path), [])
+    assert (report["of"], report["differences"]) == (str(changed.path), [])
     origin = again.provenance
     assert origin is not None
     assert origin["environment"]["OMP_NUM_THREADS"] == "1"
-    assert origin["git"]["diff"] == (run.provenance or {})["git"]["diff"]
-
-    # The code of this process, without the change, is other code, and comes to other figures.
-    assert main(["rerun", str(run.path)]) == 2
-    assert "the code of rlhf_lightning" in capsys.readouterr().err
-    assert main(["rerun", str(run.path), "--force"]) == 3
-    assert "stages.sft.loss" in capsys.readouterr().out
-    other = finished_metrics(RunDirectory.open(tmp_path / "it's moved-rerun"))
-    assert other["stages"]["sft"]["loss"] != finished_metrics(run)["stages"]["sft"]["loss"]
+    assert origin["git"]["diff"] == (changed.provenance or {})["git"]["diff"]

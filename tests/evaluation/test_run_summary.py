@@ -50,7 +50,7 @@ def test_two_policies_on_two_splits_fit_eighty_characters(tmp_path: Path) -> Non
 def test_splits_that_do_not_fit_beside_each_other_stand_below(tmp_path: Path, width: int, tables: int) -> None:
     evaluate = {policy: {**by_split, "validation": by_split["iid"]} for policy, by_split in COURTESY.items()}
     lines = _shown(render_summary({"evaluate": evaluate}, tmp_path), width)
-    assert sum(line.strip().startswith("split") for line in lines) == tables
+    assert sum(line.split()[:1] == ["split"] for line in lines) == tables
     assert sum(line.count("[-0.61, -0.40]") for line in lines) == 2
     assert not any("…" in line for line in lines)
 
