@@ -16,7 +16,8 @@ from rlhf_lightning.comparison.differing import SEED
 from rlhf_lightning.comparison.metrics import SECONDS, figures_of
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.errors import ComparisonError
-from rlhf_lightning.experiment.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS, Loader
+from rlhf_lightning.experiment.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS
+from rlhf_lightning.experiment.yaml_loader import Loader
 from rlhf_lightning.settings.readers import leaves
 
 DEEPEST = 6

@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rlhf_lightning.errors import RunDirectoryError
+from rlhf_lightning.experiment.yaml_loader import Loader
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"
@@ -32,9 +33,6 @@ RUN_LOG = "run.log"
 LATEST = "latest"
 LOCK = ".lock"
 SWEEP = "sweep.json"
-
-Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The C library's parser where PyYAML was built with it: ten times as fast, which a hundred runs notice."""
 
 RunState = Literal["pending", "running", "finished", "failed", "interrupted"]
 """`pending`: it has its directory and config, and no process has begun with it yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ PROVENANCE_OF_A_RUN = {
     "packages": {"torch": "2.13.0"},
     "data": {},
 }
+
+
+@pytest.fixture(scope="session")
+def write_options() -> Callable[[Path, Mapping[str, str]], None]:
+    """Fills a config folder: text by the name of its option, `group/option`."""
+
+    def write(folder: Path, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            path = folder / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+    return write
 
 
 @pytest.fixture(scope="session")

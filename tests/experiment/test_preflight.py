@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.config.preflight import check_run, check_sweep
 from rlhf_lightning.experiment.config.surroundings import check_run_directory
-
-WriteOption = Callable[[str, str], None]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +34,10 @@ EXPERIMENTS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, write_options: Callable[[Path, Mapping[str, str]], None]) -> Path:
     """A folder with a folder `mine` of those experiments."""
     folder = tmp_path_factory.mktemp("folder")
-    (folder / "mine" / "experiment").mkdir(parents=True)
-    for name, text in EXPERIMENTS.items():
-        (folder / "mine" / "experiment" / f"{name}.yaml").write_text(text)
+    write_options(folder / "mine" / "experiment", EXPERIMENTS)
     return folder
 
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.run_directory import Loader
+from rlhf_lightning.experiment.yaml_loader import Loader
 from rlhf_lightning.tracking.redaction import redact_override
 
 CONFIG_NAME = "train"
