@@ -7,17 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.text import Text
 
 from rlhf_lightning.cli.console import show_outcome, stdout
 from rlhf_lightning.cli.train_help import help_text
-from rlhf_lightning.errors import ConfigError, Problem, RlhfError
+from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.surroundings import check_run_directory
-from rlhf_lightning.experiment.config.task import job_directory, job_settings, typed_overrides
+from rlhf_lightning.experiment.config.task import told_to_job
 from rlhf_lightning.experiment.launch import announce, carry_out, follow, meet
 from rlhf_lightning.experiment.resume import (
     AUTO,
@@ -27,9 +26,10 @@ from rlhf_lightning.experiment.resume import (
     goes_on_by_itself,
     split_resume,
 )
-from rlhf_lightning.experiment.run import Outcome, joins_a_run
-from rlhf_lightning.experiment.run_directory import RunDirectory, holds_a_run, pin_latest, point_latest, writing_to
+from rlhf_lightning.experiment.run import joins_a_run
+from rlhf_lightning.experiment.run_directory import RunDirectory, holds_a_run, pin_latest, point_latest
 from rlhf_lightning.ranks import this_place
+from rlhf_lightning.settings.run import RunSettings
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,7 +98,7 @@ def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
     if joins_a_run():
         return follow().exit_code
     check_run_directory(directory)
-    return _start(tree, others, directory)
+    return _start(tree, settings, directory, others)
 
 
 def go_on(continuation: Continuation) -> int:
@@ -119,30 +119,14 @@ def go_on(continuation: Continuation) -> int:
     return outcome.exit_code
 
 
-def _start(tree: ConfigTree, overrides: Sequence[str], directory: Path) -> int:
-    ended: list[tuple[Outcome, RunDirectory]] = []
-    refusals: list[RlhfError] = []
-
-    def task(config: DictConfig) -> None:
-        try:
-            ended.append(_run_job(config))
-        except RlhfError as error:
-            refusals.append(error)  # Hydra would announce it in its own words as well
-
-    with writing_to(directory):
-        tree.hydra.run(CONFIG_NAME, task, as_hydra_reads(tree, tree.parse(overrides)))
-    if refusals:
-        raise refusals[0]
-    outcome, run_dir = ended[0]
-    show_outcome(outcome, run_dir.path)
-    return outcome.exit_code
-
-
-def _run_job(config: DictConfig) -> tuple[Outcome, RunDirectory]:
+def _start(tree: ConfigTree, settings: RunSettings, directory: Path, overrides: Sequence[str]) -> int:
     """Claims the run directory and runs the pipeline in it."""
-    settings = job_settings(config, job_directory())
-    typed = typed_overrides()
-    run_dir = RunDirectory.create(job_directory(), settings.model_dump(mode="json"), typed)
+    directory = directory.absolute()
+    settings = settings.model_copy(update={"paths": settings.paths.model_copy(update={"run_dir": str(directory)})})
+    typed = told_to_job(as_hydra_reads(tree, tree.parse(overrides)))
+    run_dir = RunDirectory.create(directory, settings.model_dump(mode="json"), typed)
     point_latest(Path(settings.paths.outputs), run_dir.path)
     announce(run_dir)
-    return carry_out(settings, run_dir, typed), run_dir
+    outcome = carry_out(settings, run_dir, typed)
+    show_outcome(outcome, run_dir.path)
+    return outcome.exit_code

@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+import hydra
 import yaml
-from hydra import version
-from hydra._internal.defaults_list import DefaultsList
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -42,11 +42,11 @@ class ConfigTree:
     """The config folder, and what can be asked of it.
 
     Args:
-        hydra: Hydra, initialised on the folder.
+        hydra: what `GlobalHydra` holds once Hydra is initialised on the folder.
         folders: where config files are looked for, first match wins.
     """
 
-    hydra: Hydra
+    hydra: Any
     folders: tuple[Path, ...]
 
     @classmethod
@@ -70,11 +70,14 @@ class ConfigTree:
     @functools.cache  # noqa: B019  a tree lives as long as the process
     def options(self, group: str) -> tuple[str, ...]:
         """The options of a group; empty where there is no such group."""
-        if "=" in group or not self.hydra.config_loader.list_groups(group.rpartition("/")[0]):
+        parent, _, name = group.rpartition("/")
+        if "=" in group or name not in self._groups_in(parent):
             return ()
-        siblings = self.hydra.config_loader.list_groups(group.rpartition("/")[0])
-        known = group.rpartition("/")[2] in siblings
-        return tuple(self.hydra.config_loader.get_group_options(group)) if known else ()
+        return tuple(self.hydra.config_loader.get_group_options(group))
+
+    @functools.cache  # noqa: B019
+    def _groups_in(self, parent: str) -> frozenset[str]:
+        return frozenset(self.hydra.config_loader.list_groups(parent))
 
     @functools.cache  # noqa: B019
     def choices(self) -> dict[str, str | None]:
@@ -110,8 +113,7 @@ class ConfigTree:
             ConfigError: if the files cannot be put together.
         """
         try:
-            loader = self.hydra.config_loader
-            return loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.RUN)
+            return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
         except yaml.YAMLError as error:
             raise ConfigError([yaml_problem(error)]) from error
         except MissingConfigException as error:
@@ -128,10 +130,8 @@ class ConfigTree:
         return None
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
-    def _defaults(self, overrides: tuple[str, ...]) -> DefaultsList:
-        loader = self.hydra.config_loader
-        found: DefaultsList = loader.compute_defaults_list(CONFIG_NAME, list(overrides), RunMode.RUN)
-        return found
+    def _defaults(self, overrides: tuple[str, ...]) -> Any:
+        return self.hydra.config_loader.compute_defaults_list(CONFIG_NAME, list(overrides), RunMode.RUN)
 
     def _find_in(self, default: ResultDefault, key: str) -> str | None:
         package = (default.package or "").removeprefix("_global_").strip(".")
@@ -155,20 +155,29 @@ def display(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+class OwnFolder(SearchPathPlugin):
+    """Hydra plugin that puts a user's own config folder in front of the program's."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Prepends the folder, where there is one."""
+        if self.folder is not None:
+            anchor = SearchPathQuery(provider="main")
+            search_path.prepend(provider="command-line", path=f"file://{self.folder}", anchor=anchor)
+
+
 @functools.cache
 def _opened(folders: tuple[Path, ...]) -> ConfigTree:
-    version.setbase("1.3")
-    GlobalHydra.instance().clear()
-    return ConfigTree(Hydra.create_main_hydra2("rlhf", _search_path(folders)), folders)
-
-
-def _search_path(folders: Sequence[Path]) -> ConfigSearchPath:
     *own, conf = folders
-    search_path = create_config_search_path(str(conf))
-    for folder in own:
-        anchor = SearchPathQuery(provider="main")
-        search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=anchor)
-    return search_path
+    Plugins.instance().register(OwnFolder)
+    GlobalHydra.instance().clear()
+    OwnFolder.folder = own[0] if own else None
+    try:
+        hydra.initialize_config_dir(str(conf), job_name="rlhf", version_base="1.3")
+    finally:
+        OwnFolder.folder = None
+    return ConfigTree(GlobalHydra.instance().hydra, folders)
 
 
 def line_of(path: Path, keys: Sequence[str]) -> int | None:

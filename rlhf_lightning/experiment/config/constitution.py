@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from omegaconf._utils import get_yaml_loader
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from rlhf_lightning.constitutions.checks import principle_problems
@@ -177,18 +178,20 @@ def is_path(name: str) -> bool:
 def _contents(path: Path) -> Mapping[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
-            raw = yaml.load(file, Loader=get_yaml_loader())
+            node = yaml.compose(file, yaml.SafeLoader)
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if isinstance(node, yaml.MappingNode) else {}
     except yaml.YAMLError as error:
         raise ConfigError([yaml_problem(error)]) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else reason
         raise _wrong(f"{display(path)} cannot be read: {reason}", "name another file, or mend this one") from error
-    if raw is None:
+    if node is None:
         raise _wrong(f"{display(path)} is empty", "begin with: extends: [harmless]")
-    if not isinstance(raw, dict):
-        what = "a list" if isinstance(raw, list) else "a single value"
+    if not isinstance(node, yaml.MappingNode):
+        what = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         raise _wrong(f"{display(path)} holds {what}, not the keys of a constitution", "begin with: principles:")
-    return raw
+    return cast(dict[str, Any], raw)
 
 
 def _wrong(what: str, fix: str) -> ConfigError:

@@ -242,6 +242,12 @@ def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
     if composed.hydra.job.chdir:
         what = "paths in the config are relative to where the program was started, and this would move it"
         problems.append(Problem("hydra.job.chdir", what, fix="leave it false; a run writes to paths.run_dir"))
+    if composed.hydra.callbacks:
+        what = "Hydra's callbacks are not called: a run and the jobs of a sweep are not Hydra's jobs"
+        problems.append(Problem("hydra.callbacks", what, fix="use callbacks.extra for Lightning's"))
+    if composed.hydra.job.env_set:
+        what = "is not set: a run and the jobs of a sweep are not Hydra's jobs"
+        problems.append(Problem("hydra.job.env_set", what, fix="export the variables in the shell"))
     return problems
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.job_overrides import as_hydra_reads, as_shown, section_of, sort_overrides
-
-BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 OF_THE_SWEEP = ("sweep", "launcher")
 """Sections that concern a sweep as a whole, as do Hydra's own."""
@@ -43,7 +40,7 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
         what = "an interval needs a sweeper that draws from it"
         fix = "list values (a,b,c) or range(start,stop,step), or choose hydra/sweeper="
         raise ConfigError([Problem(section_of(one), what, as_shown(one), fix) for one in intervals])
-    jobs = [[*own, *job] for batch in BasicSweeper.split_arguments(task, None) for job in batch]
+    jobs = [[*own, *job] for job in itertools.product(*map(_values, task))]  # the last key changes fastest
     if not jobs:
         raise ConfigError([Problem("-m", "the sweep has no job", fix="a range(...) or glob(...) in it is empty")])
     return jobs
@@ -66,7 +63,7 @@ def shared_config(tree: ConfigTree, overrides: Sequence[Override]) -> DictConfig
 
 def draws(config: DictConfig) -> bool:
     """Whether a sweep's jobs are chosen as it goes, by how the last ones went."""
-    return bool(config.hydra.sweeper.get("_target_") != BASIC_SWEEPER)
+    return bool(config.hydra.runtime.choices["hydra/sweeper"] != "basic")
 
 
 def swept_overrides(tree: ConfigTree, config: DictConfig, overrides: Sequence[Override]) -> list[Override]:

@@ -17,11 +17,6 @@ from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.settings.run import RunSettings
 
 
-def job_directory() -> Path:
-    """Where the current Hydra job writes."""
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
 def job_settings(config: DictConfig, directory: Path) -> RunSettings:
     """The checked settings of a Hydra job; `paths.run_dir` says where it really writes.
 

@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
@@ -31,10 +30,10 @@ class LauncherError(RlhfError):
     """A launcher ended before its jobs did."""
 
 
-class PreparedJobs(ConfigLoaderImpl):
-    """Answers Hydra's launchers, which compose a config for each job they start: a job has its own already.
+class PreparedJobs:
+    """Stands for the config loader and the callbacks that Hydra's launchers ask about each job they start.
 
-    Composing takes half a second, and all that these configs would differ in is the job's directory.
+    A job has a config of its own already, and was checked: composing it again takes half a second.
     """
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -43,6 +42,12 @@ class PreparedJobs(ConfigLoaderImpl):
         (override,) = sweep_overrides
         config.hydra.sweep.subdir = override.removeprefix(SUBDIR)
         return config
+
+    def on_job_start(self, **_: Any) -> None:
+        """Nothing: Hydra's callbacks are refused before a sweep starts."""
+
+    def on_job_end(self, **_: Any) -> None:
+        """Nothing, as before."""
 
 
 def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
@@ -63,10 +68,9 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
         config.hydra.sweep.dir = str(sweep.directory)
         config.launcher = plan.launcher
         config.hydra.launcher = plan.hydra_launcher
+    prepared: Any = PreparedJobs()
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(
-            config_loader=PreparedJobs(tree.hydra.config_loader.get_search_path()), callbacks=Callbacks(config)
-        ),
+        hydra_context=HydraContext(config_loader=prepared, callbacks=prepared),
         task_function=run_prepared,
         config=config,
     )
