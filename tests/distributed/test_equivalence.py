@@ -13,7 +13,6 @@ PAIRS = [
     ("pipeline", "fsdp", ""),
     ("iterations", "ddp", ""),
     ("iterations", "fsdp", ""),
-    ("another critic", "fsdp", ""),
     ("limits", "ddp", ""),
     ("frozen blocks", "ddp", ""),
     ("virtual tokens", "fsdp", ""),

@@ -27,7 +27,6 @@ TRAININGS = {
     "pipeline": Training(None),
     # Interrupted elsewhere, and gone on with.
     "iterations": Training("pipeline", ("ppo.iterations=3", "callbacks.keep_last=10")),
-    "another critic": Training("pipeline", ("ppo.critic=reward_model", *EXACT, "ppo.entropy_coef=0.01")),
     "limits": Training(
         "pipeline",
         (
@@ -39,7 +38,10 @@ TRAININGS = {
     "frozen blocks": Training(
         "pipeline", ("peft=top_layers", "peft.layers=1", *EXACT), alone=("peft.reuse_trunk=false",)
     ),
-    "virtual tokens": Training("pipeline", ("peft=prompt_tuning", "peft.virtual_tokens=4")),
+    "virtual tokens": Training(
+        "pipeline",
+        (*("peft=prompt_tuning", "peft.virtual_tokens=4"), "ppo.critic=reward_model", *EXACT, "ppo.entropy_coef=0.01"),
+    ),
     # The same as one process makes with all models on one backbone.
     "LoRA": Training(None, (*LORA, *TO_PPO), alone=SHARED),
     # Reference and critic switch adapters while the policy's own forward pass waits for its backward.
