@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,29 @@ def test_the_program_reads_this_folder() -> None:
     assert len(FILES) > 35
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent != CONF], ids=name_of)
-def test_every_option_composes_and_fits_the_schema(tree: ConfigTree, path: Path) -> None:
-    if path.parent.name != "hydra":
+def batches() -> list[list[Path]]:
+    """All options, as few configs as they fit into: one of each group, an overlay alone."""
+    groups: dict[Path, list[Path]] = {}
+    for path in FILES:
+        if path.parent not in (CONF, CONF / "hydra"):
+            groups.setdefault(path if is_overlay(path) or path.parent.name == "stage" else path.parent, []).append(path)
+    single = [options for place, options in groups.items() if place.suffix and place.parent.name != "stage"]
+    stages = [path for place, options in groups.items() if place.parent.name == "stage" for path in options]
+    others = [options for place, options in groups.items() if not place.suffix]
+    return [*single, stages, *([path for path in row if path] for row in zip_longest(*others))]
+
+
+@pytest.mark.parametrize("paths", batches(), ids=lambda paths: name_of(paths[0]))
+def test_every_option_composes_and_fits_the_schema(tree: ConfigTree, paths: list[Path]) -> None:
+    for path in paths:
         assert path.stem in tree.options(path.parent.name)
-        # Values that only a user can give may be missing; everything that is there is checked.
-        check_run(tree, [choice_of(path)], to_show=True)
-    else:
-        assert tree.compose(()).hydra.job.chdir is False
+    # Values that only a user can give may be missing, and groups may contradict each other: every section is checked.
+    check_run(tree, [choice_of(path) for path in paths], to_show=True)
+
+
+def test_batches_hold_every_option() -> None:
+    tried = [path for paths in batches() for path in paths]
+    assert sorted(tried) == [path for path in FILES if path.parent not in (CONF, CONF / "hydra")]
 
 
 @pytest.mark.parametrize("debug", ["", "debug=tiny"])
