@@ -28,7 +28,7 @@ from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
 from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.settings.stages import PpoSettings
+from rlhf_lightning.settings.stages.ppo import PpoSettings
 
 PPO_VALUES: dict[str, Any] = {
     "policy_from": "sft",

@@ -25,7 +25,7 @@ from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.settings.peft import Ia3
-from rlhf_lightning.settings.run import STAGE_NAMES
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.worlds.courtesy.base_model import new_model
 from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
 
@@ -254,7 +254,7 @@ def test_the_table_of_groups_is_what_stands_in_conf(tree: ConfigTree) -> None:
 
 
 def test_the_table_of_stages_names_them_all_in_order() -> None:
-    assert [codes(stage)[0] for stage, *_ in table("Stages")] == list(STAGE_NAMES)
+    assert [codes(stage)[0] for stage, *_ in table("Stages")] == list(STAGES)
 
 
 def test_the_example_records_are_read_as_what_they_are_called() -> None:

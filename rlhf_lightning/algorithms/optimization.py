@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlhf_lightning.settings.stages import SupervisedLoop
+from rlhf_lightning.settings.stages.supervised import SupervisedLoop
 
 
 class OptimizerFactory(Protocol):

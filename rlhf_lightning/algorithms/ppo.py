@@ -19,7 +19,7 @@ from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_los
 from rlhf_lightning.rollouts.buffer import Minibatch
 from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.rollouts.rollout import Rollout
-from rlhf_lightning.settings.stages import PpoSettings
+from rlhf_lightning.settings.stages.ppo import PpoSettings
 
 
 class PPO(pl.LightningModule):

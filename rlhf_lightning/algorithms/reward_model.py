@@ -17,7 +17,7 @@ from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
 from rlhf_lightning.rewards.classifier import classifier_logits
-from rlhf_lightning.settings.stages import RewardModelSettings
+from rlhf_lightning.settings.stages.reward_model import RewardModelSettings
 
 
 class PairLogits(NamedTuple):

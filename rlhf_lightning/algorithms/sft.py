@@ -15,7 +15,7 @@ from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import masked_sum
-from rlhf_lightning.settings.stages import SftSettings
+from rlhf_lightning.settings.stages.sft import SftSettings
 
 
 class SupervisedFineTuning(pl.LightningModule):

@@ -14,6 +14,7 @@ from rich.text import Text
 from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.record import JobState, Sweep, state_of
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.tracking.history_file import read_history
 
 COLUMNS = ("job", "overrides", "state", "stage", "progress", "objective", "seconds")
@@ -26,8 +27,6 @@ COLOURS: Mapping[JobState, str] = {
     "dead": "red",
     "interrupted": "yellow",
 }
-ROUNDS = {"sft": "epochs", "revision_sft": "epochs", "reward_model": "epochs", "ppo": "iterations"}
-"""The key that says how many rounds a stage has."""
 
 
 def show_jobs(sweep: Sweep) -> None:
@@ -76,11 +75,12 @@ def _row(job: RunDirectory, state: JobState, shared: set[str]) -> list[Text]:
 
 def _progress(job: RunDirectory, stage: str | None) -> str:
     """Rounds that a stage has logged, of how many; empty for a stage without rounds."""
-    if stage not in ROUNDS:
+    rounds = STAGES[stage].rounds if stage in STAGES else None
+    if stage is None or rounds is None:
         return ""
     config: Any = job.config
     epochs = [row.value for row in read_history(job.path) if row.stage == stage and row.name == "epoch"]
-    return f"{int(epochs[-1]) + 1 if epochs else 0}/{config[stage][ROUNDS[stage]]}"
+    return f"{int(epochs[-1]) + 1 if epochs else 0}/{config[stage][rounds]}"
 
 
 def _totals(states: Counter[JobState]) -> Text:

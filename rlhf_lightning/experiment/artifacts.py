@@ -13,7 +13,8 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource, is_adapter
 from rlhf_lightning.settings.model import HubModel, ScratchModel
 from rlhf_lightning.settings.peft import QLora
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.worlds import courtesy
 
 BASE = "base"
@@ -33,7 +34,7 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
     if name == BASE:
         source = _base(settings, run, data)
     else:
-        if name in STAGE_NAMES:
+        if name in STAGES:
             name = str(finished(run.stage_dir(name), name))
         base = _base(settings, run, data) if is_adapter(Path(name)) else None
         source = ModelSource(name, dtype=settings.model.dtype, base=base)

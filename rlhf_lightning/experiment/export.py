@@ -8,13 +8,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ArtifactError
-from rlhf_lightning.experiment.exported_model import ExportedModel, Form, ModelStage
+from rlhf_lightning.experiment.exported_model import ExportedModel, Form
 from rlhf_lightning.experiment.model_card import model_card
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.adapter_files import read_adapter
@@ -23,8 +22,8 @@ from rlhf_lightning.models.hub import ModelSource, is_adapter
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
 from rlhf_lightning.models.saving import save_classifier, save_policy
 from rlhf_lightning.models.virtual_tokens import virtual_tokens
+from rlhf_lightning.settings.stages import TRAINED
 
-MODEL_STAGES: tuple[ModelStage, ...] = get_args(ModelStage)
 EXPORTED = "exported"
 CARD = "README.md"
 MODEL_FILES = (
@@ -80,18 +79,18 @@ def export(run_dir: Path, *, stage: str | None, merge: bool, target: Path | None
     return Export(target, model)
 
 
-def _artifact(run: RunDirectory, stage: str | None) -> tuple[ModelStage, Path]:
+def _artifact(run: RunDirectory, stage: str | None) -> tuple[str, Path]:
     """The stage to export and its directory.
 
     Raises:
         ArtifactError: it has not finished, or is no stage that leaves a model.
     """
     status = run.status
-    left: dict[str, ModelStage] = {name: name for name in MODEL_STAGES if name in status.artifacts}
+    left = [name for name in TRAINED if name in status.artifacts]
     if stage is None and status.state == "finished":
         stage = next((name for name in reversed(status.artifacts) if name in left), None)
-    if stage in left:
-        return left[stage], run.path / status.artifacts[stage]
+    if stage is not None and stage in left:
+        return stage, run.path / status.artifacts[stage]
     there = f"export what it has: --stage {' or '.join(left)}" if left else "there is no other model to export"
     if status.state == "finished":
         named = f" of stage {stage}" if stage is not None else ""
@@ -101,7 +100,7 @@ def _artifact(run: RunDirectory, stage: str | None) -> tuple[ModelStage, Path]:
     raise ArtifactError(f"The run is {status.state}{named}.", where=str(run.path), fix=f"{end}; or {there}")
 
 
-def _described(run: RunDirectory, stage: ModelStage, artifact: Path, *, merge: bool, chats: bool) -> ExportedModel:
+def _described(run: RunDirectory, stage: str, artifact: Path, *, merge: bool, chats: bool) -> ExportedModel:
     if not is_adapter(artifact):
         return ExportedModel(run, stage, "whole", chats)
     form: Form = "merged" if merge else "adapter"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.settings.stages import TRAINED
 from rlhf_lightning.worlds import courtesy
 
 Form = Literal["whole", "adapter", "merged"]
-ModelStage = Literal["sft", "revision_sft", "reward_model", "ppo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class ExportedModel:
     """
 
     run: RunDirectory
-    stage: ModelStage
+    stage: str
     form: Form
     chats: bool
     base: str | None = None
@@ -32,7 +32,7 @@ class ExportedModel:
 
     @property
     def is_policy(self) -> bool:
-        return self.stage != "reward_model"
+        return TRAINED[self.stage].head == "policy"
 
     @property
     def is_synthetic(self) -> bool:

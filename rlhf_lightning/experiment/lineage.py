@@ -10,7 +10,9 @@ from typing import Any
 from rlhf_lightning.experiment.artifacts import BASE
 from rlhf_lightning.experiment.run_directory import METRICS, RunDirectory
 from rlhf_lightning.settings.model import CourtesyModel, HubModel
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, StageName, stage_inputs
+from rlhf_lightning.settings.readers import stage_inputs
+from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.tracking.lineage import Artifact, model_artifact, stage_artifact
 from rlhf_lightning.worlds import courtesy
 
@@ -45,7 +47,7 @@ def left_by(
 
 def _input(name: str, settings: RunSettings, run: RunDirectory, key_of: KeyOf) -> Artifact | None:
     """One input; None where there is nothing to refer to yet, such as a model that will be made from scratch."""
-    if name in STAGE_NAMES:
+    if name in STAGES:
         return stage_artifact(name, key_of(name), run.stage_dir(name), {DIGEST: key_of(name)})
     if name == BASE:
         model = settings.model
@@ -65,7 +67,7 @@ def _model(name: str, revision: str | None) -> Artifact:
 def _of_another_run(directory: Path) -> Artifact | None:
     """What a stage of another run left, under the name that it has there."""
     metrics, stage = directory.resolve().parent / METRICS, directory.resolve().name
-    if stage not in STAGE_NAMES or not metrics.exists():
+    if stage not in STAGES or not metrics.exists():
         return None
     key = json.loads(metrics.read_text(encoding="utf-8"))["stages"].get(stage, {}).get("key")
     return stage_artifact(stage, key, directory, {DIGEST: key}) if key else None

@@ -13,20 +13,11 @@ from rlhf_lightning import __version__
 from rlhf_lightning.evaluation.summary import ROWS, Row, short_name, written
 from rlhf_lightning.experiment.exported_model import ExportedModel, opening
 from rlhf_lightning.experiment.provenance.secrets import redact as redact_text
+from rlhf_lightning.settings.stages import TRAINED
 from rlhf_lightning.tracking.redaction import redact, redact_override
 
-MADE_BY = {
-    "sft": "A language model that was fine-tuned on demonstrations",
-    "revision_sft": "A language model that was fine-tuned on revisions by the principles of a constitution",
-    "ppo": "A language model that was optimised with PPO against a reward",
-    "reward_model": "A reward model that was trained on comparisons of replies",
-}
-STARTS_FROM = {
-    "sft": "policy_from",
-    "revision_sft": "policy_from",
-    "ppo": "policy_from",
-    "reward_model": "backbone_from",
-}
+MADE_BY = {name: model.title for name, model in TRAINED.items()}
+STARTS_FROM = {name: model.started_from for name, model in TRAINED.items()}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SYNTHETIC = (
     "**Synthetic.** All data are of the courtesy world: a small artificial language whose texts, comparisons and "

@@ -17,13 +17,13 @@ from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.experiment.config.validation import settings_from, show
 from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, holds_a_run
-from rlhf_lightning.settings.readers import FREE, WATCHING, is_among, leaves
+from rlhf_lightning.settings.readers import FREE, WATCHED, is_among, leaves
 from rlhf_lightning.settings.run import RunSettings
 
 AUTO = "auto"
 KEY = "resume"
 
-MAY_CHANGE = FREE | WATCHING
+MAY_CHANGE = FREE | WATCHED
 """Sections and keys that a run may go on with other values of."""
 
 MISSING = "(none)"

@@ -25,7 +25,7 @@ from rlhf_lightning.experiment.rewind import journals_of
 from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.experiment.strategy import Launched, lightning_strategy
 from rlhf_lightning.ranks import this_place
-from rlhf_lightning.settings.stages import SupervisedLoop
+from rlhf_lightning.settings.stages.supervised import SupervisedLoop
 
 LOG_EVERY_STEPS = 10
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from rlhf_lightning.settings.marks import NO_EFFECT, ModelRef, StageRef
 from rlhf_lightning.settings.section import Count, Name, NonNegative, Positive, Section
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -69,21 +70,21 @@ class LocalJudge(JudgeSection):
         batch_size: questions a forward pass; does not change the answers.
     """
 
-    batch_size: Count
+    batch_size: Annotated[Count, NO_EFFECT]
 
 
 class SelfJudge(LocalJudge):
     """The policy's own start model (or any stage, directory or hub id)."""
 
     kind: Literal["self"]
-    model_from: Name
+    model_from: StageRef
 
 
 class HubJudge(LocalJudge):
     """Any Transformers causal LM."""
 
     kind: Literal["hub"]
-    name_or_path: Name
+    name_or_path: ModelRef
     revision: Name | None
     dtype: Literal["float32", "bfloat16", "float16"]
     trust_remote_code: bool
@@ -108,15 +109,15 @@ class OpenAiJudge(JudgeSection):
     kind: Literal["openai"]
     base_url: Name
     model: Name
-    api_key_env: Name | None
+    api_key_env: Annotated[Name | None, NO_EFFECT]
     logprobs: bool
-    concurrency: Count
-    requests_per_minute: Count | None
-    timeout: Positive
-    max_retries: Annotated[int, Field(ge=0)]
-    cache: Name | None
-    price_per_million_input: NonNegative
-    price_per_million_output: NonNegative
+    concurrency: Annotated[Count, NO_EFFECT]
+    requests_per_minute: Annotated[Count | None, NO_EFFECT]
+    timeout: Annotated[Positive, NO_EFFECT]
+    max_retries: Annotated[int, Field(ge=0), NO_EFFECT]
+    cache: Annotated[Name | None, NO_EFFECT]
+    price_per_million_input: Annotated[NonNegative, NO_EFFECT]
+    price_per_million_output: Annotated[NonNegative, NO_EFFECT]
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> OpenAiJudge:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf_lightning.settings.marks import NO_EFFECT
 from rlhf_lightning.settings.section import Count, Name, Section
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -15,7 +16,7 @@ class LanguageModel(Section):
     """What every model group has."""
 
     dtype: DType
-    gradient_checkpointing: bool
+    gradient_checkpointing: Annotated[bool, NO_EFFECT]
     share_backbone: Literal["auto", True, False]
 
 

@@ -1,82 +1,100 @@
-"""Which stage reads which key of a config, and which keys decide nothing.
+"""Which stage reads which key of a config, what it takes in, and which keys decide nothing.
 
-One table for all who ask: the preflight, which refuses an override that no stage of the pipeline reads; the stage
-cache, whose keys hold what a stage reads; and a run that goes on, which may be told anew what decides nothing.
+Derived from what the stages declare (`settings/stages/`) and from the marks of the keys, for all who ask: the
+preflight, which refuses an override that no stage of the pipeline reads; the stage cache, whose keys hold what a stage
+reads; and a run that goes on, which may be told anew what decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, StageName
+from pydantic import BaseModel
 
-EVERY: frozenset[StageName] = frozenset(STAGE_NAMES)
-TRAINING: frozenset[StageName] = frozenset({"sft", "revision_sft", "reward_model", "ppo"})
-JUDGED: frozenset[StageName] = frozenset({"judge_calibration", "ai_feedback", "evaluate"})
+from rlhf_lightning.settings.marks import NO_EFFECT, WATCHING, marked, references
+from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.settings.stages import STAGES, TRAINED
+from rlhf_lightning.settings.stages.stage import BY_EVERY_STAGE, FROM_DATA
 
-READERS: dict[str, frozenset[StageName]] = {
-    **{stage: frozenset({stage}) for stage in STAGE_NAMES},
-    **{section: frozenset({"ppo"}) for section in ("kl", "reference", "advantage", "reward")},
-    "constitution": JUDGED | {"critique_revision"},
-    **{f"constitution.{key}": frozenset({"critique_revision"}) for key in ("revisions", "critique", "train_on")},
-    "constitution.mix_helpful": frozenset({"critique_revision"}),
-    "judge": JUDGED,
-    "reward_model.pairing": frozenset({"comparisons", "judge_calibration", "reward_model"}),
-    **{
-        f"evaluate.{key}": frozenset({"reward_model", "evaluate"})
-        for key in ("batch_size", "bootstrap_samples", "seed")
-    },
-    "peft": TRAINING,
-    "peft.reuse_trunk": frozenset({"ppo"}),
-    **{f"peft.{key}": EVERY for key in ("quantization", "double_quantization")},
-    "optimizer": TRAINING,
-    "model.share_backbone": frozenset({"ppo"}),
-    "rollout": frozenset({"comparisons", "ai_feedback", "ppo", "evaluate"}),
-    "rollout.batch_size": frozenset({"ppo"}),
-    "rollout.chunk_size": frozenset({"comparisons", "ai_feedback", "ppo"}),
-    "rollout.temperature": frozenset({"comparisons", "ai_feedback", "ppo"}),
-    "callbacks.extra": TRAINING,
-    **{
-        f"callbacks.{key}": frozenset({"ppo"})
-        for key in ("diary_every", "diary_samples", "gold_monitor", "self_checks")
-    },
-}
-"""The stages that read a section, or one of its keys: of two entries that fit a key, the longer one holds.
+TRAINING = frozenset(TRAINED)
+"""The stages that all processes of a run take part in; the others are the first one's."""
 
-What is not listed concerns every run, or (the data and the base model) depends on what else is chosen.
-"""
-
-FREE = frozenset(
-    {
-        *("paths", "logger", "cache", "sweep", "launcher", "name", "notes", "tags", "resume"),
-        *(f"callbacks.{key}" for key in ("progress_bar", "self_checks", "save_every", "save_every_steps", "keep_last")),
-        *("sft.micro_batch_size", "revision_sft.micro_batch_size"),
-        *("reward_model.micro_batch_size", "ppo.micro_batch_size"),
-        *("critique_revision.batch_size", "ai_feedback.batch_size", "judge.batch_size"),
-        *(f"judge.{key}" for key in ("concurrency", "requests_per_minute", "timeout", "max_retries", "cache")),
-        *("judge.api_key_env", "judge.price_per_million_input", "judge.price_per_million_output"),
-        *("rollout.chunk_size", "evaluate.batch_size", "model.gradient_checkpointing"),
-    }
-)
+FREE = frozenset(marked(RunSettings, NO_EFFECT))
 """Sections and keys that decide neither what a stage learns nor what it leaves."""
 
-WATCHING = frozenset(f"callbacks.{key}" for key in ("extra", "diary_every", "diary_samples", "gold_monitor", "plots"))
+WATCHED = frozenset(marked(RunSettings, WATCHING))
 """What is watched and written along the way: a run may go on with other values, but what it leaves is another."""
+
+OF_THE_RUN = frozenset({"seed", "data", "callbacks.plots"})
+"""What concerns a run as a whole, even where a stage that reads it does not run."""
+
+
+def reads(settings: RunSettings, stage: StageName, key: str) -> bool:
+    """Whether a stage reads a key under these settings."""
+    declared = STAGES[stage]
+    read = {stage, *declared.reads} | BY_EVERY_STAGE
+    return is_among(key, read) and not is_among(key, declared.not_read | declared.unread(settings))
 
 
 def readers_of(key: str) -> frozenset[StageName] | None:
-    """The stages that read a key or section; None where the table does not say."""
-    return next((READERS[place] for place in _places(key) if place in READERS), None)
+    """The stages that may read a key, or part of a section; None where it concerns every run."""
+    readers = frozenset(stage for stage in STAGES if _touches(stage, key))
+    return readers if readers and not is_among(key, OF_THE_RUN) else None
+
+
+def _touches(stage: StageName, key: str) -> bool:
+    declared = STAGES[stage]
+    if is_among(key, declared.not_read):
+        return False
+    read = (stage, *declared.reads, *BY_EVERY_STAGE)
+    return is_among(key, read) or any(is_among(one, {key}) for one in read)
 
 
 def judging_stages(settings: RunSettings) -> frozenset[StageName]:
     """The stages of the pipeline that ask the judge."""
-    asking = JUDGED if settings.evaluate.satisfaction is not None else JUDGED - {"evaluate"}
-    return asking & set(settings.pipeline.stages)
+    return frozenset(stage for stage in settings.pipeline.stages if reads(settings, stage, "judge"))
 
 
-def is_among(key: str, sections: frozenset[str]) -> bool:
+def named_inputs(settings: RunSettings, stage: StageName, *kinds: str) -> list[tuple[str, str]]:
+    """What a stage takes in by name: config key and name, one pair each of a list.
+
+    Args:
+        kinds: of reference, as `settings.marks.Named` has them.
+    """
+    found = []
+    for section in _sections_read(stage):
+        value = getattr(settings, section)
+        if isinstance(value, BaseModel):
+            for key, mark, names in references(value, section):
+                if mark.kind in kinds and reads(settings, stage, key):
+                    found += [(key, name) for name in names if name != FROM_DATA]
+    return found
+
+
+def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str]]:
+    """The inputs of a stage: config key and what it names (a stage, `base`, a path or a hub id)."""
+    return named_inputs(settings, stage, "stage")
+
+
+def names_only(settings: RunSettings, stage: StageName) -> frozenset[str]:
+    """Keys that a stage reads and that only name an input, whose identity counts in their place."""
+    values = {section: getattr(settings, section) for section in _sections_read(stage)}
+    return frozenset(
+        key
+        for section, value in values.items()
+        if isinstance(value, BaseModel)
+        for key, mark, _ in references(value, section)
+        if not mark.shown
+    )
+
+
+def _sections_read(stage: StageName) -> list[str]:
+    """The stage's own section, then those that it reads a part of."""
+    return list(dict.fromkeys([stage, *(key.partition(".")[0] for key in STAGES[stage].reads)]))
+
+
+def is_among(key: str, sections: Iterable[str]) -> bool:
     """Whether a key is one of these, or lies in one of them."""
     return any(place in sections for place in _places(key))
 

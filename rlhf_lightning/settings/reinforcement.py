@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf_lightning.settings.marks import NO_EFFECT, ModelRef, StageRef
 from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNegative, Positive, Section
 
 
@@ -13,7 +14,7 @@ class RolloutSettings(Section):
     """How the policy is sampled: prompts an iteration, and the sampling distribution that all log-probs share."""
 
     batch_size: Count
-    chunk_size: Count
+    chunk_size: Annotated[Count, NO_EFFECT]
     max_new_tokens: Count
     temperature: Positive
 
@@ -96,7 +97,7 @@ class EnsembleReward(RewardSection):
     """Several reward models, each standardised by itself, which a policy can fool only together (arXiv 2310.02743)."""
 
     kind: Literal["ensemble"]
-    models: Annotated[list[Name], Field(min_length=2)]
+    models: Annotated[list[StageRef], Field(min_length=2)]
     combine: Literal["mean_minus_std", "min"]
     disagreement_coef: NonNegative
 
@@ -111,7 +112,7 @@ class ClassifierReward(RewardSection):
     """Any Transformers sequence classifier: the reward is the logit of one label, chosen by name."""
 
     kind: Literal["classifier"]
-    name_or_path: Name
+    name_or_path: ModelRef
     positive_label: Name
     include_prompt: bool
 

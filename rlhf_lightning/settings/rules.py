@@ -6,8 +6,11 @@ from rlhf_lightning.errors import Problem
 from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.settings.model import CourtesyModel, ScratchModel
 from rlhf_lightning.settings.peft import NoPeft, QLora, TopLayers
-from rlhf_lightning.settings.readers import judging_stages
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, stage_inputs
+from rlhf_lightning.settings.readers import judging_stages, stage_inputs
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.settings.stages.ppo import PpoSettings
+from rlhf_lightning.settings.stages.supervised import SupervisedLoop
 
 
 def cross_field_problems(settings: RunSettings) -> list[Problem]:
@@ -71,28 +74,16 @@ def _process_problems(settings: RunSettings) -> list[Problem]:
 def _share_problems(settings: RunSettings) -> list[Problem]:
     """Each process must get the same number of whole micro-batches of each optimizer step."""
     processes = settings.trainer.processes
-    steps = {
-        "sft": ("sft.batch_size", settings.sft.batch_size, settings.sft.micro_batch_size),
-        "revision_sft": (
-            "revision_sft.batch_size",
-            settings.revision_sft.batch_size,
-            settings.revision_sft.micro_batch_size,
-        ),
-        "reward_model": (
-            "reward_model.batch_size",
-            settings.reward_model.batch_size,
-            settings.reward_model.micro_batch_size,
-        ),
-        "ppo": (
-            "ppo.minibatches",
-            settings.rollout.batch_size // settings.ppo.minibatches,
-            settings.ppo.micro_batch_size,
-        ),
-    }
     problems = []
-    for stage, (key, size, micro_batch_size) in steps.items():
-        if processes == 1 or stage not in settings.pipeline.stages:
+    for stage in settings.pipeline.stages if processes > 1 else ():
+        section = getattr(settings, stage)
+        if isinstance(section, SupervisedLoop):
+            key, size = f"{stage}.batch_size", section.batch_size
+        elif isinstance(section, PpoSettings):
+            key, size = f"{stage}.minibatches", settings.rollout.batch_size // section.minibatches
+        else:
             continue
+        micro_batch_size = section.micro_batch_size
         share, left_over = divmod(size, processes)
         if left_over or share % min(share, micro_batch_size):
             what = (
@@ -220,7 +211,7 @@ def _pipeline_problems(settings: RunSettings) -> list[Problem]:
     for position, stage in enumerate(stages):
         earlier = stages[:position]
         for key, value in stage_inputs(settings, stage):
-            if value in STAGE_NAMES and value not in earlier:
+            if value in STAGES and value not in earlier:
                 problems.append(
                     Problem(
                         key,

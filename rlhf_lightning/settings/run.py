@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from rlhf_lightning.settings.cache import CacheSettings
 from rlhf_lightning.settings.constitution import ConstitutionSettings
 from rlhf_lightning.settings.data import DataSettings
-from rlhf_lightning.settings.judge import JudgeSettings, SelfJudge
+from rlhf_lightning.settings.judge import JudgeSettings
+from rlhf_lightning.settings.marks import NO_EFFECT, WATCHING
 from rlhf_lightning.settings.model import ModelSettings
 from rlhf_lightning.settings.peft import PeftSettings, ReferenceSettings
 from rlhf_lightning.settings.reinforcement import AdvantageSettings, KlSettings, RewardSettings, RolloutSettings
 from rlhf_lightning.settings.section import Count, Name, Section
-from rlhf_lightning.settings.stages import (
-    AiFeedbackSettings,
-    ComparisonsSettings,
-    CritiqueRevisionSettings,
-    EvaluateSettings,
-    JudgeCalibrationSettings,
-    PpoSettings,
-    RewardModelSettings,
-    SftSettings,
-)
+from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.settings.stages.ai_feedback import AiFeedbackSettings
+from rlhf_lightning.settings.stages.comparisons import ComparisonsSettings
+from rlhf_lightning.settings.stages.critique_revision import CritiqueRevisionSettings
+from rlhf_lightning.settings.stages.evaluate import EvaluateSettings
+from rlhf_lightning.settings.stages.judge_calibration import JudgeCalibrationSettings
+from rlhf_lightning.settings.stages.ppo import PpoSettings
+from rlhf_lightning.settings.stages.reward_model import RewardModelSettings
+from rlhf_lightning.settings.stages.sft import SftSettings
 from rlhf_lightning.settings.sweeping import LauncherSettings, SweepSettings
 
-StageName = Literal[
-    "sft",
-    "critique_revision",
-    "revision_sft",
-    "comparisons",
-    "judge_calibration",
-    "ai_feedback",
-    "reward_model",
-    "ppo",
-    "evaluate",
-]
-STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
-
-FROM_DATA = "data"
-"""In the place of a stage: what the data group holds."""
+if TYPE_CHECKING:
+    StageName = str
+else:
+    StageName = Literal[tuple(STAGES)]
 
 
 class PipelineSettings(Section):
@@ -96,16 +84,16 @@ LoggerSettings = Annotated[WandbLogging | FilesOnly | TensorBoardLogging, Field(
 class CallbackSettings(Section):
     """What watches a training."""
 
-    progress_bar: bool
-    diary_every: Count
-    diary_samples: Count
-    gold_monitor: bool
-    plots: bool
-    self_checks: bool
-    save_every: Count
-    save_every_steps: Count
-    keep_last: Count
-    extra: list[dict[str, Any]]
+    progress_bar: Annotated[bool, NO_EFFECT]
+    diary_every: Annotated[Count, WATCHING]
+    diary_samples: Annotated[Count, WATCHING]
+    gold_monitor: Annotated[bool, WATCHING]
+    plots: Annotated[bool, WATCHING]
+    self_checks: Annotated[bool, NO_EFFECT]
+    save_every: Annotated[Count, NO_EFFECT]
+    save_every_steps: Annotated[Count, NO_EFFECT]
+    keep_last: Annotated[Count, NO_EFFECT]
+    extra: Annotated[list[dict[str, Any]], WATCHING]
 
 
 class PathSettings(Section):
@@ -120,11 +108,11 @@ class RunSettings(Section):
     """A run, checked: what `rlhf train` was told."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    name: Name | None
-    notes: str | None
-    tags: list[Name]
+    name: Annotated[Name | None, NO_EFFECT]
+    notes: Annotated[str | None, NO_EFFECT]
+    tags: Annotated[list[Name], NO_EFFECT]
     allow_targets: list[Name]
-    resume: Name | None
+    resume: Annotated[Name | None, NO_EFFECT]
     pipeline: PipelineSettings
     data: DataSettings
     model: ModelSettings
@@ -147,97 +135,9 @@ class RunSettings(Section):
     advantage: AdvantageSettings
     reward: RewardSettings
     trainer: TrainerSettings
-    logger: LoggerSettings
+    logger: Annotated[LoggerSettings, NO_EFFECT]
     callbacks: CallbackSettings
-    cache: CacheSettings
-    sweep: SweepSettings
-    launcher: LauncherSettings
-    paths: PathSettings
-
-
-def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str]]:
-    """The inputs of a stage: config key and what it names (a stage, `base`, a path or a hub id)."""
-    return [(key, name) for key, name in _INPUTS[stage](settings) if name is not None and name != FROM_DATA]
-
-
-Inputs = list[tuple[str, str | None]]
-
-
-def _sft(settings: RunSettings) -> Inputs:
-    return [
-        ("sft.policy_from", settings.sft.policy_from),
-        ("sft.demonstrations_from", settings.sft.demonstrations_from),
-    ]
-
-
-def _critique_revision(settings: RunSettings) -> Inputs:
-    own = settings.critique_revision
-    return [
-        ("critique_revision.policy_from", own.policy_from),
-        ("critique_revision.reviser_from", own.reviser_from),
-    ]
-
-
-def _revision_sft(settings: RunSettings) -> Inputs:
-    own = settings.revision_sft
-    return [
-        ("revision_sft.policy_from", own.policy_from),
-        ("revision_sft.demonstrations_from", own.demonstrations_from),
-    ]
-
-
-def _comparisons(settings: RunSettings) -> Inputs:
-    return [("comparisons.policy_from", settings.comparisons.policy_from)]
-
-
-def _judge(settings: RunSettings) -> Inputs:
-    return [("judge.model_from", settings.judge.model_from)] if isinstance(settings.judge, SelfJudge) else []
-
-
-def _ai_feedback(settings: RunSettings) -> Inputs:
-    own = settings.ai_feedback
-    return [
-        ("ai_feedback.policy_from", own.policy_from),
-        ("ai_feedback.calibration_from", own.calibration_from),
-        *_judge(settings),
-    ]
-
-
-def _reward_model(settings: RunSettings) -> Inputs:
-    own = settings.reward_model
-    return [
-        ("reward_model.backbone_from", own.backbone_from),
-        ("reward_model.comparisons_from", own.comparisons_from),
-        ("reward_model.mix_from", own.mix_from),
-    ]
-
-
-def _ppo(settings: RunSettings) -> Inputs:
-    inputs: Inputs = [("ppo.policy_from", settings.ppo.policy_from)]
-    if settings.reward.kind == "learned":
-        inputs.append(("ppo.reward_from", settings.ppo.reward_from))
-    if settings.reward.kind == "ensemble":
-        inputs.extend(("reward.models", model) for model in settings.reward.models)
-    return inputs
-
-
-def _evaluate(settings: RunSettings) -> Inputs:
-    return [
-        ("evaluate.reference_from", settings.evaluate.reference_from),
-        ("evaluate.reward_from", settings.evaluate.reward_from),
-        *(("evaluate.policies", policy) for policy in settings.evaluate.policies),
-        *(_judge(settings) if settings.evaluate.satisfaction is not None else []),
-    ]
-
-
-_INPUTS: dict[StageName, Callable[[RunSettings], Inputs]] = {
-    "sft": _sft,
-    "critique_revision": _critique_revision,
-    "revision_sft": _revision_sft,
-    "comparisons": _comparisons,
-    "judge_calibration": _judge,
-    "ai_feedback": _ai_feedback,
-    "reward_model": _reward_model,
-    "ppo": _ppo,
-    "evaluate": _evaluate,
-}
+    cache: Annotated[CacheSettings, NO_EFFECT]
+    sweep: Annotated[SweepSettings, NO_EFFECT]
+    launcher: Annotated[LauncherSettings, NO_EFFECT]
+    paths: Annotated[PathSettings, NO_EFFECT]

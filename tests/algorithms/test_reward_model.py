@@ -16,7 +16,7 @@ from rlhf_lightning.algorithms.reward_model import PairLogits, RewardModel, pair
 from rlhf_lightning.batches import PreferenceBatch
 from rlhf_lightning.data.collate import collate_preferences
 from rlhf_lightning.data.encoding import EncodedPreference
-from rlhf_lightning.settings.stages import RewardModelSettings
+from rlhf_lightning.settings.stages.reward_model import RewardModelSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 

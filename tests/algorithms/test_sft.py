@@ -16,7 +16,7 @@ from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.batches import DemonstrationBatch
 from rlhf_lightning.data.collate import collate_demonstrations
 from rlhf_lightning.data.encoding import EncodedDemonstration
-from rlhf_lightning.settings.stages import SftSettings
+from rlhf_lightning.settings.stages.sft import SftSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 

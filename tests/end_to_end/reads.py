@@ -13,8 +13,9 @@ import pytest
 from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
-from rlhf_lightning.settings.run import STAGE_NAMES, StageName
+from rlhf_lightning.settings.run import StageName
 from rlhf_lightning.settings.section import Section
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.worlds.courtesy import gold
 
 
@@ -47,7 +48,7 @@ class Recorder:
 @contextmanager
 def recording() -> Iterator[Callable[[], dict[str, list[str]]]]:
     """Watches runs of this process; what it gives tells the keys that each stage has read."""
-    by_stage = {stage: Recorder() for stage in STAGE_NAMES}
+    by_stage = {stage: Recorder() for stage in STAGES}
     at_work: list[Recorder] = []
     get, copy = Section.__getattribute__, Section.model_copy
 

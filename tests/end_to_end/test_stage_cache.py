@@ -29,11 +29,11 @@ from tiny_runs import (
 )
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.cache.keys import NAMES, settings_read
+from rlhf_lightning.experiment.cache.keys import settings_read
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.stage import StageContext, StageResult
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
-from rlhf_lightning.settings.readers import FREE, is_among
+from rlhf_lightning.settings.readers import FREE, is_among, names_only
 from rlhf_lightning.settings.run import RunSettings, StageName
 
 RLHF: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
@@ -230,7 +230,7 @@ def assert_in_keys(run: RunDirectory, reads: dict[str, list[str]]) -> None:
     for stage in settings.pipeline.stages:
         read = set(reads[stage])
         in_key = frozenset(key for key, _ in settings_read(settings, stage))
-        known = in_key | NAMES | FREE | IN_THE_KEY_OTHERWISE
+        known = in_key | names_only(settings, stage) | FREE | IN_THE_KEY_OTHERWISE
         assert SEEN_TO_BE_READ[stage] <= read, "or the recorder sees nothing"
         whole = {key for key in read if any(one.startswith(f"{key}.") for one in in_key)}  # the optimizer's
         assert {key for key in read - whole if not is_among(key, known)} == set(), stage

@@ -14,17 +14,19 @@ from rlhf_lightning.experiment.cache.code import (
     DECIDES_NOTHING,
     NAME,
     PACKAGE,
-    SAME_CODE,
-    STAGES,
     code_hash,
     modules_below,
 )
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+from rlhf_lightning.experiment.cache.code import (
+    MODULES as PLACE,
+)
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.stages import STAGES
 
 S, C, R, P, E = "sft", "comparisons", "reward_model", "ppo", "evaluate"
 K, V, J, F = "critique_revision", "revision_sft", "judge_calibration", "ai_feedback"
 
-MODULES = {stage: f"{STAGES}.{SAME_CODE.get(stage, stage)}" for stage in STAGE_NAMES}
+MODULES = {name: f"{PLACE}.{stage.module}" for name, stage in STAGES.items()}
 
 Edit = Callable[[str, Callable[[str], str]], set[str]]
 
@@ -39,15 +41,15 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def edited(copied: Path) -> Edit:
     """Edits a file in a copy of the package; gives the stages whose code is then another."""
-    before = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
+    before = {stage: code_hash(stage, copied) for stage in STAGES}
 
     def edit(name: str, change: Callable[[str], str]) -> set[str]:
         path = copied / name
         text = path.read_text(encoding="utf-8")
         path.write_text(change(text), encoding="utf-8")
-        after = {stage: code_hash(stage, copied) for stage in STAGE_NAMES}
+        after = {stage: code_hash(stage, copied) for stage in STAGES}
         path.write_text(text, encoding="utf-8")
-        return {stage for stage in STAGE_NAMES if before[stage] != after[stage]}
+        return {stage for stage in STAGES if before[stage] != after[stage]}
 
     return edit
 
@@ -71,8 +73,8 @@ def one_line_more(text: str) -> str:
         ("objectives/ppo.py", {P}),
         ("objectives/preference.py", {R}),
         ("rollouts/sampler.py", {K, C, J, F, P, E}),
-        ("worlds/courtesy/gold.py", set(STAGE_NAMES)),
-        ("worlds/courtesy/__init__.py", set(STAGE_NAMES)),
+        ("worlds/courtesy/gold.py", set(STAGES)),
+        ("worlds/courtesy/__init__.py", set(STAGES)),
         ("experiment/training.py", {S, V, R, P}),
         ("experiment/stages/sft.py", {S, V}),
         ("experiment/stages/comparisons.py", {C}),
@@ -106,7 +108,7 @@ def one_line_more(text: str) -> str:
 def test_code_counts_where_it_is_used(followed: dict[str, set[str]], name: str, stages: set[str]) -> None:
     assert (PACKAGE / name).is_file()
     module = f"{NAME}.{name.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
-    assert {stage for stage in STAGE_NAMES if module in followed[stage]} == stages
+    assert {stage for stage in STAGES if module in followed[stage]} == stages
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_a_function_that_only_a_docstring_filled_is_still_a_function(
 def test_an_import_within_a_function_is_followed(edited: Edit) -> None:
     source = (PACKAGE / "data" / "sources.py").read_text(encoding="utf-8")
     assert "    from rlhf_lightning.data.hub import" in source, "the case that is tested"
-    assert edited("data/hub.py", one_line_more) == set(STAGE_NAMES)
+    assert edited("data/hub.py", one_line_more) == set(STAGES)
 
 
 def test_what_counts_for_nothing_is_there() -> None:
@@ -157,7 +159,7 @@ def test_what_counts_for_nothing_is_there() -> None:
 def test_packages_whose_code_is_not_followed_hold_no_code(followed: dict[str, set[str]]) -> None:
     """Importing `a.b` runs `a/__init__.py` too; only what is imported by name is followed."""
     counted = set().union(*followed.values())
-    packages = {parent for name in counted for parent in parents(name)} - counted - {STAGES, NAME}
+    packages = {parent for name in counted for parent in parents(name)} - counted - {PLACE, NAME}
     for name in packages:
         file = PACKAGE.joinpath(*name.split(".")[1:]) / "__init__.py"
         body = ast.parse(file.read_text(encoding="utf-8")).body
@@ -182,11 +184,8 @@ def test_a_stage_does_not_depend_on_another(followed: dict[str, set[str]]) -> No
         assert f"{NAME}.algorithms.ppo" not in followed[stage] or stage == P
 
 
-def test_stages_of_one_module_are_of_one_kind() -> None:
-    """A stage without a module of its own runs another's, and has its section's class."""
-    fields = RunSettings.model_fields
-    for stage, module in MODULES.items():
-        assert (PACKAGE.parent / f"{module.replace('.', '/')}.py").is_file(), stage
-    assert {stage: fields[stage].annotation for stage in SAME_CODE} == {
-        stage: fields[other].annotation for stage, other in SAME_CODE.items()
-    }
+def test_what_is_declared_is_there() -> None:
+    """Each stage has a section of the schema that it declares, and a module that runs it."""
+    for name, stage in STAGES.items():
+        assert RunSettings.model_fields[name].annotation is stage.settings
+        assert (PACKAGE.parent / f"{MODULES[name].replace('.', '/')}.py").is_file(), name

@@ -12,8 +12,9 @@ from rlhf_lightning.data.sources import RecordedSource
 from rlhf_lightning.experiment.cache import content
 from rlhf_lightning.experiment.cache.code import code_hash, modules_below
 from rlhf_lightning.experiment.cache.content import data_identity, model_identity
-from rlhf_lightning.experiment.cache.keys import Ingredients, StageKeys, judges, settings_read
+from rlhf_lightning.experiment.cache.keys import Ingredients, StageKeys, settings_read
 from rlhf_lightning.records import Preference, Prompt
+from rlhf_lightning.settings.readers import reads
 from rlhf_lightning.settings.run import RunSettings, StageName
 
 Composed = Callable[..., RunSettings]
@@ -113,7 +114,7 @@ def test_the_quantization_counts_where_there_is_one(composed: Composed) -> None:
 def test_the_stages_that_ask_the_judge(composed: Composed) -> None:
     def asking(*overrides: str) -> set[str]:
         settings = composed("pipeline=constitutional", "constitution=hhh", *overrides)
-        return {stage for stage in settings.pipeline.stages if judges(settings, stage)}
+        return {stage for stage in settings.pipeline.stages if reads(settings, stage, "judge")}
 
     assert asking("evaluate.satisfaction=null") == {"judge_calibration", "ai_feedback"}
     assert asking("evaluate.satisfaction=16") == {"judge_calibration", "ai_feedback", "evaluate"}

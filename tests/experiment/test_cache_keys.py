@@ -26,7 +26,8 @@ from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.settings.readers import leaves
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.stages import STAGES
 
 Config = dict[str, Any]
 
@@ -342,7 +343,7 @@ def changed(config: Config, values: Mapping[str, Any]) -> RunSettings:
 
 def keys(settings: RunSettings, device: str = "cpu") -> dict[str, str]:
     found = StageKeys(settings, device, lambda: open_source(settings.data, settings.seed))
-    return {stage: found.of(stage) for stage in STAGE_NAMES}
+    return {stage: found.of(stage) for stage in STAGES}
 
 
 def no_records() -> Any:
@@ -352,13 +353,13 @@ def no_records() -> Any:
 def differing(one: RunSettings, other: RunSettings) -> set[str]:
     """The stages whose keys are not the same."""
     before, after = keys(one), keys(other)
-    return {stage for stage in STAGE_NAMES if before[stage] != after[stage]}
+    return {stage for stage in STAGES if before[stage] != after[stage]}
 
 
 def affected(table: Mapping[str, Any], turned: set[str], below: Mapping[str, tuple[str, ...]]) -> set[str]:
     """The stages that read one of the keys, or build on a stage that does."""
     directly = {stage for key in turned for stage in table[key][1]}
-    return {stage for stage in STAGE_NAMES if directly & {stage, *below[stage]}}
+    return {stage for stage in STAGES if directly & {stage, *below[stage]}}
 
 
 def test_no_key_is_forgotten(plain: Config) -> None:
@@ -370,7 +371,7 @@ def test_no_key_is_forgotten(plain: Config) -> None:
 def test_a_key_counts_for_the_stages_that_read_it_and_for_no_other(key: str, world: World) -> None:
     value, _ = IN_THE_WORLD[key]
     after = keys(changed(world.config, {key: value}))
-    turned = {stage for stage in STAGE_NAMES if after[stage] != world.keys[stage]}
+    turned = {stage for stage in STAGES if after[stage] != world.keys[stage]}
     assert turned == affected(IN_THE_WORLD, {key}, world.below)
 
 
@@ -413,7 +414,7 @@ def test_data_counts_by_its_content_and_not_by_its_path(recorded: Config, tmp_pa
     moved.write_bytes(path.read_bytes())
     assert not differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)}))
     moved.write_text(moved.read_text().replace("good 3", "good 4"))
-    assert differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)})) == set(STAGE_NAMES)
+    assert differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)})) == set(STAGES)
 
 
 def test_a_model_from_scratch_is_made_of_its_shape_the_text_and_the_seed(recorded: Config) -> None:
@@ -430,7 +431,7 @@ def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
     before = keys(settings_from(config))
     path.write_text(path.read_text().replace("bad 3", "bad 4"))
     after = keys(settings_from(config))
-    assert all(before[stage] != after[stage] for stage in STAGE_NAMES)
+    assert all(before[stage] != after[stage] for stage in STAGES)
 
 
 @pytest.mark.parametrize(
@@ -599,7 +600,7 @@ def test_the_judgements_that_ship_with_the_world_count(
     (tmp_path / "calibration.jsonl").write_text("{}\n")
     monkeypatch.setattr("rlhf_lightning.experiment.cache.keys.recorded_path", lambda: tmp_path / "calibration.jsonl")
     after = keys(settings)
-    assert {stage for stage in STAGE_NAMES if before[stage] != after[stage]} == {J} | FROM_F
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == {J} | FROM_F
 
 
 def test_the_policy_that_is_revised_is_the_same_under_every_constitution(
@@ -631,7 +632,7 @@ def test_a_stage_has_the_same_key_in_every_pipeline(told: Callable[..., RunSetti
 
 def test_the_kind_of_device_counts_where_something_is_computed(told: Callable[..., RunSettings]) -> None:
     on_cpu, on_gpu = keys(told(), "cpu"), keys(told(), "cuda")
-    assert all(on_cpu[stage] != on_gpu[stage] for stage in STAGE_NAMES)
+    assert all(on_cpu[stage] != on_gpu[stage] for stage in STAGES)
 
 
 def test_an_artifact_from_elsewhere_counts_by_its_content(told: Callable[..., RunSettings], tmp_path: Path) -> None:
@@ -675,7 +676,7 @@ def test_code_that_the_config_names_counts(
     before = keys(settings)
     (tmp_path / "own_callbacks.py").write_text("class Watching: threshold = 2\n")
     after = keys(settings)
-    assert {stage for stage in STAGE_NAMES if before[stage] != after[stage]} == {S, K, V, C, F, R, P, E}
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == {S, K, V, C, F, R, P, E}
 
 
 @pytest.mark.parametrize("target", ["own_callbacks.Watching.made", "own_callbacks.gone.Watching", "nowhere.Watching"])
@@ -703,4 +704,4 @@ def test_versions_of_what_computes_count(told: Callable[..., RunSettings], monke
     before = keys(told())
     monkeypatch.setattr("rlhf_lightning.experiment.cache.keys._versions", lambda: {"torch": "9.9"})
     after = keys(told())
-    assert all(before[stage] != after[stage] for stage in STAGE_NAMES)
+    assert all(before[stage] != after[stage] for stage in STAGES)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 
-from rlhf_lightning.experiment.exported_model import ExportedModel, ModelStage
+from rlhf_lightning.experiment.exported_model import ExportedModel
 from rlhf_lightning.experiment.model_card import escaped, fenced, hub_id, model_card
 from rlhf_lightning.experiment.run_directory import METRICS, PROVENANCE, RunDirectory
-
-MODEL_STAGES: tuple[ModelStage, ...] = get_args(ModelStage)
+from rlhf_lightning.settings.stages import TRAINED
 
 Finished = Callable[..., RunDirectory]
 
@@ -49,7 +48,7 @@ CONSTITUTIONAL = ("pipeline=constitutional", "constitution=hhh")
 
 def test_what_models_made_by_a_constitution_is_said(finished_run: Finished) -> None:
     run = finished_run(*CONSTITUTIONAL)
-    said = {stage: section(model_card(ExportedModel(run, stage, "whole", True)), "Data") for stage in MODEL_STAGES}
+    said = {stage: section(model_card(ExportedModel(run, stage, "whole", True)), "Data") for stage in TRAINED}
     # The principles of harmless (2), helpful (1) and honest (2), and one of its own.
     revised = "The constitution was hhh (6 principles): replies were critiqued and revised by its principles"
     assert "no written constitution and no AI feedback" in said["sft"]

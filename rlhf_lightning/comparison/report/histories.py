@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.comparison.report.thinning import Thinned, rounded, stride, thin
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
+from rlhf_lightning.settings.stages import TRAINED
 
 FIRST = (
     "objective/gold",
@@ -22,7 +23,8 @@ FIRST = (
     "policy/clip_fraction",
 )
 """The metrics that head the list, where they are there; the page opens with the first of them."""
-STAGES = ("ppo", "reward_model", "revision_sft", "sft")
+STAGES = tuple(reversed(TRAINED))
+"""The last to train goes first."""
 COUNTERS = ("epoch", "rollout/episodes", "policy/optimizer_steps")
 """Logged, but the x-axis itself."""
 MOST_VALUES = 100_000

@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlhf_lightning.settings.stages import STAGES
+
 PACKAGE = Path(__file__).resolve().parents[2]
 NAME = PACKAGE.name
 
-STAGES = f"{NAME}.experiment.stages"
-SAME_CODE = {"revision_sft": "sft"}
-"""Stages that another stage's module runs."""
+MODULES = f"{NAME}.experiment.stages"
+"""Where the modules lie that run the stages."""
 
 DECIDES_NOTHING = {
     # What people see, and where it is written: a stage leaves the same whatever these do.
@@ -54,7 +55,7 @@ DECIDES_NOTHING = {
 
 def code_hash(stage: str, package: Path = PACKAGE) -> str:
     """SHA-256 of the code that a stage's result depends on."""
-    return hash_of_module(f"{STAGES}.{SAME_CODE.get(stage, stage)}", package)
+    return hash_of_module(f"{MODULES}.{STAGES[stage].module}", package)
 
 
 def hash_of_module(module: str, package: Path = PACKAGE) -> str:

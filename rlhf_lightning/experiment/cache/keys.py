@@ -24,10 +24,9 @@ from rlhf_lightning.experiment.cache.content import (
 )
 from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
 from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.judge import HubJudge
-from rlhf_lightning.settings.peft import QLora
-from rlhf_lightning.settings.readers import FREE, JUDGED, TRAINING, is_among, leaves, readers_of
-from rlhf_lightning.settings.run import FROM_DATA, STAGE_NAMES, RunSettings, StageName, stage_inputs
+from rlhf_lightning.settings.readers import FREE, TRAINING, is_among, leaves, named_inputs, names_only, reads
+from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.worlds.courtesy.recorded import recorded_path
 
 PACKAGES = (
@@ -44,40 +43,8 @@ PACKAGES = (
 
 MIXTURE = "begun under one key, gone on under another"
 
-LENGTHS = frozenset({"data.max_prompt_length", "data.on_long_record"})
-DEMONSTRATORS = frozenset({"data.demonstrations", "data.demonstrator"})
-READ_FROM_DATA: dict[StageName, frozenset[str]] = {
-    "sft": LENGTHS | {"data.kind", "data.max_reply_length"} | DEMONSTRATORS,
-    "critique_revision": frozenset({"data.kind"}),
-    "revision_sft": LENGTHS | {"data.kind", "data.max_reply_length"} | DEMONSTRATORS,
-    "comparisons": LENGTHS | {"data.kind", "data.annotator"},
-    "judge_calibration": frozenset({"data.kind"}),
-    "ai_feedback": LENGTHS | {"data.kind"},
-    "reward_model": LENGTHS | {"data.max_reply_length"},
-    "ppo": LENGTHS | {"data.kind"},
-    "evaluate": LENGTHS | {"data.kind"},
-}
-"""What a stage reads from the data section in the courtesy world."""
-
 SPLITTING = frozenset({"data.on_bad_record", "data.held_out_fraction", "data.max_records", "data.record"})
 """What decides, of recorded data, which records a stage sees."""
-
-FILES_OF_PROMPTS = ("prompts_from", "helpful_prompts_from")
-
-NAMES = frozenset(
-    {
-        *("sft.policy_from", "comparisons.policy_from", "reward_model.backbone_from", "reward_model.comparisons_from"),
-        *("sft.demonstrations_from", "revision_sft.policy_from", "revision_sft.demonstrations_from"),
-        *(f"critique_revision.{key}" for key in ("policy_from", "reviser_from", *FILES_OF_PROMPTS)),
-        *("judge.model_from", "judge.name_or_path", "judge_calibration.data"),
-        *("ai_feedback.policy_from", "ai_feedback.calibration_from", "reward_model.mix_from"),
-        *("ppo.policy_from", "ppo.reward_from", "evaluate.reference_from", "evaluate.reward_from"),
-        *("reward.models", "reward.name_or_path"),
-    }
-)
-"""Keys that only name an input, whose identity is in the key. (Evaluated policies are named in the figures.)"""
-
-LEFT_OUT = FREE | NAMES
 
 
 @dataclass(frozen=True)
@@ -145,14 +112,13 @@ class StageKeys:
     def ingredients(self, stage: StageName) -> Ingredients:
         """What a stage's key is made of."""
         settings = self.settings
-        recorded = not isinstance(settings.data, CourtesyData)
-        only_reads = stage == "comparisons" and recorded
+        copies = STAGES[stage].copies_records(settings)
         return Ingredients(
             stage=stage,
             settings=dict(settings_read(settings, stage)),
-            inputs={} if only_reads else self._inputs(stage),
-            data=self._data if _reads_records(settings, stage) else {},
-            hardware={} if only_reads else self._hardware(stage),
+            inputs=self._inputs(stage),
+            data=self._data if STAGES[stage].reads_records(settings) else {},
+            hardware={} if copies else self._hardware(stage),
             code={NAME: code_hash(stage), **_code_from_elsewhere(settings, stage)},
             packages=_versions(),
         )
@@ -164,18 +130,15 @@ class StageKeys:
         return inputs
 
     def _named(self, stage: StageName) -> Iterator[tuple[str, str]]:
-        settings = self.settings
-        yield from stage_inputs(settings, stage)
-        if stage == "ppo" and settings.reward.kind == "classifier":
-            yield "reward.name_or_path", settings.reward.name_or_path
-        if judges(settings, stage) and isinstance(settings.judge, HubJudge):
-            yield "judge.name_or_path", settings.judge.name_or_path
-        yield from files_named(settings, stage)
+        yield from named_inputs(self.settings, stage, "stage", "model", "file")
+        of_the_world = isinstance(self.settings.data, CourtesyData) and self.settings.judge_calibration.data is None
+        if stage == "judge_calibration" and of_the_world:
+            yield "judge_calibration.data", str(recorded_path())
 
     def _identity(self, name: str) -> str:
         if name == BASE:
             return f"base {digest_of(self._base)}"
-        if name in STAGE_NAMES:
+        if name in STAGES:
             return f"stage {name} {self.of(name)}"
         base = adapter_base(Path(name))
         if base is None:
@@ -209,66 +172,24 @@ class StageKeys:
 
 def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of what a stage reads and what decides what it leaves."""
+    left_out = FREE | names_only(settings, stage)
     for key, value in leaves(settings.model_dump(mode="json")):
-        if is_among(key, LEFT_OUT) or not _is_read(settings, stage, key):
+        if is_among(key, left_out) or not _is_read(settings, stage, key):
             continue
         yield key, _part_read(settings, stage) if key == "constitution.principles" else value
 
 
 def _part_read(settings: RunSettings, stage: StageName) -> Any:
     """What a stage reads of the principles: a critique does not ask what a judge is asked."""
-    read = critique_part if stage == "critique_revision" else judge_part
+    read = judge_part if "judge" in STAGES[stage].reads else critique_part
     return read(settings.constitution)
 
 
 def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
-    recorded = not isinstance(settings.data, CourtesyData)
-    if stage == "comparisons" and recorded:  # they are there already, and only split
-        return key == "reward_model.pairing" or is_among(key, SPLITTING | {"data.kind"})
-    if key == "seed":
-        return stage != "evaluate"  # it has a seed of its own, the same in every run
-    if key == "model.dtype":
-        return True
-    if key in ("peft.quantization", "peft.double_quantization"):
-        return isinstance(settings.peft, QLora)
-    if key.startswith("data."):
-        splits = _reads_records(settings, stage) and is_among(key, SPLITTING)
-        content = recorded and key == "data.demonstrations"  # a path, whose content is in the key
-        elsewhere = is_among(key, DEMONSTRATORS) and not _reads_records(settings, stage)
-        return (is_among(key, READ_FROM_DATA[stage]) and not content and not elsewhere) or splits
-    if is_among(key, frozenset({"constitution", "judge"})) and stage == "evaluate":
-        return judges(settings, stage)
-    if key == "callbacks.plots":  # the other pictures lie beside what the stages leave, and each run draws them anew
-        return stage == "judge_calibration"
-    if key == "reward_model.pairing" and stage == "judge_calibration":  # a file's rankings are paired in one way only
-        return recorded and settings.judge_calibration.data is None
-    readers = readers_of(key)
-    return readers is not None and stage in readers
-
-
-def judges(settings: RunSettings, stage: StageName) -> bool:
-    """Whether a stage asks the judge."""
-    return stage in JUDGED and (stage != "evaluate" or settings.evaluate.satisfaction is not None)
-
-
-def files_named(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, str]]:
-    """Files of records that a stage's own section names, by their keys."""
-    if stage == "critique_revision":
-        named = {key: getattr(settings.critique_revision, key) for key in FILES_OF_PROMPTS}
-        yield from ((f"critique_revision.{key}", path) for key, path in named.items() if path is not None)
-    if stage == "judge_calibration":
-        if settings.judge_calibration.data is not None:
-            yield "judge_calibration.data", settings.judge_calibration.data
-        elif isinstance(settings.data, CourtesyData):
-            yield "judge_calibration.data", str(recorded_path())
-
-
-def _reads_records(settings: RunSettings, stage: StageName) -> bool:
-    """Whether a stage reads records of the data group, and not only what other stages left."""
-    if stage in ("sft", "revision_sft"):
-        own = settings.sft if stage == "sft" else settings.revision_sft
-        return own.demonstrations_from == FROM_DATA
-    return stage != "reward_model"
+    if key == "data.demonstrations" and not isinstance(settings.data, CourtesyData):
+        return False  # a path, whose content is in the key
+    splits = is_among(key, SPLITTING) and STAGES[stage].reads_records(settings)
+    return splits or reads(settings, stage, key)
 
 
 def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, str]:

@@ -15,8 +15,9 @@ from rlhf_lightning.settings.data import CourtesyData, FileData, HHRlhfData, Hub
 from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.peft import PeftSettings, QLora
-from rlhf_lightning.settings.readers import judging_stages
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings, TrainerSettings, stage_inputs
+from rlhf_lightning.settings.readers import judging_stages, named_inputs
+from rlhf_lightning.settings.run import RunSettings, TrainerSettings
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS
 
@@ -81,22 +82,17 @@ def _files_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
 
 def feedback_files(settings: RunSettings) -> Iterator[tuple[str, str]]:
     """Files that stages of the pipeline read beside the data group's."""
-    judge, own = settings.judge, settings.critique_revision
-    named = {}
-    if "critique_revision" in settings.pipeline.stages:
-        named["critique_revision.prompts_from"] = own.prompts_from
-        named["critique_revision.helpful_prompts_from"] = own.helpful_prompts_from
-    if "judge_calibration" in settings.pipeline.stages:
-        named["judge_calibration.data"] = settings.judge_calibration.data
-    if isinstance(judge, HubJudge) and judging_stages(settings):
-        named["judge.chat_template"] = judge.chat_template
-    yield from ((key, path) for key, path in named.items() if path is not None)
+    for stage in settings.pipeline.stages:
+        yield from named_inputs(settings, stage, "file")
+    judge = settings.judge
+    if isinstance(judge, HubJudge) and judge.chat_template is not None and judging_stages(settings):
+        yield "judge.chat_template", judge.chat_template
 
 
 def _artifact_problems(settings: RunSettings) -> Iterator[Problem]:
     """Names that may be a hub id are left to the hub; what can only be a path must exist."""
     for key, value in artifacts_named(settings):
-        if value not in (*STAGE_NAMES, "base") and _is_path(value) and not Path(value).exists():
+        if value not in (*STAGES, "base") and _is_path(value) and not Path(value).exists():
             yield _absent(key, value)
 
 
@@ -106,12 +102,8 @@ def artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
         yield "model.name_or_path", settings.model.name_or_path
     if isinstance(settings.data, HubData):
         yield "data.name", settings.data.name
-    if settings.reward.kind == "classifier" and "ppo" in settings.pipeline.stages:
-        yield "reward.name_or_path", settings.reward.name_or_path
-    if isinstance(settings.judge, HubJudge) and judging_stages(settings):
-        yield "judge.name_or_path", settings.judge.name_or_path
     for stage in settings.pipeline.stages:
-        yield from stage_inputs(settings, stage)
+        yield from named_inputs(settings, stage, "model", "stage")
 
 
 def _kind_problems(settings: RunSettings) -> Iterator[Problem]:

@@ -12,9 +12,10 @@ from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_has
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.judge import HubJudge
 from rlhf_lightning.settings.model import HubModel
-from rlhf_lightning.settings.run import STAGE_NAMES, RunSettings
+from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.stages import STAGES
 
-OF_THE_RUN = (*STAGE_NAMES, "base")
+OF_THE_RUN = (*STAGES, "base")
 """Names that stand for what a run makes itself, or for its model group."""
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from rlhf_lightning.experiment.cache.code import SAME_CODE
 from rlhf_lightning.experiment.stage import StageContext, StageFunction, StageResult
 from rlhf_lightning.settings.readers import TRAINING
-from rlhf_lightning.settings.run import STAGE_NAMES
+from rlhf_lightning.settings.stages import STAGES
 
 
 def _stage_function(module: str) -> StageFunction:
@@ -20,7 +19,7 @@ def _stage_function(module: str) -> StageFunction:
     return run
 
 
-STAGE_FUNCTIONS = {stage: _stage_function(SAME_CODE.get(stage, stage)) for stage in STAGE_NAMES}
+STAGE_FUNCTIONS = {name: _stage_function(stage.module) for name, stage in STAGES.items()}
 
 TRAINING_STAGES = TRAINING
 """The stages that all processes of a run take part in; the others are the first one's."""

@@ -31,7 +31,7 @@ from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.records import Preference, Prompt
 from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
-from rlhf_lightning.settings.run import STAGE_NAMES
+from rlhf_lightning.settings.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def require_calibration(context: StageContext) -> None:
     if name is None:
         logger.warning("How good the judge is was not measured (ai_feedback.calibration_from=null).")
         return
-    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGE_NAMES else Path(name)
+    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGES else Path(name)
     figures = _calibration_in(directory, name)
     if figures["constitution_hash"] != judge_hash(constitution):
         raise ArtifactError(

@@ -24,7 +24,7 @@ from rlhf_lightning.models.saving import save_classifier
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.records import Preference
 from rlhf_lightning.rewards.classifier import NEGATIVE_LABEL, POSITIVE_LABEL, SCALAR_LABEL, positive_index
-from rlhf_lightning.settings.run import STAGE_NAMES
+from rlhf_lightning.settings.stages import STAGES
 
 LABELS = {"scalar": (SCALAR_LABEL,), "classifier": (NEGATIVE_LABEL, POSITIVE_LABEL)}
 
@@ -110,7 +110,7 @@ def _pairs(context: StageContext) -> tuple[list[Preference], list[Preference], i
 
 
 def _comparisons(context: StageContext, key: str, name: str) -> Comparisons:
-    if name in STAGE_NAMES:
+    if name in STAGES:
         return Comparisons.load(finished(context.inputs.run.stage_dir(name), name))
     if not all((Path(name) / side).is_file() for side in ("train.jsonl", "held_out.jsonl")):
         raise ArtifactError(

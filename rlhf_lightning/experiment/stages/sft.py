@@ -18,8 +18,9 @@ from rlhf_lightning.models.loading import load_policy, require_positions
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.records import Demonstration
-from rlhf_lightning.settings.run import FROM_DATA, STAGE_NAMES
-from rlhf_lightning.settings.stages import SftSettings
+from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.settings.stages.sft import SftSettings
+from rlhf_lightning.settings.stages.stage import FROM_DATA
 
 
 def run_sft(context: StageContext) -> StageResult:
@@ -77,7 +78,7 @@ def _demonstrations(context: StageContext, name: str) -> list[Demonstration]:
     """
     if name == FROM_DATA:
         return context.inputs.data.demonstrations()
-    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGE_NAMES else Path(name)
+    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGES else Path(name)
     if not (directory / DEMONSTRATIONS).is_file():
         raise ArtifactError(
             "There are no demonstrations there.",

@@ -1,0 +1,89 @@
+"""How a config key counts, written where the key is declared: `micro_batch_size: Annotated[Count, NO_EFFECT]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from rlhf_lightning.settings.section import Name
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How much a key or a whole section decides; without this mark it decides the result.
+
+    Attributes:
+        watching: it decides what is written along the way; else it decides nothing.
+    """
+
+    watching: bool = False
+
+
+@dataclass(frozen=True)
+class Named:
+    """A key that names an input, whose content is in a stage's cache key in place of the name.
+
+    Attributes:
+        kind: `stage`: a stage of the pipeline, `base`, the directory of an artifact, or a hub id. `model`: a directory
+            or a hub id. `file`: a path.
+        shown: the name is in the figures, and so in the cache key as well.
+    """
+
+    kind: str
+    shown: bool = False
+
+
+NO_EFFECT = Effect()
+WATCHING = Effect(watching=True)
+
+StageRef = Annotated[Name, Named("stage")]
+"""A stage of the pipeline, `base` (the model group's), the directory of an artifact, or a hub id."""
+
+ModelRef = Annotated[Name, Named("model")]
+"""A model's directory or hub id."""
+
+FileRef = Annotated[Name, Named("file")]
+"""The path of a file of records."""
+
+
+def marked(section: type[BaseModel], mark: Effect, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a section, and of those in it, that bear a mark, in whichever option of a group."""
+    for name, field in section.model_fields.items():
+        if mark in field.metadata:
+            yield f"{prefix}{name}"
+        else:
+            for inner in _sections(field.annotation):
+                yield from marked(inner, mark, f"{prefix}{name}.")
+
+
+def references(section: BaseModel, prefix: str) -> Iterator[tuple[str, Named, list[str]]]:
+    """Keys of a section that name inputs, how, and what they name; a key that is null names nothing."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        mark = next((one for one in _metadata(field.annotation, field.metadata) if isinstance(one, Named)), None)
+        if mark is not None:
+            yield f"{prefix}.{name}", mark, [] if value is None else value if isinstance(value, list) else [value]
+        elif isinstance(value, BaseModel):
+            yield from references(value, f"{prefix}.{name}")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not dict:
+        for inner in get_args(annotation):
+            yield from _sections(inner)
+
+
+def _metadata(annotation: Any, metadata: list[Any]) -> Iterator[Any]:
+    """What an annotation is marked with, itself or within a list or an optional value."""
+    yield from metadata
+    if get_origin(annotation) is Annotated:
+        annotation, *marks = get_args(annotation)
+        yield from marks
+    for inner in get_args(annotation):
+        yield from _metadata(inner, [])

@@ -1,0 +1,97 @@
+"""A stage as it declares itself: everything that others ask about stages is derived from this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rlhf_lightning.settings.section import Section
+
+if TYPE_CHECKING:
+    from rlhf_lightning.settings.run import RunSettings
+
+FROM_DATA = "data"
+"""In the place of a stage: what the data group holds."""
+
+BY_EVERY_STAGE = frozenset({"model.dtype", "peft.quantization", "peft.double_quantization"})
+"""Keys of the base model, which every stage loads or what was made of it."""
+
+LENGTHS = ("data.max_prompt_length", "data.on_long_record")
+
+JUDGE = ("constitution", "judge")
+"""What a stage reads that asks the judge."""
+
+OF_CRITIQUES = frozenset(f"constitution.{key}" for key in ("revisions", "critique", "train_on", "mix_helpful"))
+"""What of a constitution no judge reads."""
+
+
+@dataclass(frozen=True)
+class Relief:
+    """Keys that lower a stage's memory, for the advice when it ran out.
+
+    Attributes:
+        same_result: they leave the result alone, so that an interrupted run may go on with them.
+        other_result: they change it.
+    """
+
+    same_result: tuple[str, ...]
+    other_result: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model that a stage leaves.
+
+    Attributes:
+        title: what a model card says that it is.
+        started_from: the key of the stage's section that names the model it began as.
+    """
+
+    title: str
+    started_from: str
+    head: Literal["policy", "reward model"] = "policy"
+
+
+def _nothing(_: RunSettings) -> frozenset[str]:
+    return frozenset()
+
+
+def _always(_: RunSettings) -> bool:
+    return True
+
+
+def never(_: RunSettings) -> bool:
+    """For what a stage does under no settings."""
+    return False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: also that of its config section.
+        settings: the schema of that section.
+        module: of this package, whose `run_MODULE` runs it; imported, with its libraries, when it runs.
+        relief: from a lack of memory.
+        reads: keys and sections that it reads beside its own.
+        not_read: of those, keys that it does not read.
+        unread: of its own section and `reads`, what it does not read under certain settings.
+        reads_records: whether it reads records of the data group, and not only what other stages left.
+        copies_records: whether all it does is to split records that are there.
+        trained: the model that it trains; None where it trains none. All processes of a run take part in a training.
+        rounds: the key of its section that says how many rounds it has; None where that is not known before.
+    """
+
+    name: str
+    settings: type[Section]
+    module: str
+    relief: Relief
+    reads: tuple[str, ...] = ()
+    not_read: frozenset[str] = frozenset()
+    unread: Callable[[RunSettings], frozenset[str]] = _nothing
+    reads_records: Callable[[RunSettings], bool] = _always
+    copies_records: Callable[[RunSettings], bool] = never
+    trained: TrainedModel | None = None
+    rounds: str | None = None
