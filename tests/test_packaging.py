@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,22 @@ def test_every_dependency_of_an_installation_is_pinned_within_its_range() -> Non
             continue
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{text} is pinned to {version}"
+
+
+def test_what_is_required_is_what_the_package_imports() -> None:
+    """Extras are imported by the options that need them; what other packages always bring counts as theirs."""
+    parts = {"annotated-types": "pydantic", "pydantic-core": "pydantic", "optuna": "hydra-optuna-sweeper"}
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "rlhf_lightning").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    modules = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"rlhf_lightning"}
+    owners = packages_distributions()
+    used = {parts.get(name, name) for module in modules for name in map(canonicalize_name, owners[module])}
+    extras = project()["optional-dependencies"]
+    optional = {canonicalize_name(Requirement(text).name) for name in extras if name != "dev" for text in extras[name]}
+    required = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    assert used - optional == required
 
 
 def test_compromised_releases_are_excluded() -> None:
