@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import ROOT, codes, table
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rlhf_lightning import __version__
 
-ROOT = Path(__file__).resolve().parents[1]
 ASSETS = "rlhf_lightning/worlds/courtesy/assets"
 LARGEST_MODEL = 2_000_000
 """Bytes that the embedded base model may take."""
@@ -207,7 +207,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     information = f"rlhf_lightning-{__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"rlhf_lightning", information}
     assert len([name for name in names if name.startswith("rlhf_lightning/conf/")]) == len(list(conf_files()))
-    assert not [name for name in names if name.endswith((".pyc", ".ckpt"))]
+    assert not [name for name in names if name.endswith((".pyc", ".ckpt", ".md"))]
     assert f"{information}/licenses/LICENSE" in names
 
 
@@ -244,9 +244,7 @@ def test_what_a_run_does_not_use_it_does_not_import(modules_of: Path) -> None:
 
 
 def test_the_run_leaves_what_the_readme_lists(run: Path) -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### What a run leaves", 1)[1].split("\n## ", 1)[0]
-    cells = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
-    listed = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    listed = [name for cell, _ in table("What a run leaves") for name in codes(cell)]
     always = [name for name in listed if not name.startswith(("checkpoints/", "changes.patch", "callbacks."))]
     assert len(always) >= 12
     for name in always:
