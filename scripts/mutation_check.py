@@ -43,6 +43,7 @@ PROCESSES = (
     "test_mutation_check.py",
     "test_packaging.py",
     "test_readme.py",
+    "test_setup.py",
 )
 """Tests that start processes, which a change of this one does not reach."""
 

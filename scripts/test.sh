@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup.sh
-setup_environment
+setup_environment dev
 
 selection="slow or not slow"
 if [ "${1:-}" = "--fast" ]; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -13,16 +14,17 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import ROOT, codes, table
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rlhf_lightning import __version__
 
-ROOT = Path(__file__).resolve().parents[1]
 ASSETS = "rlhf_lightning/worlds/courtesy/assets"
 LARGEST_MODEL = 2_000_000
 """Bytes that the embedded base model may take."""
@@ -100,6 +102,22 @@ def test_every_dependency_of_an_installation_is_pinned_within_its_range() -> Non
             continue
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{text} is pinned to {version}"
+
+
+def test_what_is_required_is_what_the_package_imports() -> None:
+    """Extras are imported by the options that need them; what other packages always bring counts as theirs."""
+    parts = {"annotated-types": "pydantic", "pydantic-core": "pydantic", "optuna": "hydra-optuna-sweeper"}
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "rlhf_lightning").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    modules = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"rlhf_lightning"}
+    owners = packages_distributions()
+    used = {parts.get(name, name) for module in modules for name in map(canonicalize_name, owners[module])}
+    extras = project()["optional-dependencies"]
+    optional = {canonicalize_name(Requirement(text).name) for name in extras if name != "dev" for text in extras[name]}
+    required = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    assert used - optional == required
 
 
 def test_compromised_releases_are_excluded() -> None:
@@ -189,7 +207,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     information = f"rlhf_lightning-{__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"rlhf_lightning", information}
     assert len([name for name in names if name.startswith("rlhf_lightning/conf/")]) == len(list(conf_files()))
-    assert not [name for name in names if name.endswith((".pyc", ".ckpt"))]
+    assert not [name for name in names if name.endswith((".pyc", ".ckpt", ".md"))]
     assert f"{information}/licenses/LICENSE" in names
 
 
@@ -226,9 +244,7 @@ def test_what_a_run_does_not_use_it_does_not_import(modules_of: Path) -> None:
 
 
 def test_the_run_leaves_what_the_readme_lists(run: Path) -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### What a run leaves", 1)[1].split("\n## ", 1)[0]
-    cells = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
-    listed = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    listed = [name for cell, _ in table("What a run leaves") for name in codes(cell)]
     always = [name for name in listed if not name.startswith(("checkpoints/", "changes.patch", "callbacks."))]
     assert len(always) >= 12
     for name in always:

@@ -77,6 +77,7 @@ def test_the_codes_hash_is_its_contents(tmp_path: Path) -> None:
     (package / "part" / "__pycache__" / "code.pyc").write_bytes(b"compiled")
     (package / "conf").mkdir()
     (package / "conf" / "train.yaml").write_text("seed: 1\n")  # in a wheel; a checkout has it elsewhere
+    (package / "README.md").write_text("Documentation.\n")  # in a checkout; a wheel has none
     assert code_hash(package) == first
     (package / "part" / "code.py").rename(package / "part" / "other.py")
     assert code_hash(package) != first

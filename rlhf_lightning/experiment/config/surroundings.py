@@ -143,7 +143,7 @@ def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
         )
         yield Problem("trainer.devices", what, fix="set trainer.nodes and trainer.devices to what was started")
     elif started == 1 and trainer.nodes > 1:
-        fix = "start the same command on each node with torchrun or srun (README, More than one process)"
+        fix = "start the same command on each node with torchrun or srun (conf/README.md, Several processes)"
         yield Problem("trainer.nodes", f"{trainer.nodes} nodes need a launcher, and none started this", fix=fix)
 
 

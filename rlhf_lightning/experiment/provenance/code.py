@@ -27,8 +27,12 @@ PLAIN_DIFF = (
 
 
 def code_hash(package: Path) -> str:
-    """SHA-256 of a package's files, its base model included; the configs apart, since a run keeps its own, resolved."""
+    """SHA-256 of a package's files, its base model included.
+
+    Configs are left out, since a run keeps its own, resolved; so is documentation, which a wheel does not have.
+    """
     files = [path for path in visible_files(package) if path.relative_to(package).parts[0] != CONF]
+    files = [path for path in files if path.suffix != ".md"]
     return combined_hash(package, files)
 
 
