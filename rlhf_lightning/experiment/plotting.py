@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_lightning.settings.readers import TRAINING
 from rlhf_lightning.settings.run import StageName
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.tracking.history_file import read_history
 
 PLOTS_FOLDER = "plots"
@@ -30,6 +31,6 @@ def draw_plots(stage: StageName, metrics: Mapping[str, Any], run_dir: Path) -> l
     else:
         history = read_history(run_dir)
         drawn = [learning_curves(history, folder / "learning_curves.png")]
-        if stage == "ppo":
+        if STAGES[stage].by_episodes:
             drawn.append(overoptimization(history, folder / "overoptimization.png"))
     return [path for path in drawn if path is not None]

@@ -8,50 +8,21 @@ from collections.abc import Iterable
 import wandb
 
 from rlhf_lightning.evaluation.curves import HistoryRow
+from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.tracking.history_file import EPISODES
 
 GLOBAL_STEP = "trainer/global_step"
 
-_LOWER_IS_BETTER = ("min", "last")
-_HIGHER_IS_BETTER = ("max", "last")
-_BOTH_WAYS = ("min", "max", "last")
-
-_SUPERVISED: dict[str, tuple[str, ...]] = {"sft/loss": _LOWER_IS_BETTER, "sft/validation_loss": _LOWER_IS_BETTER}
-
 SUMMARIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "sft": _SUPERVISED,
-    "revision_sft": _SUPERVISED,
-    "reward_model": {
-        "reward_model/loss": _LOWER_IS_BETTER,
-        "reward_model/validation_loss": _LOWER_IS_BETTER,
-        "reward_model/accuracy": _HIGHER_IS_BETTER,
-        "reward_model/validation_accuracy": _HIGHER_IS_BETTER,
-    },
-    "ppo": {
-        "objective/score": _HIGHER_IS_BETTER,
-        "objective/gold": _HIGHER_IS_BETTER,
-        "objective/reward": _HIGHER_IS_BETTER,
-        "objective/kl": _HIGHER_IS_BETTER,
-        "objective/entropy": _LOWER_IS_BETTER,
-        "policy/loss": _LOWER_IS_BETTER,
-        "policy/approx_kl": _HIGHER_IS_BETTER,
-        "policy/clip_fraction": _HIGHER_IS_BETTER,
-        "value/loss": _LOWER_IS_BETTER,
-        "value/explained_variance": _HIGHER_IS_BETTER,
-        "rollout/length": _BOTH_WAYS,
-        "rollout/eos_rate": _LOWER_IS_BETTER,
-        "rollout/repetition": _HIGHER_IS_BETTER,
-        "rollout/top_opening_share": _HIGHER_IS_BETTER,
-        "rollout/distinct_2": _LOWER_IS_BETTER,
-        "kl/coef": _BOTH_WAYS,
-    },
+    name: {metric.name: metric.keeps for metric in stage.metrics if len(metric.keeps) > 1}
+    for name, stage in STAGES.items()
 }
 """By stage and metric: the values that its summary keeps. Of all other metrics it keeps the last."""
 
 
 def declare_metrics(run: wandb.Run, stage: str) -> None:
-    """Declare axes and summaries: PPO's figures stand over episodes, those of other trainings over optimizer steps."""
-    axis = EPISODES if stage == "ppo" else GLOBAL_STEP
+    """Declare axes and summaries: figures of rollouts stand over episodes, others over optimizer steps."""
+    axis = EPISODES if STAGES[stage].by_episodes else GLOBAL_STEP
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis, step_sync=True)
     for metric, values in SUMMARIES.get(stage, {}).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,97 +13,52 @@ from numpy.typing import NDArray
 
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
 from rlhf_lightning.evaluation.plots.style import BLUE, GREY, ORANGE, PALE, VERMILION, new_figure, quiet, save, title
+from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.settings.stages.stage import Metric
 
 Floats = NDArray[np.float64]
 
 COLUMNS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One learning curve.
-
-    Attributes:
-        held_out: the same metric on held-out data, drawn beside it.
-        level: a value worth a line of its own (no correlation, a coin's accuracy, an unchanged policy).
-    """
-
-    stage: str
-    metric: str
-    title: str
-    note: str = ""
-    level: float | None = None
-    held_out: str | None = None
-
-
-SUPERVISED = (
-    Panel("sft", "sft/loss", "SFT loss", "nats a token", held_out="sft/validation_loss"),
-    Panel("revision_sft", "sft/loss", "SFT loss on revisions", "nats a token", held_out="sft/validation_loss"),
-    Panel(
-        "reward_model",
-        "reward_model/loss",
-        "Reward model loss",
-        level=math.log(2),
-        held_out="reward_model/validation_loss",
-    ),
-    Panel(
-        "reward_model",
-        "reward_model/accuracy",
-        "Reward model accuracy",
-        level=0.5,
-        held_out="reward_model/validation_accuracy",
-    ),
-    Panel("reward_model", "reward_model/margin", "Reward model margin", level=0.0),
-)
-REINFORCED = (
-    Panel("ppo", "objective/score", "Proxy reward", "reward model"),
-    Panel("ppo", "objective/gold", "Gold reward", "the truth"),
-    Panel("ppo", "objective/kl", "KL to reference", "nats a reply", 0.0),
-    Panel("ppo", "objective/entropy", "Entropy", "nats a token"),
-    Panel("ppo", "rollout/length", "Reply length", "tokens"),
-    Panel("ppo", "rollout/eos_rate", "Replies ended", level=1.0),
-    Panel("ppo", "rollout/repetition", "Repetition", "repeated 3-grams"),
-    Panel("ppo", "rollout/top_opening_share", "Most frequent opening", "share of replies"),
-    Panel("ppo", "rollout/distinct_2", "Distinct 2-grams", "of all 2-grams"),
-    Panel("ppo", "policy/approx_kl", "Approximate KL", "within an update"),
-    Panel("ppo", "policy/clip_fraction", "Policy clip fraction"),
-    Panel("ppo", "policy/ratio", "Probability ratio", level=1.0),
-    Panel("ppo", "value/loss", "Value loss"),
-    Panel("ppo", "value/clip_fraction", "Value clip fraction"),
-    Panel("ppo", "value/explained_variance", "Explained variance", level=0.0),
-)
-
-
 def learning_curves(history: Sequence[HistoryRow], path: Path) -> Path | None:
     """Small multiples of what the training stages logged; returns None where they logged none of it.
 
-    Supervised stages over optimizer steps (figures on held-out data beside them), PPO over episodes. Where a curve has
-    many points its running mean is drawn over the pale points. A figure that was not finite is marked by a red cross
-    on the axis.
+    Supervised stages over optimizer steps (figures on held-out data beside them), then those with rollouts over
+    episodes. Where a curve has many points its running mean is drawn over the pale points. A figure that was not finite
+    is marked by a red cross on the axis.
     """
     logged = {(row.stage, row.name) for row in history}
-    sections = [[panel for panel in part if (panel.stage, panel.metric) in logged] for part in (SUPERVISED, REINFORCED)]
+    sections = [
+        [
+            (stage.name, metric)
+            for stage in STAGES.values()
+            for metric in stage.metrics
+            if stage.by_episodes is by_episodes and metric.title and (stage.name, metric.name) in logged
+        ]
+        for by_episodes in (False, True)
+    ]
     rows = [part[start : start + COLUMNS] for part in sections for start in range(0, len(part), COLUMNS)]
     if not rows:
         return None
     figure = new_figure(3.1 * COLUMNS, 2.2 * len(rows))
     grid = figure.add_gridspec(len(rows), COLUMNS)
     for row, panels in enumerate(rows):
-        for column, panel in enumerate(panels):
-            _draw(figure.add_subplot(grid[row, column]), panel, history)
+        for column, (stage, metric) in enumerate(panels):
+            _draw(figure.add_subplot(grid[row, column]), stage, metric, history)
     return save(figure, path)
 
 
-def _draw(axes: Axes, panel: Panel, history: Sequence[HistoryRow]) -> None:
+def _draw(axes: Axes, stage: str, metric: Metric, history: Sequence[HistoryRow]) -> None:
     quiet(axes)
-    if panel.level is not None:
-        axes.axhline(panel.level, color=PALE, linewidth=1.0, zorder=0)
-    curve = points(history, panel.stage, panel.metric)
+    if metric.level is not None:
+        axes.axhline(metric.level, color=PALE, linewidth=1.0, zorder=0)
+    curve = points(history, stage, metric.name)
     by_episodes = all(point.episodes is not None for point in curve)
     finite = _curve(axes, curve, by_episodes)
-    title(axes, panel.title, *((panel.note,) if finite else ("x: not finite", VERMILION)))
-    if panel.held_out is not None:
-        _held_out(axes, points(history, panel.stage, panel.held_out))
+    title(axes, metric.title or "", *((metric.note,) if finite else ("x: not finite", VERMILION)))
+    if metric.held_out is not None:
+        _held_out(axes, points(history, stage, metric.held_out))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("episodes" if by_episodes else "steps", fontsize=8, color=GREY, loc="right", labelpad=1)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlhf_lightning.settings.marks import NO_EFFECT, StageRef
 from rlhf_lightning.settings.section import Count, Finite, NonNegative, Positive, Section
-from rlhf_lightning.settings.stages.stage import LENGTHS, Relief, Stage, TrainedModel
+from rlhf_lightning.settings.stages.stage import BOTH, LENGTHS, MAX, MIN, Metric, Relief, Stage, TrainedModel
 from rlhf_lightning.settings.stages.supervised import READ_BY_TRAINING
 
 if TYPE_CHECKING:
@@ -61,6 +61,27 @@ PPO = Stage(
     unread=_unread,
     trained=TrainedModel("A language model that was optimised with PPO against a reward", started_from="policy_from"),
     rounds="iterations",
+    metrics=(
+        Metric("objective/score", MAX, "Proxy reward", "reward model"),
+        Metric("objective/gold", MAX, "Gold reward", "the truth"),
+        Metric("objective/reward", MAX),
+        Metric("objective/kl", MAX, "KL to reference", "nats a reply", level=0.0),
+        Metric("objective/entropy", MIN, "Entropy", "nats a token"),
+        Metric("rollout/length", BOTH, "Reply length", "tokens"),
+        Metric("rollout/eos_rate", MIN, "Replies ended", level=1.0),
+        Metric("rollout/repetition", MAX, "Repetition", "repeated 3-grams"),
+        Metric("rollout/top_opening_share", MAX, "Most frequent opening", "share of replies"),
+        Metric("rollout/distinct_2", MIN, "Distinct 2-grams", "of all 2-grams"),
+        Metric("policy/loss", MIN),
+        Metric("policy/approx_kl", MAX, "Approximate KL", "within an update"),
+        Metric("policy/clip_fraction", MAX, "Policy clip fraction"),
+        Metric("policy/ratio", title="Probability ratio", level=1.0),
+        Metric("value/loss", MIN, "Value loss"),
+        Metric("value/clip_fraction", title="Value clip fraction"),
+        Metric("value/explained_variance", MAX, "Explained variance", level=0.0),
+        Metric("kl/coef", BOTH),
+    ),
+    by_episodes=True,
     relief=Relief(
         ("ppo.micro_batch_size", "rollout.chunk_size", "model.gradient_checkpointing=true"),
         (

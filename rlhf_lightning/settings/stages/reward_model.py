@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import model_validator
 
 from rlhf_lightning.settings.marks import StageRef
 from rlhf_lightning.settings.section import NonNegative
-from rlhf_lightning.settings.stages.stage import LENGTHS, Relief, Stage, TrainedModel, never
+from rlhf_lightning.settings.stages.stage import LENGTHS, MAX, MIN, Metric, Relief, Stage, TrainedModel, never
 from rlhf_lightning.settings.stages.supervised import READ_BY_TRAINING, TRAINING_RELIEF, SupervisedLoop
 
 
@@ -43,5 +44,24 @@ REWARD_MODEL = Stage(
     reads_records=never,
     trained=TrainedModel("A reward model that was trained on comparisons of replies", "backbone_from", "reward model"),
     rounds="epochs",
+    metrics=(
+        Metric(
+            "reward_model/loss",
+            MIN,
+            "Reward model loss",
+            level=math.log(2),
+            held_out="reward_model/validation_loss",
+        ),
+        Metric("reward_model/validation_loss", MIN),
+        Metric(
+            "reward_model/accuracy",
+            MAX,
+            "Reward model accuracy",
+            level=0.5,
+            held_out="reward_model/validation_accuracy",
+        ),
+        Metric("reward_model/validation_accuracy", MAX),
+        Metric("reward_model/margin", title="Reward model margin", level=0.0),
+    ),
     relief=Relief(("reward_model.micro_batch_size", "evaluate.batch_size"), TRAINING_RELIEF),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.settings.marks import StageRef
 from rlhf_lightning.settings.section import OpenFraction
-from rlhf_lightning.settings.stages.stage import FROM_DATA, LENGTHS, Relief, Stage, TrainedModel
+from rlhf_lightning.settings.stages.stage import FROM_DATA, LENGTHS, MIN, Metric, Relief, Stage, TrainedModel
 from rlhf_lightning.settings.stages.supervised import READ_BY_TRAINING, TRAINING_RELIEF, SupervisedLoop
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class SftSettings(SupervisedLoop):
     held_out_fraction: OpenFraction
 
 
-def _sft(name: str, title: str) -> Stage:
+def _sft(name: str, title: str, loss: str) -> Stage:
     def reads_records(settings: RunSettings) -> bool:
         return cast(SftSettings, getattr(settings, name)).demonstrations_from == FROM_DATA
 
@@ -43,11 +43,17 @@ def _sft(name: str, title: str) -> Stage:
         reads_records=reads_records,
         trained=TrainedModel(title, started_from="policy_from"),
         rounds="epochs",
+        metrics=(
+            Metric("sft/loss", MIN, loss, "nats a token", held_out="sft/validation_loss"),
+            Metric("sft/validation_loss", MIN),
+        ),
         relief=Relief((f"{name}.micro_batch_size",), TRAINING_RELIEF),
     )
 
 
-SFT = _sft("sft", "A language model that was fine-tuned on demonstrations")
+SFT = _sft("sft", "A language model that was fine-tuned on demonstrations", "SFT loss")
 REVISION_SFT = _sft(
-    "revision_sft", "A language model that was fine-tuned on revisions by the principles of a constitution"
+    "revision_sft",
+    "A language model that was fine-tuned on revisions by the principles of a constitution",
+    "SFT loss on revisions",
 )

@@ -53,6 +53,30 @@ class TrainedModel:
     head: Literal["policy", "reward model"] = "policy"
 
 
+MIN, MAX, BOTH = ("min", "last"), ("max", "last"), ("min", "max", "last")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that a stage logs along the way.
+
+    Attributes:
+        name: as it stands in history.csv.
+        keeps: the values that a summary of the run keeps: the last, and its extremes where these are worth a look.
+        title: of its panel among the learning curves; None: it has none.
+        note: its unit or meaning, beside the title.
+        level: a value worth a line of its own (no correlation, a coin's accuracy, an unchanged policy).
+        held_out: the same metric on held-out data, drawn beside it.
+    """
+
+    name: str
+    keeps: tuple[str, ...] = ("last",)
+    title: str | None = None
+    note: str = ""
+    level: float | None = None
+    held_out: str | None = None
+
+
 def _nothing(_: RunSettings) -> frozenset[str]:
     return frozenset()
 
@@ -82,6 +106,8 @@ class Stage:
         copies_records: whether all it does is to split records that are there.
         trained: the model that it trains; None where it trains none. All processes of a run take part in a training.
         rounds: the key of its section that says how many rounds it has; None where that is not known before.
+        metrics: what it logs that is worth a panel, or more than its last value; in the order of the panels.
+        by_episodes: it collects rollouts: its metrics stand over episodes, those of others over optimizer steps.
     """
 
     name: str
@@ -95,3 +121,5 @@ class Stage:
     copies_records: Callable[[RunSettings], bool] = never
     trained: TrainedModel | None = None
     rounds: str | None = None
+    metrics: tuple[Metric, ...] = ()
+    by_episodes: bool = False
