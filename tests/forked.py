@@ -24,6 +24,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import psutil
+
 PRELOADED = (
     *("peft", "wandb", "matplotlib.pyplot", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama"),
     *("rlhf_lightning.cli.train", "rlhf_lightning.experiment.pipeline", "rlhf_lightning.tracking.wandb_run"),
@@ -170,14 +172,11 @@ def _ours(command: Any) -> list[str] | None:
 def _path_of(file: Any, number: int) -> Path:
     """The file behind what `Popen` was given as an output."""
     if file is None:
-        return Path(os.readlink(f"/proc/self/fd/{number}")) if _is_file(number) else Path(os.devnull)
+        files = {opened.fd: Path(opened.path) for opened in psutil.Process().open_files()}
+        return files.get(number, Path(os.devnull))
     if file == subprocess.DEVNULL:
         return Path(os.devnull)
     return Path(file.name)
-
-
-def _is_file(number: int) -> bool:
-    return Path(f"/proc/self/fd/{number}").is_file()
 
 
 def _child(
