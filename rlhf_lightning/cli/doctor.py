@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
@@ -109,23 +109,12 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(
         state=status.state,
         stage=status.stage,
-        alive=_alive(status.pid),
+        alive=psutil.pid_exists(status.pid),
         error=error,
         config=run.config,
         metrics=run.metrics or {},
         history=read_history(path),
     )
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process of this machine has that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def as_json(run: Path, record: RunRecord, diagnosis: Diagnosis) -> dict[str, object]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, variance
 
 from rlhf_lightning.comparison.records import Delta, Estimate
-from rlhf_lightning.comparison.student_t import quantile
 
 Seed = int | None
 Cell = tuple[str, ...]
@@ -74,7 +73,7 @@ def _half_width(values: Sequence[float]) -> float | None:
     """t s / sqrt(n), half of the interval of a mean; None with fewer than two values."""
     if len(values) < 2:
         return None
-    return quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return _t_quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
 
 
 def _welch_half_width(first: Sequence[float], second: Sequence[float]) -> float:
@@ -84,4 +83,12 @@ def _welch_half_width(first: Sequence[float], second: Sequence[float]) -> float:
         return 0.0
     parts = zip(errors, (first, second), strict=True)
     degrees = sum(errors) ** 2 / sum(error**2 / (len(side) - 1) for error, side in parts)
-    return quantile(max(1.0, degrees)) * math.sqrt(sum(errors))
+    return _t_quantile(degrees) * math.sqrt(sum(errors))
+
+
+def _t_quantile(degrees: float) -> float:
+    """The value that Student's t with `degrees` of freedom stays below with probability 0.975."""
+    # `scipy.stats`, which calls this function, takes two seconds to import; the function's own module takes 0.4.
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    return float(stdtrit(degrees, 0.975))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
-import secrets
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.errors import JudgeError
 from rlhf_lightning.feedback.judge_model import Answer
 
 logger = logging.getLogger(__name__)
+
+APPLICATION_ID = int.from_bytes(b"RLHF")
+"""Stands in the file's header, so that another program's database is never written to."""
+BUSY_SECONDS = 60.0
+"""To wait for another process's write."""
+TABLE = "CREATE TABLE answers (key TEXT PRIMARY KEY, first REAL NOT NULL, second REAL NOT NULL, text BLOB NOT NULL)"
 
 
 def request_key(request: Mapping[str, Any]) -> str:
@@ -25,61 +32,89 @@ def request_key(request: Mapping[str, Any]) -> str:
 
 
 class AnswerCache:
-    """A small file for each answer, under the first letters of its request's key.
+    """Answers by their request's key, in one SQLite file.
 
-    Several processes may share a cache: a file is written aside and put in its place in one step, and of two that
-    write the same answer the last one stays. What cannot be read is as good as absent. A disk that takes nothing (full,
-    read-only) is warned about once and does not stop anybody.
+    Several processes may share it, on a network file system too (so it has no write-ahead log): a write waits for the
+    others, and of two answers to one request the last stays. A disk that cannot be read or takes nothing (full,
+    read-only) is warned about once and stops nobody.
 
     Args:
-        directory: made when the first answer is kept.
+        file: made, with its folders, when the first answer is kept.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self._has_warned = False
 
     def get(self, key: str) -> Answer | None:
-        """The answer kept under a key, without tokens, since it costs none; None where there is none."""
-        try:
-            return _answer(json.loads(self._place(key).read_bytes()))
-        except (OSError, ValueError):
+        """The answer kept under a key, without tokens, since it costs none; None where there is none.
+
+        Raises:
+            JudgeError: the file is damaged or is no such cache.
+        """
+        if not os.path.exists(self.file):
             return None
+        with self._explained(), self._connect() as database:
+            if not self._has_table(database):
+                return None
+            row = database.execute("SELECT first, second, text FROM answers WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            if [type(field) for field in row] != [float, float, bytes]:
+                raise self._unusable("a row is damaged")
+            return Answer((row[0], row[1]), row[2].decode("utf-8", "surrogatepass"), cached=True)
+        return None
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keeps an answer; one that names no option is not kept, so that it is asked for again."""
-        if answer.total_mass <= 0.0:
+        """Keeps an answer; one that names no option is not kept, so that it is asked for again.
+
+        Raises:
+            JudgeError: the file is damaged or is no such cache.
+        """
+        if not 0.0 < answer.total_mass < math.inf:
             return
-        place = self._place(key)
-        aside = place.with_name(f".{key}.{os.getpid()}.{secrets.token_hex(4)}")
+        with self._explained(), self._connect() as database:
+            database.execute("BEGIN IMMEDIATE")
+            if not self._has_table(database):
+                database.execute(TABLE)
+                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            text = answer.text.encode("utf-8", "surrogatepass")
+            database.execute("REPLACE INTO answers VALUES (?, ?, ?, ?)", (key, *answer.mass, text))
+            database.execute("COMMIT")
+
+    def _connect(self) -> closing[sqlite3.Connection]:
+        """A connection for one access, so that forked processes share none."""
+        if self.file.is_dir():
+            raise self._unusable("it is a directory, as earlier versions made them")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return closing(sqlite3.connect(self.file, BUSY_SECONDS, isolation_level=None))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Ends the `with` block with a warning where the disk is at fault, with a JudgeError where the file is."""
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps({"mass": answer.mass, "text": answer.text}), encoding="utf-8")
-            aside.replace(place)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            self._warn(error)
+            yield
+        except (OSError, sqlite3.OperationalError) as error:
+            if not self._has_warned:
+                logger.warning("The judge's answers cannot be kept in %s (judge.cache): %s", self.file, error)
+            self._has_warned = True
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            raise self._unusable(str(error)) from error
 
-    def _place(self, key: str) -> Path:
-        return self.directory / key[:2] / f"{key}.json"
+    def _has_table(self, database: sqlite3.Connection) -> bool:
+        """Whether anything was ever kept here.
 
-    def _warn(self, error: OSError) -> None:
-        if not self._has_warned:
-            logger.warning("The judge's answers cannot be kept in %s (judge.cache): %s", self.directory, error)
-        self._has_warned = True
+        Raises:
+            JudgeError: the database is another program's.
+        """
+        (owner,) = database.execute("PRAGMA application_id").fetchone()
+        if owner != APPLICATION_ID and (owner or database.execute("SELECT 1 FROM sqlite_master").fetchone()):
+            raise self._unusable("it is another program's database")
+        return bool(owner)
 
-
-def _answer(fields: Any) -> Answer:
-    """An answer from a file's fields.
-
-    Raises:
-        ValueError: they are not an answer's.
-    """
-    mass, text = (fields.get("mass"), fields.get("text")) if isinstance(fields, dict) else (None, None)
-    if not isinstance(text, str) or not isinstance(mass, list) or len(mass) != 2:
-        raise ValueError("no answer")
-    first, second = (float(share) if isinstance(share, int | float) else math.nan for share in mass)
-    if not (first >= 0.0 and second >= 0.0 and 0.0 < first + second < math.inf):
-        raise ValueError("no probabilities")
-    return Answer((first, second), text, cached=True)
+    def _unusable(self, reason: str) -> JudgeError:
+        return JudgeError(
+            f"The file of the judge's answers cannot be used: {reason}.",
+            where=f"judge.cache={self.file}",
+            fix="move it away (its answers are then asked for again), or set judge.cache to another file, or to null",
+        )

@@ -18,6 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import Progress
 
@@ -60,7 +61,7 @@ class Children:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _fork(self, work: Callable[[], Any], limit: Limit, folder: Path) -> int:
-        if len(os.listdir("/proc/self/task")) > 1:
+        if psutil.Process().num_threads() > 1:
             raise RuntimeError(f"a process with threads cannot be forked: {threading.enumerate()}")
         if pid := os.fork():
             return pid

@@ -17,7 +17,7 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HEAVY = {"torch", "transformers", "pytorch_lightning", "wandb", "datasets", "peft", "numpy", "matplotlib"}
+HEAVY = {"torch", "transformers", "pytorch_lightning", "wandb", "datasets", "peft", "numpy", "scipy", "matplotlib"}
 
 ANSWER = """
 import contextlib, io, json, sys, time

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from runs import distances, ended, from_stages_of, history, started
 from trainings import TRAININGS
@@ -44,8 +45,7 @@ def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
 
     process = started("train", f"resume={cut}", cwd=tmp_path)
     wait_for(cut / "checkpoints" / "ppo" / "iteration=000002.ckpt")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
+    psutil.Process(process.pid).children()[1].kill()
     code, said = ended(process)
     assert code == 1
     assert "goes on from" in said
@@ -81,12 +81,5 @@ def assert_goes_on(cut: Path, whole: Path) -> None:
 
 def wait_until_nobody_is_at(run: Path) -> None:
     """Until the processes have ended whose launcher was killed: they are interrupted then."""
-    deadline = time.monotonic() + PATIENCE
-    pid = RunDirectory.open(run).status.pid
-    while True:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        assert time.monotonic() < deadline, "the first process goes on without its launcher"
-        time.sleep(0.1)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(RunDirectory.open(run).status.pid).wait(PATIENCE)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from rlhf_lightning.experiment.exported_model import ExportedModel
 from rlhf_lightning.experiment.model_card import escaped, fenced, hub_id, model_card
@@ -29,9 +30,15 @@ def section(card: str, heading: str) -> str:
     return card.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
+def on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_the_synthetic_world_is_called_synthetic(finished_run: Finished) -> None:
     card = model_card(ExportedModel(finished_run(name="first"), "ppo", "whole", chats=True))
-    assert front_matter(card) == {
+    front = front_matter(card)
+    assert front.pop("model-index")[0]["name"] == "first"
+    assert front == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["rlhf", "rlhf_lightning", "ppo", "synthetic"],
@@ -48,7 +55,8 @@ CONSTITUTIONAL = ("pipeline=constitutional", "constitution=hhh")
 
 def test_what_models_made_by_a_constitution_is_said(finished_run: Finished) -> None:
     run = finished_run(*CONSTITUTIONAL)
-    said = {stage: section(model_card(ExportedModel(run, stage, "whole", True)), "Data") for stage in TRAINED}
+    cards = {stage: model_card(ExportedModel(run, stage, "whole", True)) for stage in TRAINED}
+    said = {stage: on_one_line(section(card, "Data")) for stage, card in cards.items()}
     # The principles of harmless (2), helpful (1) and honest (2), and one of its own.
     revised = "The constitution was hhh (6 principles): replies were critiqued and revised by its principles"
     assert "no written constitution and no AI feedback" in said["sft"]
@@ -60,7 +68,7 @@ def test_what_models_made_by_a_constitution_is_said(finished_run: Finished) -> N
 def test_a_judge_on_its_own_is_named(finished_run: Finished) -> None:
     server = ("judge=openai", "judge.base_url=http://localhost:1/v1", "judge.model=some_judge")
     run = finished_run("pipeline=rlaif", "constitution=polite", *server)
-    data = section(model_card(ExportedModel(run, "ppo", "whole", chats=True)), "Data")
+    data = on_one_line(section(model_card(ExportedModel(run, "ppo", "whole", chats=True)), "Data"))
     assert r"The constitution was polite (1 principle): a model (some\_judge) compared replies under it." in data
 
 
@@ -73,17 +81,34 @@ def test_without_principles_there_was_no_constitution(finished_run: Finished, ov
 def test_a_policy_stands_beside_the_one_it_started_from_with_intervals(finished_run: Finished) -> None:
     run = finished_run()
     figures = section(model_card(ExportedModel(run, "ppo", "whole", chats=True)), "Figures")
-    assert "| | iid: sft | iid: ppo | ood: sft | ood: ppo |" in figures
+    assert "|  | iid: sft | iid: ppo | ood: sft | ood: ppo |" in figures
     assert "| gold reward | -0.25 [-0.75, +0.25] | +1.50 [+1.00, +2.00] | -0.25" in figures
     assert "| KL, nats | 1.5 | 1.5 | 1.5 | 1.5 |" in figures  # no interval was computed
     start = section(model_card(ExportedModel(run, "sft", "whole", chats=True)), "Figures")
-    assert "| | iid: sft | ood: sft |" in start
+    assert "|  | iid: sft | ood: sft |" in start
+
+
+def test_the_hub_reads_the_models_own_figures_split_by_split(finished_run: Finished) -> None:
+    card = model_card(ExportedModel(finished_run(name="first", data=HUB_DATA), "ppo", "whole", chats=True))
+    found = ModelCard(card).data
+    assert found.model_name == "first"
+    assert [
+        (result.dataset_type, result.dataset_split, result.metric_type, result.metric_value)
+        for result in found.eval_results
+    ] == [
+        ("Anthropic/hh-rlhf", split, metric, value)
+        for split in ("iid", "ood")
+        for metric, value in (("gold_reward", 1.5), ("kl", 1.5))
+    ]
 
 
 def test_a_reward_model_stands_beside_its_baselines(finished_run: Finished) -> None:
     card = model_card(ExportedModel(finished_run(), "reward_model", "whole", chats=True))
     assert front_matter(card)["pipeline_tag"] == "text-classification"
-    assert "| right on 29 held-out pairs | 60.0% [40.0%, 80.0%] |" in section(card, "Figures")
+    (result,) = front_matter(card)["model-index"][0]["results"]
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("accuracy", 0.6), ("lift", -0.05)]
+    assert "intervals over the 29 held-out pairs" in section(card, "Figures")
+    assert "| accuracy | 60.0% [40.0%, 80.0%] |" in section(card, "Figures")
     assert "does not beat the better of two trivial baselines" in section(card, "Limits")
     assert "113 pairs" in section(card, "Data")
     assert "pad on the right" in section(card, "Open it")
@@ -94,7 +119,9 @@ def test_an_adapter_names_its_base_and_data_of_the_hub(finished_run: Finished) -
     adapter = model_card(
         ExportedModel(run, "ppo", "adapter", chats=False, base="HuggingFaceTB/SmolLM2-135M", method="prompt_tuning")
     )
-    assert front_matter(adapter) == {
+    front = front_matter(adapter)
+    del front["model-index"]
+    assert front == {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["rlhf", "rlhf_lightning", "ppo", "prompt_tuning"],
@@ -125,10 +152,11 @@ def test_nothing_in_a_run_can_write_markup(finished_run: Finished) -> None:
         tags=["```", "</pre>"],
     )
     card = model_card(ExportedModel(run, "ppo", "whole", chats=True))
-    outside = card.replace(fence_of(card), "")
+    outside = card.split("---\n", 2)[2].replace(fence_of(card), "")
     assert "<script>" not in outside
     assert r"\<script\>alert\(1\)\</script\>: ppo" in outside
     assert r"one \| two \# Heading \`code\` \[link\]\(http://x\) \`\`\`\` out of the block" in outside
+    assert front_matter(card)["model-index"][0]["name"] == run.config["name"]
     config = yaml.safe_load(fence_of(card).split("\n", 1)[1].rsplit("\n", 1)[0])
     assert config["notes"] == run.config["notes"]
     assert "paths" not in config
@@ -167,6 +195,7 @@ def test_a_run_without_figures_or_origin_says_so(finished_run: Finished) -> None
     (run.path / PROVENANCE).unlink()
     run.update_status(state="failed")
     card = model_card(ExportedModel(run, "ppo", "whole", chats=True))
+    assert "model-index" not in front_matter(card)
     assert "It was not evaluated." in section(card, "Figures")
     assert "The run is failed" in section(card, "Limits")
     assert "no record of where it came from" in section(card, "Origin")

@@ -382,8 +382,8 @@ def test_a_content_filter_stops_nothing_even_at_first() -> None:
 def test_the_same_again_costs_no_request(tmp_path: Path) -> None:
     """Not even a server."""
     with ChatServer(YES) as server:
-        first = judge(server, cache=str(tmp_path)).answers(questions(5))
-    again = judge(server, cache=str(tmp_path), base_url=f"{server.url}/")
+        first = judge(server, cache=str(tmp_path / "answers")).answers(questions(5))
+    again = judge(server, cache=str(tmp_path / "answers"), base_url=f"{server.url}/")
     second = again.answers(questions(5))
     assert [answer.mass for answer in second] == [answer.mass for answer in first]
     assert all(answer.cached and answer.input_tokens == 0 and answer.output_tokens == 0 for answer in second)
@@ -394,8 +394,8 @@ def test_the_same_again_costs_no_request(tmp_path: Path) -> None:
 def test_only_what_is_missing_is_asked_after_an_error(tmp_path: Path) -> None:
     with ChatServer(YES, first=[YES, YES, YES, fails(401)]) as server:
         with pytest.raises(JudgeError):
-            judge(server, cache=str(tmp_path), concurrency=1).answers(questions(6))
-        judge(server, cache=str(tmp_path), concurrency=1).answers(questions(6))
+            judge(server, cache=str(tmp_path / "answers"), concurrency=1).answers(questions(6))
+        judge(server, cache=str(tmp_path / "answers"), concurrency=1).answers(questions(6))
     asked = [received.asked for received in server.received]
     assert asked == [f"number {index}" for index in (0, 1, 2, 3, 3, 4, 5)]
 
@@ -403,7 +403,7 @@ def test_only_what_is_missing_is_asked_after_an_error(tmp_path: Path) -> None:
 def test_an_unanswered_question_is_asked_again(tmp_path: Path) -> None:
     with ChatServer(says("well"), first=[says("yes")]) as server:
         for _ in range(2):
-            judge(server, cache=str(tmp_path), logprobs=False, concurrency=1).answers(questions(2))
+            judge(server, cache=str(tmp_path / "answers"), logprobs=False, concurrency=1).answers(questions(2))
     assert [received.asked for received in server.received] == ["number 0", "number 1", "number 1"]
 
 
@@ -412,7 +412,7 @@ def test_an_unanswered_question_is_asked_again(tmp_path: Path) -> None:
 )
 def test_another_question_is_another_request(tmp_path: Path, changed: dict[str, Any]) -> None:
     reasons = "vote" in changed
-    settings = {"cache": str(tmp_path), "cot": reasons}
+    settings = {"cache": str(tmp_path / "answers"), "cot": reasons}
     with ChatServer(thinks([("yes", 0.5), ("no", 0.25)])) as server:
         judge(server, **settings).answers([question(reasons=reasons)])
         settings |= {name: value for name, value in changed.items() if name in ("model", "logprobs")}

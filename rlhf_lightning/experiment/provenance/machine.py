@@ -70,13 +70,14 @@ def environment() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Python, platform, processors, memory in bytes, GPUs."""
-    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    import psutil  # here, since a run that cannot start needs no such record
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
-        "memory_bytes": pages * page,
+        "memory_bytes": psutil.virtual_memory().total,
         "gpus": _gpus(),
     }
 
