@@ -19,6 +19,7 @@ CONFIG = {
     "data": {"kind": "courtesy"},
     "model": {"kind": "courtesy", "dtype": "float32"},
     "peft": {"kind": "lora"},
+    "pipeline": {"stages": ["sft"]},
     "sft": {"policy_from": "base"},
     "evaluate": {"reference_from": "sft"},
 }
