@@ -25,6 +25,7 @@ from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.validation import settings_from
+from rlhf_lightning.experiment.provenance.machine import installed
 from rlhf_lightning.settings.readers import leaves
 from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.settings.stages import STAGES
@@ -702,6 +703,9 @@ def test_the_base_model_of_the_world_counts(
 
 def test_versions_of_what_computes_count(told: Callable[..., RunSettings], monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(told())
-    monkeypatch.setattr("rlhf_lightning.experiment.cache.keys._versions", lambda: {"torch": "9.9"})
-    after = keys(told())
-    assert all(before[stage] != after[stage] for stage in STAGES)
+    versions = installed()
+    for package, counts in (("torch", True), ("jinja2", True), ("pyarrow", True), ("wandb", False)):
+        changed = {**versions, package: "9.9"}
+        monkeypatch.setattr("rlhf_lightning.experiment.cache.keys.installed", lambda changed=changed: changed)
+        after = keys(told())
+        assert {before[stage] != after[stage] for stage in STAGES} == {counts}, package

@@ -120,7 +120,7 @@ def test_everything_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     record = gather_provenance(settings, ["data=hh_rlhf", "x.token=abc"])
     assert record["data"] == {str(pairs): hashlib.sha256(b'{"chosen": "a"}\n').hexdigest()}
     assert record["overrides"] == ["data=hh_rlhf", "x.token=***"]
-    assert record["packages"]["hydra-core"].startswith("1.3")
+    assert record["installed"]["hydra-core"].startswith("1.3")
     assert record["machine"]["cpu_count"] >= 1
     assert record["machine"]["memory_bytes"] > 2**28
     assert "a-secret-of-the-environment" not in json.dumps(record)

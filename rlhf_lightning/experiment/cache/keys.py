@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,12 @@ from rlhf_lightning.experiment.cache.content import (
     path_identity,
 )
 from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
+from rlhf_lightning.experiment.provenance.machine import deciding, installed
 from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.settings.readers import FREE, TRAINING, is_among, leaves, named_inputs, names_only, reads
 from rlhf_lightning.settings.run import RunSettings, StageName
 from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.worlds.courtesy.recorded import recorded_path
-
-PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "transformers",
-    "peft",
-    "tokenizers",
-    "numpy",
-    "datasets",
-    "safetensors",
-)
-"""The packages that compute, or read and write what is computed with."""
 
 MIXTURE = "begun under one key, gone on under another"
 
@@ -57,7 +45,7 @@ class Ingredients:
         data: identity of the records it reads; empty where it reads none, or made ones.
         hardware: what it computes on, and how.
         code: of this program; of code that the config names from elsewhere, under its module's name.
-        packages: versions.
+        packages: versions of those that compute.
     """
 
     stage: str
@@ -120,7 +108,7 @@ class StageKeys:
             data=self._data if STAGES[stage].reads_records(settings) else {},
             hardware={} if copies else self._hardware(stage),
             code={NAME: code_hash(stage), **_code_from_elsewhere(settings, stage)},
-            packages=_versions(),
+            packages=deciding(installed()),
         )
 
     def _inputs(self, stage: StageName) -> dict[str, list[str]]:
@@ -221,8 +209,3 @@ def _hash_of_code(module: str) -> str:
         return hash_of_module(module)
     found = find_spec(module)
     return path_identity(Path(found.origin)) if found is not None and found.origin is not None else module
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}

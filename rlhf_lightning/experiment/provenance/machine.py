@@ -13,23 +13,11 @@ from pathlib import Path
 from typing import Any
 
 DECIDING_PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "transformers",
-    "peft",
-    "hydra-core",
-    "omegaconf",
-    "pydantic",
-    "wandb",
-    "datasets",
-    "safetensors",
-    "tokenizers",
-    "numpy",
-    "pyarrow",
-    "accelerate",
-    "bitsandbytes",
-    "triton",
+    *("torch", "pytorch-lightning", "transformers", "peft", "tokenizers", "jinja2", "numpy", "accelerate"),
+    *("bitsandbytes", "triton", "datasets", "pyarrow", "safetensors"),
 )
+"""The packages that compute, render chat templates, or read and write what is computed with. What others do (Hydra,
+pydantic) is in the config, which is recorded."""
 
 DECIDING_VARIABLES = (
     "ATEN_CPU_CAPABILITY",
