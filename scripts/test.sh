@@ -20,7 +20,7 @@ ruff check .
 # Imports and types are checked beside the tests, and what was found is said at the end.
 found="$(mktemp)"
 trap 'rm -f "$found"' EXIT
-{ lint-imports && mypy; } > "$found" 2>&1 &
+{ status=0; lint-imports || status=$?; mypy || status=$?; exit "$status"; } > "$found" 2>&1 &
 checks=$!
 # One worker a core; a worker that has nothing left takes tests from another.
 failed=0

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
 
 from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME
-from rlhf_lightning.experiment.stage import StageContext, StageResult
+from rlhf_lightning.experiment.stage import StageContext, StageFunction, StageResult
 from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
-from rlhf_lightning.settings.run import StageName
 from rlhf_lightning.settings.section import Section
 from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.worlds.courtesy import gold
@@ -63,20 +62,16 @@ def recording() -> Iterator[Callable[[], dict[str, list[str]]]]:
             at_work[-1].know(made, at_work[-1].names[id(section)])
         return made
 
-    def watching(stage: StageName, run_stage: Callable[[StageContext], StageResult]) -> Any:
-        def run(context: StageContext) -> StageResult:
-            by_stage[stage].know(context.settings, "")
-            at_work.append(by_stage[stage])
-            try:
-                return run_stage(context)
-            finally:
-                at_work.pop()
+    @contextmanager
+    def watching(context: StageContext) -> Iterator[None]:
+        by_stage[context.name].know(context.settings, "")
+        at_work.append(by_stage[context.name])
+        try:
+            yield
+        finally:
+            at_work.pop()
 
-        return run
-
-    with pytest.MonkeyPatch.context() as patch:
-        for stage, run_stage in list(STAGE_FUNCTIONS.items()):
-            patch.setitem(STAGE_FUNCTIONS, stage, watching(stage, run_stage))
+    with around_stages(watching) as patch:
         patch.setattr(Section, "__getattribute__", watched)
         patch.setattr(Section, "model_copy", copied)
         yield lambda: {stage: sorted(recorder.read) for stage, recorder in by_stage.items()}
@@ -93,18 +88,31 @@ def gold_scores() -> Iterator[Counter[str]]:
         scored[running[-1]] += 1
         return original(*arguments, **named)
 
-    def announced(stage: StageName, run_stage: Callable[[StageContext], StageResult]) -> Any:
+    @contextmanager
+    def announced(context: StageContext) -> Iterator[None]:
+        running.append(context.name)
+        try:
+            yield
+        finally:
+            running.pop()
+
+    with around_stages(announced) as patch:
+        patch.setattr(gold, "GoldScore", noted)  # the only way to a score: `gold.score` and `gold.judge` make it
+        yield scored
+
+
+@contextmanager
+def around_stages(entered: Callable[[StageContext], AbstractContextManager[None]]) -> Iterator[pytest.MonkeyPatch]:
+    """Runs each stage of this process's runs within a context; gives what undoes further patches with this one."""
+
+    def within(run_stage: StageFunction) -> StageFunction:
         def run(context: StageContext) -> StageResult:
-            running.append(stage)
-            try:
+            with entered(context):
                 return run_stage(context)
-            finally:
-                running.pop()
 
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gold, "GoldScore", noted)  # the only way to a score: `gold.score` and `gold.judge` make it
         for stage, run_stage in list(STAGE_FUNCTIONS.items()):
-            patch.setitem(STAGE_FUNCTIONS, stage, announced(stage, run_stage))
-        yield scored
+            patch.setitem(STAGE_FUNCTIONS, stage, within(run_stage))
+        yield patch
