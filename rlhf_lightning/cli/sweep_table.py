@@ -16,6 +16,7 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.record import JobState, Sweep, state_of
 from rlhf_lightning.settings.stages import STAGES
 from rlhf_lightning.tracking.history_file import read_history
+from rlhf_lightning.tracking.wandb_files import SWEEP_FOLDER
 
 COLUMNS = ("job", "overrides", "state", "stage", "progress", "objective", "seconds")
 TO_THE_RIGHT = ("progress", "objective", "seconds")
@@ -51,6 +52,9 @@ def sweep_table(sweep: Sweep) -> Group:
         _totals(states),
         Text(f"directories: {sweep.directory}/JOB", overflow="ignore", no_wrap=True),
     ]
+    tracked = sweep.directory / SWEEP_FOLDER
+    if tracked.is_dir():
+        parts.append(Text(f"curves in the terminal: wandb leet {tracked}", overflow="ignore", no_wrap=True))
     if shared:
         told = " ".join(override for override in jobs[0].overrides if override in shared)
         parts.insert(0, Text(f"all jobs: {told}"))

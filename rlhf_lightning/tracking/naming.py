@@ -31,10 +31,10 @@ def chosen_for(run_dir: Path, overrides: Sequence[str]) -> Sequence[str]:
 
     What was typed for all jobs, or swept over, stands in the sweep's record as it was typed.
     """
-    record = run_dir.resolve().parent / SWEEP_RECORD
-    if not is_job(run_dir) or not record.exists():
+    sweep = sweep_directory(run_dir)
+    if sweep is None:
         return overrides
-    typed = json.loads(record.read_text(encoding="utf-8"))["overrides"]
+    typed = json.loads((sweep / SWEEP_RECORD).read_text(encoding="utf-8"))["overrides"]
     return [override for override in overrides if override not in typed] or overrides
 
 
@@ -53,6 +53,12 @@ def group_name(run_dir: Path) -> str:
 def is_job(run_dir: Path) -> bool:
     """Whether a run is a job of a sweep, by the folder it lies in."""
     return run_dir.resolve().name.isdigit()
+
+
+def sweep_directory(run_dir: Path) -> Path | None:
+    """The directory of the sweep that a run is a job of; None of any other run."""
+    parent = run_dir.resolve().parent
+    return parent if is_job(run_dir) and (parent / SWEEP_RECORD).exists() else None
 
 
 def _tells(override: str) -> bool:

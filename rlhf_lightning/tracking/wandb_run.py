@@ -23,10 +23,11 @@ import wandb
 from rlhf_lightning.tracking.forgiveness import Forgiven
 from rlhf_lightning.tracking.history_file import EPISODES, read_history
 from rlhf_lightning.tracking.lineage import Artifact
-from rlhf_lightning.tracking.offline_file import next_step
+from rlhf_lightning.tracking.naming import sweep_directory
 from rlhf_lightning.tracking.redaction import redact
 from rlhf_lightning.tracking.wandb_agent import AgentTrial
 from rlhf_lightning.tracking.wandb_artifacts import Content, wandb_artifact
+from rlhf_lightning.tracking.wandb_files import link_into_sweep, next_step
 from rlhf_lightning.tracking.wandb_metrics import GLOBAL_STEP, declare_metrics, summaries
 from rlhf_lightning.tracking.wandb_session import (
     command_redacted,
@@ -106,6 +107,7 @@ class WandbRun:
                 self._write_identity(self.run)
                 declare_metrics(self.run, self.card.job_type)
             self._give_up_after(start)
+            self._show_in_sweep()
             self._catch_up()
             on_failure.pop_all()
         return self
@@ -155,6 +157,12 @@ class WandbRun:
     def take(self, artifact: Artifact) -> None:
         """Note what this stage takes in. Nothing is uploaded for it."""
         self._note(artifact, "reference", taken=True)
+
+    def _show_in_sweep(self) -> None:
+        sweep = sweep_directory(self.run_dir)
+        if self.run is not None and sweep is not None:
+            with Forgiven("`wandb leet` will not show this run beside the sweep's others (%s)."):
+                link_into_sweep(Path(self.run.dir).parent, sweep)
 
     def _catch_up(self) -> None:
         """Log what the stage's history holds from before it was interrupted, and W&B does not."""
@@ -228,7 +236,8 @@ class WandbRun:
             config=redact({**card.config, **(trial.parameters if trial else {})}),
             dir=str(self.run_dir),
             # An id of its own and `create_new`: never the run of an earlier stage, nor one that WANDB_RUN_ID names.
-            id=previous or (trial.run_id if trial else secrets.token_hex(4)),
+            # `wandb leet` lists runs by it.
+            id=previous or (trial.run_id if trial else f"{card.job_type}_{secrets.token_hex(4)}"),
             reinit="create_new",
             # The run of a trial is there before its first start, made by the sweep.
             resume="allow" if mode == "online" and (previous or not trial) else None,
@@ -243,8 +252,11 @@ class WandbRun:
         )
 
     def _steps_sent(self, run: wandb.Run) -> int:
-        """Where the history of a run that goes on begins anew: W&B says so, offline its files do."""
-        return next_step(self._directory, run.id) if run.offline else run.starting_step
+        """Where the history of a run that goes on begins anew: W&B knows, offline the files of its earlier parts do."""
+        if not run.offline:
+            return run.starting_step
+        parts = self._directory.glob(f"*run-*-{run.id}")
+        return next_step(part for part in parts if part.name != Path(run.dir).parent.name)
 
     @property
     def _directory(self) -> Path:

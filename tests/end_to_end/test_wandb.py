@@ -38,10 +38,12 @@ def recorded(job: RunDirectory, stage: str) -> offline_run.OfflineRun:
 
 @pytest.mark.usefixtures("jobs_in_this_process")
 def test_the_stages_of_a_sweeps_jobs_are_runs_of_their_own_in_one_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [f"paths.outputs={tmp_path}", f"paths.sweep_dir={tmp_path / 'sweep'}"]
     assert main(["train", "-m", *LOGGED, "rollout.max_new_tokens=8,12", *places]) == 0
+    shown = tmp_path / "sweep" / "wandb"
+    assert f"wandb leet {shown}" in capsys.readouterr().out
     jobs = [RunDirectory.open(tmp_path / "sweep" / number) for number in "01"]
     # Both jobs have one and the same SFT, which is a run of the job that did it.
     assert [path.stem for job in jobs for path in sorted((job.path / "wandb").glob("*.json"))] == [
@@ -51,6 +53,7 @@ def test_the_stages_of_a_sweeps_jobs_are_runs_of_their_own_in_one_group(
     runs = {(job, stage): recorded(jobs[job], stage) for job, stage in ((0, "sft"), (0, "evaluate"), (1, "evaluate"))}
     assert len({run.run.run_id for run in runs.values()}) == 3
     assert {run.run.run_group for run in runs.values()} == {"sweep"}
+    assert {link.resolve() for link in shown.iterdir()} == {run.directory for run in runs.values()}
     for (job, stage), run in runs.items():
         config, metrics = jobs[job].config, finished_metrics(jobs[job])
         assert (run.run.job_type, run.exit_code) == (stage, 0)
@@ -104,8 +107,8 @@ def test_a_ppo_run_takes_in_what_the_stages_before_it_left(
     scores = [point.value for point in series(run.path, "ppo", "objective/score")]
     assert ppo.summary["objective/score"] == {"max": max(scores), "last": scores[-1]}
     samples = run.config["callbacks"]["diary_samples"]
-    assert ppo.summary["diary/nrows"] == samples * len(scores)
-    assert evaluate.summary["samples/nrows"] == len((run.path / "samples.jsonl").read_text().splitlines())
+    assert ppo.summary["diary.nrows"] == samples * len(scores)
+    assert evaluate.summary["samples.nrows"] == len((run.path / "samples.jsonl").read_text().splitlines())
 
     # Another run begins from what this one left: by a path, but under the same name.
     start = (f"evaluate.policies=[{run.path / 'sft'}]", f"evaluate.reference_from={run.path / 'sft'}")

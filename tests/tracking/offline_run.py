@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
-
-from rlhf_lightning.tracking.offline_file import records
+from wandb.util import get_core_path
 
 
 class OfflineRun:
@@ -20,7 +20,7 @@ class OfflineRun:
         config: by key.
         history: logged rows, by key; W&B's own columns (`_step`, ...) left out.
         steps: the step of each row.
-        summary: figures that were set as summary, by key; of a nested one by its path, `samples/nrows`.
+        summary: figures that were set as summary, by key; of a nested one by its path, `samples.nrows`.
         axes: the x-axis of each declared metric.
         summaries: the values that the summary keeps of each declared metric.
         taken: artifacts that it took in, by name.
@@ -44,34 +44,35 @@ class OfflineRun:
         self.arguments: list[str] = []
         self.exit_code: int | None = None
         for record in records(path):
-            self._take(record)
+            self._take(record["type"], record.get(record["type"]))
 
-    def _take(self, record: Record) -> None:
-        kind = record.WhichOneof("record_type")
+    def _take(self, kind: str, record: Any) -> None:
         if kind == "run":
-            self.run = record.run
-            self.config |= _values(record.run.config.update)
+            self.run = SimpleNamespace(**{"tags": [], "notes": "", "sweep_id": "", **record})
+            self.config |= record.get("config", {}).get("update", {})
         elif kind == "history":
-            row = _values(record.history.item)
-            self.steps.append(row["_step"])
-            self.history.append({key: value for key, value in row.items() if not key.startswith("_")})
+            self.steps.append(record["item"]["_step"])
+            self.history.append({key: value for key, value in record["item"].items() if not key.startswith("_")})
         elif kind == "summary":
-            self.summary |= _values(record.summary.update)
+            self.summary |= record.get("update", {})
         elif kind == "metric":
-            name = record.metric.name or record.metric.glob_name
-            self.axes[name] = record.metric.step_metric
-            self.summaries[name] = {kind for kind in ("min", "max", "last") if getattr(record.metric.summary, kind)}
-        elif kind == "artifact" and not record.artifact.type.startswith(("run_table", "wandb-")):
-            side = self.taken if record.artifact.use_after_commit else self.left
-            side[record.artifact.name] = record.artifact
+            name = record.get("name") or record["glob_name"]
+            self.axes[name] = record.get("step_metric", "")
+            self.summaries[name] = {kind for kind in ("min", "max", "last") if kind in record.get("summary", {})}
+        elif kind == "artifact" and not record["type"].startswith(("run_table", "wandb-")):
+            side = self.taken if record.get("use_after_commit") else self.left
+            side[record["name"]] = SimpleNamespace(**record)
         elif kind == "environment":
-            self.arguments = list(record.environment.args) or self.arguments
+            self.arguments = record.get("args") or self.arguments
         elif kind == "exit":
-            self.exit_code = record.exit.exit_code
+            self.exit_code = record.get("exit_code", 0)
 
 
-def _values(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+def records(file: Path) -> list[dict[str, Any]]:
+    """The records of a `.wandb` file up to the last whole one, by `wandb leet inspect` less its second of imports."""
+    command = [get_core_path(), "leet", "inspect", "--json", "--no-observability", "--run-file", str(file)]
+    done = subprocess.run([*command, str(file.parent)], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def recorded(run_dir: Path, stage: str) -> OfflineRun:

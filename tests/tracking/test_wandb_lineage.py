@@ -59,7 +59,7 @@ def test_two_jobs_that_share_a_stage_share_its_artifact(
 
 def files_of(artifact: Any) -> dict[str, tuple[bool, bool]]:
     """Of each file, whether it is a reference, and whether it would be uploaded."""
-    return {entry.path: (bool(entry.ref), bool(entry.local_path)) for entry in artifact.manifest.contents}
+    return {entry["path"]: ("ref" in entry, "local_path" in entry) for entry in artifact.manifest["contents"]}
 
 
 def test_weights_are_uploaded_only_where_that_was_asked_for(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_stages_of_one_process_are_runs_of_one_group(
     assert ppo.axes["*"] == "rollout/episodes"
     assert ppo.summary["evaluate/ppo/iid/gold_reward"] == 0.5
     assert ppo.summary["evaluate/ppo/iid/gold_reward_ci/high"] == 0.6
-    table = json.loads((ppo.directory / "files" / ppo.history[1]["samples/path"]).read_text())
+    table = json.loads((ppo.directory / "files" / ppo.history[1]["samples.path"]).read_text())
     assert dict(zip(table["columns"], table["data"][0], strict=True))["gold_after"] == 1.3
 
     assert [point.value for point in series(run_dir, "ppo", "objective/kl")] == [2.0], "files hold it as well"
