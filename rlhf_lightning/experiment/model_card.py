@@ -40,6 +40,7 @@ def model_card(model: ExportedModel) -> str:
     name = config["name"] or short_name(str(model.run.path))
     figures = (model.run.metrics or {}).get("stages", {}).get(model.stage, {})
     columns, rows = _columns(model, figures), ROWS if model.is_policy else REWARD_MODEL_ROWS
+    constitution = config.get("constitution", {"principles": []})  # runs of earlier versions had none
     body = TEMPLATES.get_template("model_card.md.jinja").render(
         model=model,
         config=config,
@@ -47,7 +48,8 @@ def model_card(model: ExportedModel) -> str:
         version=__version__,
         title=TRAINED[model.stage].title,
         start=_start(config, model.stage),
-        below=_below(config, model.stage),
+        constitution=constitution,
+        below=_below(config, model.stage) if constitution["principles"] else (),
         code=fenced(opening(model), "python"),
         figures=figures,
         table=_table(columns, rows),

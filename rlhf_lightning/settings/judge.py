@@ -102,7 +102,7 @@ class OpenAiJudge(JudgeSection):
         requests_per_minute: at most, not counting those that are repeated; None: no limit of our own.
         timeout: seconds a request may take.
         max_retries: of a request that failed for a passing reason, with exponential back-off.
-        cache: directory of answers by the request's hash; None: off.
+        cache: SQLite file of answers by the request's hash; None: off.
         price_per_million_input, price_per_million_output: in any currency, for the cost in the figures.
     """
 
