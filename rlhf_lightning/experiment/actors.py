@@ -1,4 +1,4 @@
-"""Policy, reference and critic of PPO, each where the config wants it: on weights in common, or on its own."""
+"""Policy, reference and critic of PPO, on shared weights or separate ones as configured."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Actors:
-    """The policy as PPO begins with it, and the reference that it is held to.
+    """The initial policy of PPO and its reference.
 
     Attributes:
-        branch: below the policy's trained blocks, if what comes from there is computed once a rollout.
-        reference_kind: where the reference lives, as in the config group.
+        branch: below the policy's trained blocks, if the output of the blocks below is computed once per rollout.
+        reference_kind: kind of the reference, as in the config group.
     """
 
     policy: PreTrainedModel
@@ -97,7 +97,7 @@ def open_critic(
 
 
 def reference_kind(settings: RunSettings) -> tuple[str, str]:
-    """Where the reference lives, and why there."""
+    """Kind of the reference (on the policy's weights or its own), and the reason for it."""
     peft, wanted = settings.peft, settings.reference.kind
     if wanted != "auto":
         return wanted, "as the config says"

@@ -1,4 +1,4 @@
-"""What the names in a config stand for: the base model, an earlier stage, a directory, or a hub id."""
+"""Resolve the model names of a config: the base model, an earlier stage, a directory, or a hub id."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BASE = "base"
 
 
 def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSource:
-    """Where a model named in the config lies.
+    """Source of a model named in the config.
 
     Args:
         name: `base` (the model group's), a stage of this run, a directory, or a hub id.
         data: trains the tokenizer of a model from scratch.
 
     Raises:
-        ArtifactError: the stage left nothing.
+        ArtifactError: the stage has no artifact.
     """
     peft = settings.peft
     if name == BASE:
@@ -44,7 +44,7 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
 
 
 def finished(directory: Path, stage: str) -> Path:
-    """The directory of a stage that has left its artifact.
+    """Directory of a finished stage's artifact.
 
     Raises:
         ArtifactError: it has not.

@@ -1,4 +1,4 @@
-"""One run from its checked settings to its final status, whatever happens on the way."""
+"""Execute one run, from its checked settings to its final status, errors and interruptions included."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ INTERRUPTED_EXIT = 130
 """128 + SIGINT, what a shell expects of a program that was interrupted."""
 
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the operating system says when a disk is full or a quota used up, a file too large, a disk read-only."""
+"""Error numbers for a full disk, an exhausted quota, a file that is too large, and a read-only disk."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Outcome of a run."""
 
     state: RunState
     exit_code: int
@@ -53,9 +53,9 @@ class Outcome:
 
 
 def execute(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
-    """Runs the pipeline in its directory and records how it ended.
+    """Runs the pipeline in its directory and records the outcome.
 
-    Ctrl-C, SIGTERM and SIGUSR1 interrupt it. A run that was interrupted goes on from its last checkpoint.
+    Ctrl-C, SIGTERM and SIGUSR1 interrupt it. An interrupted run resumes from its last checkpoint.
 
     Raises:
         RunDirectoryError: another process is running there.
@@ -88,7 +88,7 @@ def _announce(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[
 
 
 def joins_a_run() -> bool:
-    """Whether this process is a further one of a run of several, whose first one keeps the directory."""
+    """True if this process is not rank 0 of its run, and so does not own the run directory."""
     return this_place().rank > 0
 
 
@@ -106,7 +106,7 @@ def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
 
 
 class _Ending:
-    """Turns the way a `with` block was left into an `Outcome`, and into status.json."""
+    """Turns the result or error of a `with` block into an `Outcome`, and writes it to status.json."""
 
     def __init__(self, run_dir: RunDirectory, interruption: Interruption) -> None:
         self.run_dir = run_dir
@@ -155,9 +155,9 @@ class _Ending:
 
 
 def _is_interruption(error: BaseException) -> bool:
-    """Whether an error is a `KeyboardInterrupt`, or what a library made of one.
+    """True if an error is a `KeyboardInterrupt`, or what a library turned one into.
 
-    Lightning answers it with `exit(1)`; torch, when it was writing a file, with a `RuntimeError` about half a file.
+    Lightning turns it into `exit(1)`; torch, while it writes a file, into a `RuntimeError` about an incomplete file.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
@@ -166,7 +166,7 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 def _misses_another(error: BaseException | None) -> bool:
-    """Whether an exchange with another process failed: its connection was closed."""
+    """True if an exchange with another process failed because its connection was closed."""
     return (
         this_place().world_size > 1
         and isinstance(error, RuntimeError)
@@ -175,7 +175,7 @@ def _misses_another(error: BaseException | None) -> bool:
 
 
 def _disk_refusal(error: BaseException, run_dir: Path) -> RlhfError | None:
-    """The error of a disk that would not take what a library wrote into the run directory; None for any other."""
+    """The error to raise if the disk refused what a library wrote into the run directory; None for other errors."""
     if isinstance(error, OSError):
         number, where = error.errno, error.filename
     else:
@@ -192,7 +192,7 @@ def _log_name() -> str:
 def _log_to(path: Path) -> Iterator[None]:
     """Sends the log to the terminal (ours, and others' warnings) and to a file in the run directory.
 
-    Further processes of a run say the same as the first: of them only what goes wrong is kept, in a file.
+    The other ranks log the same as rank 0: only their warnings and errors are kept, in a file.
     """
     terminal = logging.NullHandler() if joins_a_run() else _terminal_handler()
     terminal.addFilter(lambda record: record.name.startswith("rlhf_lightning") or record.levelno >= logging.WARNING)
@@ -215,7 +215,7 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _terminal_handler() -> logging.Handler:
-    """Log lines for a person at a terminal; plain ones, never folded, where they are piped."""
+    """Handler with Rich log lines for a terminal; plain, unwrapped ones where output is piped."""
     # One console for log lines and Lightning's progress bars, or they would overwrite each other.
     rich.reconfigure(stderr=True)
     console = rich.get_console()

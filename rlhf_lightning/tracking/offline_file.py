@@ -1,6 +1,6 @@
-"""Reading the files that W&B keeps of a run: protocol buffers in LevelDB's log format.
+"""Reader of W&B's run files: protocol buffers in LevelDB's log format.
 
-An offline run cannot be queried. What it holds is needed when the run goes on: rows that it has are not sent again.
+An offline run cannot be queried. When it resumes, its files tell which rows it has, so that they are not sent again.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ Content = Literal["reference", "upload"]
 def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
     """An artifact as W&B's client takes it.
 
-    Its version is told by the content of its files, not by where they lie: jobs that share a stage get one version,
-    whether it was uploaded or not. Of a model on a hub only the address is kept.
+    Its version depends on the content of its files, not on their path: jobs that share a stage get one version,
+    whether it was uploaded or not. For a model on a hub only the address is kept.
 
     Args:
         content: `reference` notes names, sizes and checksums of files; `upload` sends them.

@@ -1,7 +1,7 @@
-"""One W&B run for one stage: named, grouped, always finished, and never in the way of the training.
+"""One W&B run per stage: named, grouped, always finished, and never a reason for a training to fail.
 
-Weights & Biases is a witness, not a part of the experiment. Without an API key, or when the server does not answer,
-the run is logged offline (`wandb sync` uploads it later); when even that fails, the files of the run directory remain.
+Without an API key, or when the server does not answer, the run is logged offline (`wandb sync` uploads it later); if
+that fails as well, the files of the run directory remain.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ log = logging.getLogger(__name__)
 Mode = Literal["online", "offline"]
 
 INIT_SECONDS = 20.0
-"""How long the server may take to answer before the run goes offline."""
+"""Timeout for the server's first answer, after which the run goes offline."""
 FINISH_SECONDS = 120.0
-"""How long the upload may take at the end; what is left then can still be sent with `wandb sync`."""
+"""Timeout for the upload at the end; the rest can still be sent with `wandb sync`."""
 
 _unreachable_servers: set[str] = set()
-"""Servers that did not answer this process: its later stages do not wait for them again."""
+"""Servers that did not answer this process; later stages do not wait for them again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunCard:
-    """What a W&B run is called and filed under.
+    """Name, group, tags and config of a W&B run.
 
     Attributes:
         config: nested, as the run's own. W&B shows and filters `{"kl": {"coef": 0.1}}` as `kl.coef`; a key that itself
@@ -74,17 +74,17 @@ class RunCard:
 class WandbRun:
     """A context in which a W&B run is open.
 
-    On entry the run's id is written to `<run_dir>/wandb/<stage>.json`; where that file is there already, the run it
-    names is continued. On exit the run is finished with exit code 0, or 1 after an exception. A client that fails is
-    given up with one warning, and the stage goes on without it.
+    On entry the run's id is written to `<run_dir>/wandb/<stage>.json`; if that file exists already, the run it names
+    is resumed. On exit the run is finished with exit code 0, or 1 after an exception. After an error of the client,
+    one warning is logged, and the stage continues without it.
 
-    A row of history has as its step in W&B the number of figures that the stage logged before it. A stage that goes on
-    from a checkpoint logs the rows after it again, under the same steps: those that W&B has are not sent twice. What
-    was lost with a killed process is sent from the history file.
+    A history row has as its step in W&B the number of figures that the stage logged before it. A stage that resumes
+    from a checkpoint logs the later rows again, under the same steps: rows that W&B has are not sent twice. Rows lost
+    with a killed process are sent from the history file.
 
     Attributes:
         run: the open run; None before entry, after exit, and once the client has failed.
-        figures: how many the stage has logged.
+        figures: number of figures that the stage has logged.
     """
 
     def __init__(self, card: RunCard, run_dir: Path, mode: Literal["auto", "online", "offline"]) -> None:
@@ -129,10 +129,10 @@ class WandbRun:
         self.figures += len(figures)
 
     def log_beside(self, media: Callable[[], Mapping[str, Any]]) -> None:
-        """Log tables or images in the next row of history that tells its episodes.
+        """Log tables or images in the next row of history that has `rollout/episodes`.
 
         Args:
-            media: makes them; not asked where W&B has the row.
+            media: makes them; not called if W&B has the row.
         """
         self._beside = media
 
@@ -141,7 +141,7 @@ class WandbRun:
         self._log(figures)
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
-        """Set summary figures; beside them stand the smallest, largest and last of what was logged."""
+        """Set summary figures, in addition to the declared minima, maxima and last values of logged metrics."""
         if self.run is not None:
             logged = summaries(read_history(self.run_dir), self.card.job_type)
             with Forgiven("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
@@ -149,15 +149,15 @@ class WandbRun:
             self._give_up_after(attempt)
 
     def leave(self, artifact: Artifact, content: Content) -> None:
-        """Note what this stage left."""
+        """Log the output artifact of the stage."""
         self._note(artifact, content, taken=False)
 
     def take(self, artifact: Artifact) -> None:
-        """Note what this stage takes in. Nothing is uploaded for it."""
+        """Log an input artifact of the stage, without uploading it."""
         self._note(artifact, "reference", taken=True)
 
     def _catch_up(self) -> None:
-        """Log what the stage's history holds from before it was interrupted, and W&B does not."""
+        """Log the rows of the stage's history from before the interruption that W&B lacks."""
         rows = [row for row in read_history(self.run_dir) if row.stage == self.card.job_type]
         for (step, _), together in groupby(rows, key=lambda row: (row.step, row.episodes)):
             self.log_row({row.name: row.value for row in together}, step)
@@ -243,7 +243,7 @@ class WandbRun:
         )
 
     def _steps_sent(self, run: wandb.Run) -> int:
-        """Where the history of a run that goes on begins anew: W&B says so, offline its files do."""
+        """First step of a resumed run that W&B does not have: from the server, or from the files of an offline run."""
         return next_step(self._directory, run.id) if run.offline else run.starting_step
 
     @property
@@ -279,5 +279,5 @@ class WandbRun:
 
 @cache
 def _log_once(message: str) -> None:
-    """Log what every stage of a run would say again."""
+    """Log a message once per process rather than once per stage."""
     log.info(message)

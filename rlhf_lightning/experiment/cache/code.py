@@ -1,6 +1,6 @@
-"""The code that decides what a stage leaves, as one hash.
+"""Hash of the code that decides a stage's result.
 
-It is found by following imports from the stage's own module through the package, those within functions included.
+The code is found by following imports from the stage's module through the package, those within functions included.
 Comments, docstrings and formatting do not count.
 """
 
@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 NAME = PACKAGE.name
 
 MODULES = f"{NAME}.experiment.stages"
-"""Where the modules lie that run the stages."""
+"""Package of the modules that run the stages."""
 
 DECIDES_NOTHING = {
     # What people see, and where it is written: a stage leaves the same whatever these do.
@@ -50,7 +50,7 @@ DECIDES_NOTHING = {
     "experiment.rewind": "goes on from a checkpoint",
     "experiment.cache": "keeps what was left",
 }
-"""Modules and packages that a stage's code is not followed into, with the reason."""
+"""Modules and packages whose code is not hashed, with the reason."""
 
 
 def code_hash(stage: str, package: Path = PACKAGE) -> str:
@@ -80,7 +80,7 @@ def modules_below(module: str, package: Path = PACKAGE) -> set[str]:
 
 
 class _Source:
-    """A module as far as it matters: its code without comments and docstrings, and the names that it imports.
+    """The part of a module that is hashed: its code without comments and docstrings, and the names it imports.
 
     Attributes:
         imports: `module` or `module.name`, as the import statements have them.
@@ -130,7 +130,7 @@ def _file_of(module: str, package: Path) -> Path:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without text that stands as a statement of its own: docstrings, of attributes too."""
+    """The tree without docstrings, those of attributes included."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

@@ -1,4 +1,4 @@
-"""What must not be written down, taken out of text."""
+"""Redaction of secrets in text."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ TIE = 0.5
 
 
 def run_ai_feedback(context: StageContext) -> StageResult:
-    """Sample replies, have them compared, and leave comparisons; go on where an interrupted stage has stopped."""
+    """Sample replies, have the judge compare them, and write comparisons; resumes an interrupted stage."""
     constitution = context.settings.constitution
     context.seed_everything()
     require_calibration(context)
@@ -85,8 +85,8 @@ def require_calibration(context: StageContext) -> None:
     """Refuses to label with a judge that is no better than a trivial baseline.
 
     Raises:
-        ArtifactError: it is not, or was calibrated in another way or under another constitution, or there is no
-            calibration there.
+        ArtifactError: it is no better, its calibration used other judge settings or another constitution, or there
+            is no calibration.
     """
     settings, constitution = context.settings.ai_feedback, context.settings.constitution
     name = settings.calibration_from
@@ -146,7 +146,7 @@ def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _label(context: StageContext, labeller: Labeller | None, journal: WorkJournal) -> None:
-    """Fills the journal: a row a prompt."""
+    """Fills the journal: one row per prompt."""
     settings, rollout = context.settings.ai_feedback, context.settings.rollout
     source = context.inputs.model(settings.policy_from)
     encoder = context.inputs.encoder(source)
@@ -178,7 +178,7 @@ def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None
 def _sampled(
     sampler: Sampler, prompts: Sequence[EncodedPrompt], start: int, replies: int, chunk_size: int
 ) -> list[list[Completion]]:
-    """So many replies to each prompt."""
+    """`replies` sampled replies to each prompt."""
     repeated = [prompt for prompt in prompts for _ in range(replies)]
     draws = range(start * replies, start * replies + len(repeated))
     said = [one for samples in sampler.sample_in_chunks(repeated, draws, chunk_size) for one in samples.completions]

@@ -45,7 +45,7 @@ Asked = tuple[Prompt, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Speakers:
-    """Who gives the replies, and who criticises and revises them."""
+    """The model that replies, and the one that criticises and revises."""
 
     policy: SampledSpeaker
     reviser: SampledSpeaker
@@ -53,7 +53,7 @@ class Speakers:
 
 
 def run_critique_revision(context: StageContext) -> StageResult:
-    """Write the chains and the helpful samples; go on where an interrupted stage has stopped."""
+    """Write the chains and the helpful samples; resumes an interrupted stage."""
     settings, constitution = context.settings.critique_revision, context.settings.constitution
     context.seed_everything()
     speakers = _open_speakers(context)
@@ -144,7 +144,7 @@ def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) ->
 def _helpful_samples(
     context: StageContext, policy: SampledSpeaker, wanted: int, journal: WorkJournal
 ) -> list[Demonstration]:
-    """The policy's own replies to helpful prompts, which keep what it is taught by the revisions from being all."""
+    """The policy's own replies to helpful prompts, mixed in so that fine-tuning does not see revisions only."""
     settings = context.settings.critique_revision
     if wanted:
         data = context.inputs.data
@@ -178,7 +178,7 @@ def _helpful_samples(
 
 
 def _in_turn(pool: Sequence[Asked], count: int, seed: int) -> list[Asked]:
-    """So many of the pool, shuffled, each once before any comes twice."""
+    """`count` items of the shuffled pool, each used once before any is repeated."""
     kinds = dict(pool)
     stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], seed)
     return [(taken.prompt, kinds[taken.prompt]) for taken in stream.take(count)]
