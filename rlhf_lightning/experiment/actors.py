@@ -53,7 +53,7 @@ def open_actors(context: StageContext, encoder: Encoder) -> Actors:
     elif kind == "frozen_copy":
         reference = FrozenReference.copy_of(policy)
     elif starts_from_adapter or isinstance(context.settings.peft, PromptTuning):
-        # Without it the policy would not be what it starts as: other weights, or no virtual tokens.
+        # Without the adapter the policy would not equal its initial model: other weights, or no virtual tokens.
         copy_adapter(policy, POLICY, REFERENCE)
         reference = FrozenReference.on_policy(policy, REFERENCE)
     else:
@@ -70,7 +70,7 @@ def open_critic(
         statistics: of the reward, whose scale a critic made from the reward model takes over.
     """
     settings, policy = context.settings, actors.policy
-    # FSDP puts weights together for a whole policy only, not for its trunk.
+    # FSDP gathers weights for a whole policy only, not for its trunk.
     shares = settings.model.share_backbone is not False and settings.trainer.strategy != "fsdp"
     if settings.ppo.critic == "policy_trunk":
         return None

@@ -69,15 +69,15 @@ def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSo
     if isinstance(model, ScratchModel):
         directory = run.path / BASE
         if not directory.exists():
-            from rlhf_lightning.models.scratch import random_model, train_tokenizer  # brings Transformers
+            from rlhf_lightning.models.scratch import random_model, train_tokenizer  # imports Transformers
 
             tokenizer = train_tokenizer(data.texts(), model.vocab_size)
             aside = run.stage_dir(f".{BASE}.part")
-            # The same weights whichever stage asks for them first, and whatever that stage has drawn before.
+            # The same weights, whichever stage needs them first and whatever random numbers it has drawn.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
                 random_model(model, tokenizer).save_pretrained(aside)
             tokenizer.save_pretrained(aside)
-            aside.rename(directory)  # a run that was killed here finds no half a model when it goes on
+            aside.rename(directory)  # a run killed before this finds no partial model when it resumes
         return ModelSource(str(directory), dtype=model.dtype)
     return ModelSource(str(courtesy.asset_path()), dtype=model.dtype)

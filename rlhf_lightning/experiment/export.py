@@ -134,7 +134,7 @@ def _copy(artifact: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -
     """Copies a model's files bit for bit, and saves its tokenizer."""
     for pattern in MODEL_FILES:
         for file in artifact.glob(pattern):
-            shutil.copyfile(file, directory / file.name)  # one that can be written, whatever the artifact's can
+            shutil.copyfile(file, directory / file.name)  # a writable copy, even if the artifact is read-only
     tokenizer.save_pretrained(directory)
 
 

@@ -46,7 +46,7 @@ def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[
 def meet(trainer: TrainerSettings) -> None:
     """Joins the other processes if torchrun or srun started several with the same command."""
     if this_place().world_size > 1:
-        from rlhf_lightning.experiment.strategy import join_processes  # brings torch
+        from rlhf_lightning.experiment.strategy import join_processes  # imports torch
 
         join_processes(trainer)
 
@@ -151,7 +151,7 @@ class Children:
 
     def _first_to_fail(self) -> int | None:
         failures = [rank for rank, process in enumerate(self.processes) if process.poll()]
-        # One that was killed is the cause; others, which miss it, are the effect.
+        # A killed process is the cause; the others failed because they lost it.
         return min(failures, key=lambda rank: (self.code(rank) >= 0, rank), default=None)
 
     def code(self, rank: int) -> int:

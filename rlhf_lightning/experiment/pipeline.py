@@ -139,12 +139,12 @@ def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) 
     from_first(Turn.TAKES)
     made = cache.take(entry)
     if is_adapter(inputs.run.stage_dir(stage)):
-        inputs.model(BASE)  # on which it lies: the run's own, where the run makes one
+        inputs.model(BASE)  # the base of the adapter, which the run may have to make
     seconds = round(time.perf_counter() - started, 2)
     metrics["stages"][stage] = {**made.metrics, "seconds": seconds, "key": entry.record.key}
     metrics["evaluate"] |= made.evaluation
     plots = _plots(stage, inputs, metrics)
-    if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of a run that it named
+    if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of its trial
         with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
             _report(stage, inputs, metrics, made.evaluation, made.objective, plots, tracker)
     return made

@@ -125,7 +125,7 @@ def reward_statistics(
     if count is None:
         return [RewardStatistics(offset=0.0, spread=1.0) for _ in rewards]
     stream = PromptStream(prompts, context.seed + 1)
-    # Draws below 0 are no rollout's.
+    # Draws below 0 are not used by any rollout.
     drawn = sampler.sample_in_chunks(stream.take(count), range(-count, 0), context.settings.rollout.chunk_size)
     finished = [completion for samples in drawn for completion in samples.completions if completion.finished]
     if len(finished) < 2:

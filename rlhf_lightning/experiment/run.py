@@ -93,7 +93,7 @@ def joins_a_run() -> bool:
 
 
 def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
-    # Here and not above: these imports bring torch, and a config error must not wait for it.
+    # Imported here: these import torch, and a config error must not wait for it.
     from rlhf_lightning.distributed import leave
     from rlhf_lightning.experiment.pipeline import run_pipeline
     from rlhf_lightning.experiment.strategy import join_processes
@@ -123,7 +123,7 @@ class _Ending:
             self.outcome = self._failed(error) if not self._is_interruption(error) else self._interrupted()
         before = self.run_dir.status
         if self.outcome.state == before.state == "failed" and before.error is not None:
-            # Another process failed first, and said so; this one only missed it.
+            # Another process failed first and recorded it; this one only lost the connection.
             self.outcome = Outcome("failed", 1, before.error)
         elif not joins_a_run() or (self.outcome.state == "failed" and not _misses_another(error)):
             stage = before.stage if error else None
@@ -131,7 +131,7 @@ class _Ending:
         return True
 
     def _is_interruption(self, error: BaseException) -> bool:
-        # When several processes are interrupted, one may miss another before it sees its own signal.
+        # When several processes are interrupted, one may lose another before its own signal arrives.
         return _is_interruption(error) or (self.interruption.number is not None and _misses_another(error))
 
     def _interrupted(self) -> Outcome:
@@ -179,7 +179,7 @@ def _disk_refusal(error: BaseException, run_dir: Path) -> RlhfError | None:
     if isinstance(error, OSError):
         number, where = error.errno, error.filename
     else:
-        in_words = re.search(r"\(os error (\d+)\)", str(error))  # so says safetensors, whose errors are no OSError
+        in_words = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes this; its errors are no OSError
         number, where = (int(in_words[1]) if in_words else None), None
     return unwritable(str(where or run_dir), os.strerror(number)) if number in DISK_REFUSALS else None
 

@@ -117,7 +117,7 @@ class RunDirectory:
                     claim.write(_as_json(asdict(Status(state=state))))
                 directory.write_settings(settings, overrides)
             except (OSError, RunDirectoryError):
-                # A claim without a run would keep the directory from every later one.
+                # A claim without a run would block the directory for every later run.
                 for name in (STATUS, CONFIG):
                     (path / name).unlink(missing_ok=True)
                 raise

@@ -72,7 +72,7 @@ class RunInputs:
 
     def encoder(self, source: ModelSource) -> Encoder:
         """The encoder for a model's tokenizer."""
-        from rlhf_lightning.data.encoding import Encoder  # these bring Transformers
+        from rlhf_lightning.data.encoding import Encoder  # these import Transformers
         from rlhf_lightning.models.loading import load_tokenizer
 
         return Encoder(load_tokenizer(source), self.settings.data)

@@ -68,7 +68,7 @@ def lightning_strategy(trainer: TrainerSettings) -> Strategy | str:
     if trainer.strategy == "ddp":
         return DDPStrategy(forward_sync_buffers=False)
     if trainer.strategy == "fsdp":
-        # A checkpoint is put together into one file: it is read without the processes that wrote it.
+        # A full checkpoint in one file, which can be read without the processes that wrote it.
         return ModelParallelStrategy(
             data_parallel_size=trainer.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )

@@ -37,7 +37,7 @@ EXPECTED = (
     r".*Your `IterableDataset` has `__len__` defined.*",
     # Dropout is off on purpose, in training too: old and new log-probs must agree.
     r".*in eval mode at the start of training.*",
-    # The rollout figures are made of all processes' rollouts, so each has the same ones; the others are reduced.
+    # Rollout figures cover all processes' rollouts, so they are equal on every rank; the others are reduced.
     r".*It is recommended to use `self.log.*sync_dist=True.*",
     # Lightning's own use of a torch function that torch has renamed.
     r".*isinstance\(treespec, LeafSpec\).*",

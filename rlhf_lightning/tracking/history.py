@@ -45,7 +45,7 @@ class HistoryLogger(Logger):
         episodes = metrics.get(EPISODES)
         known = episodes is not None and math.isfinite(episodes)
         shared = (self.stage, step or 0, int(episodes) if episodes is not None and known else "")
-        # Opened anew each time: nothing is left unflushed when a run is killed, and a resumed run just appends.
+        # Reopened each time: nothing is left unflushed when a run is killed, and a resumed run just appends.
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:

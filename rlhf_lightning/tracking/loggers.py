@@ -110,7 +110,7 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
     problems = logger_problems(settings.logger)
     if problems:
         raise ConfigError(problems)
-    from rlhf_lightning.tracking.history import HistoryLogger  # brings Lightning
+    from rlhf_lightning.tracking.history import HistoryLogger  # imports Lightning
 
     history = HistoryLogger(run_dir, stage)
     if getattr(rank_zero_only, "rank", 0) != 0:

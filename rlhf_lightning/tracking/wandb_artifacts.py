@@ -27,7 +27,7 @@ def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
     if isinstance(artifact.place, str):
         made.add_reference(redact(artifact.place), name="model", checksum=False)
         return made
-    # One file at a time: of a whole directory the client tells the terminal that it computes checksums.
+    # One file at a time: for a whole directory the client prints that it computes checksums.
     for path in sorted(path for path in artifact.place.rglob("*") if path.is_file()):
         name = path.relative_to(artifact.place).as_posix()
         if content == "upload":

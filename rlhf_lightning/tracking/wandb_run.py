@@ -98,7 +98,7 @@ class WandbRun:
 
     def __enter__(self) -> WandbRun:
         with ExitStack() as on_failure:
-            on_failure.push(self)  # what is open is finished even if this method does not end well
+            on_failure.push(self)  # an open run is finished even if this method fails
             start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
             with environment_restored(), command_redacted(), start:
                 self.run = self._open()
@@ -169,7 +169,7 @@ class WandbRun:
                 Forgiven("W&B failed (%s); from here on this stage is logged to files only.") as attempt,
                 staging_in(self._directory),
             ):
-                # The run may be further than we know where a user's callback logs to it by itself.
+                # The run may be at a later step if a user's callback logs to it directly.
                 self.run.log(dict(row), step=None if step is None else max(step, self.run.step), commit=True)
             self._give_up_after(attempt)
 
@@ -199,7 +199,7 @@ class WandbRun:
             with Forgiven(f"W&B at {server} cannot be used (%s); logging offline instead (upload later: wandb sync)."):
                 return self._init("online")
             _unreachable_servers.add(server)
-            # Its service still holds the id of the run that could not be opened.
+            # The client's service still holds the id of the run that could not be opened.
             wandb.teardown(exit_code=1)
             server_url()
         return self._init("offline")
@@ -227,10 +227,10 @@ class WandbRun:
             notes=card.notes,
             config=redact({**card.config, **(trial.parameters if trial else {})}),
             dir=str(self.run_dir),
-            # An id of its own and `create_new`: never the run of an earlier stage, nor one that WANDB_RUN_ID names.
+            # A new id and `create_new`: never the run of an earlier stage, nor the one in WANDB_RUN_ID.
             id=previous or (trial.run_id if trial else secrets.token_hex(4)),
             reinit="create_new",
-            # The run of a trial is there before its first start, made by the sweep.
+            # The sweep has created the run of a trial before its first start.
             resume="allow" if mode == "online" and (previous or not trial) else None,
             settings=wandb.Settings(
                 silent=True,

@@ -31,7 +31,7 @@ def has_credentials() -> bool:
     server = server_url()
     hosts = [urlsplit(server).netloc]
     if server == wandb.Settings.model_fields["base_url"].default:
-        # W&B's own cloud has gone by more than one name, and keys that were saved under this one still hold.
+        # W&B's cloud has had several host names, and keys saved under this one are still valid.
         hosts.append(CLOUD_HOST)
     with environment_restored():
         known = wandb.setup().settings.api_key

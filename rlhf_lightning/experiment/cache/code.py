@@ -21,7 +21,7 @@ MODULES = f"{NAME}.experiment.stages"
 """Package of the modules that run the stages."""
 
 DECIDES_NOTHING = {
-    # What people see, and where it is written: a stage leaves the same whatever these do.
+    # Display and output paths: a stage's result does not depend on them.
     "cli": "the command line",
     "tracking": "figures on their way to files and services; the rows of history.csv are the stage's own",
     "diagnosis": "looks at finished runs",
@@ -33,15 +33,15 @@ DECIDES_NOTHING = {
     "experiment.provenance": "where a run came from",
     "experiment.run_directory": "where a run is written",
     "errors": "the words of a failure; what fails is not kept",
-    # What a run was told: the values are in the key.
+    # Composition and checks of the config, whose values are in the key.
     "experiment.config": "composes and checks the config",
     "settings.cache": "where things are kept",
     "settings.readers": "which values are in a key",
     "settings.rules": "refuses a config",
     "settings.sweeping": "how jobs are started",
-    # What it costs.
+    # Measurement of memory.
     "experiment.memory": "counts and measures memory",
-    # How a run is cut off and goes on: with the same result, which is tested.
+    # Interruption and resuming, with the same result, which is tested.
     "callbacks.checkpoint_reading": "goes on from a checkpoint",
     "callbacks.checkpoints": "writes checkpoints",
     "callbacks.divergence": "stops a run that has diverged",
@@ -123,7 +123,7 @@ def _exists(module: str, package: Path) -> bool:
     return _file_of(module, package).exists()
 
 
-@functools.cache  # a process meets the same modules in every stage's key
+@functools.cache  # every stage's key reads the same modules
 def _file_of(module: str, package: Path) -> Path:
     place = package.joinpath(*module.split(".")[1:])
     return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

@@ -146,7 +146,7 @@ class StageKeys:
         return f"{path_identity(Path(name))} on {self._base_of_adapter(*base)}"
 
     def _base_of_adapter(self, name: str, revision: str | None) -> str:
-        """Identity of the base of an adapter from outside the run: the adapter's own, or the run's if that is missing."""
+        """Identity of the base of an adapter from outside the run: its own base, or the run's if that is missing."""
         if Path(name).is_absolute() and not Path(name).exists():
             return f"base {digest_of(self._base)}"
         return model_identity(name, revision)
@@ -210,7 +210,7 @@ def _module_of(target: str) -> str:
             if find_spec(module) is not None:
                 return module
         except ModuleNotFoundError:
-            pass  # `package.module.Class.method`: what lies before the last dot need be no module either
+            pass  # `package.module.Class.method`: the part before the last dot need not be a module
         module = module.rpartition(".")[0]
     return ""
 

@@ -154,5 +154,5 @@ def _put_on_base_of(run: RunDirectory, config: Path, record: Record) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     if content.get("base_model_name_or_path") == str(Path(record.made_by) / BASE):
         content["base_model_name_or_path"] = str(run.path.resolve() / BASE)
-        config.unlink()  # it may be another name of the cache's own file
+        config.unlink()  # it may be a hard link to the cache's file
         config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

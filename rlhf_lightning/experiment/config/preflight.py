@@ -144,7 +144,7 @@ def check_job(
     if to_show:
         return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
-        # What the chosen options say, since a pipeline names inputs; where they are what is wrong, the defaults.
+        # Values of the chosen options, since a pipeline names inputs; the defaults if the choices themselves are wrong.
         settings = repaired(plain, _assemble(tree, composed, (), 0).completed.plain)
     if settings is None:
         settings = repaired(plain, _assemble(tree, tree.compose(()), (), 0).completed.plain)

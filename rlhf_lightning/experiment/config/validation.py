@@ -103,7 +103,7 @@ def _repair(plain: dict[str, Any], details: ErrorDetails, defaults: Mapping[str,
     key, _ = locate(details["loc"])
     parts = key.split(".")
     in_list = next((place for place, part in enumerate(parts) if part.isdigit()), None)
-    *sections, leaf = parts[:in_list]  # a list gives way as a whole
+    *sections, leaf = parts[:in_list]  # a list is replaced as a whole
     node: Any = plain
     default: Any = defaults
     for section in sections:

@@ -86,7 +86,7 @@ def _files_in(path: Path) -> list[Path]:
 
 def _cached_commit(kind: str, name: str, revision: str) -> str | None:
     """The cached commit of a branch or tag; for a dataset, the one fetched last."""
-    from huggingface_hub import constants  # here, since most runs have no use for it
+    from huggingface_hub import constants  # imported here, since most runs do not need it
 
     cache = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
     reference = cache / "refs" / revision

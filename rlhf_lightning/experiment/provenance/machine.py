@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Python, platform, processors, memory in bytes, GPUs."""
-    import psutil  # here, since a run that cannot start needs no such record
+    import psutil  # imported here, since a run that cannot start does not need it
 
     return {
         "python": platform.python_version(),

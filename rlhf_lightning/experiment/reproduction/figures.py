@@ -34,7 +34,7 @@ def compare_figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comp
     before, after = dict(_figures(first)), dict(_figures(second))
     names = list({**before, **after})
     pairs = [Difference(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
-    # 1 and 1.0 or true are not the same entry, though Python calls them equal.
+    # 1, 1.0 and true are different entries, although they are equal in Python.
     different = tuple(pair for pair in pairs if repr(pair.first) != repr(pair.second))
     return Comparison(len(names), different)
 

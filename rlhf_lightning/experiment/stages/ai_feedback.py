@@ -71,7 +71,7 @@ def run_ai_feedback(context: StageContext) -> StageResult:
         "abstentions": dict(Counter(pair["reason"] for pair in labels if pair["reason"] is not None)),
         "confidence": sum(max(one, 1.0 - one) for one in given) / len(given),
         "option_mass": sum(pair["mass"] for pair in labels) / len(labels),
-        "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how much of the labels is length
+        "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how far length predicts the labels
         "questions": sum(row["questions"] for row in journal.rows),
         "input_tokens": sum(row["tokens"][0] for row in journal.rows),
         "output_tokens": sum(row["tokens"][1] for row in journal.rows),
@@ -196,14 +196,14 @@ def _rows(
         for place, (one, other) in enumerate(combinations(group, 2))
     ]
     before = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
-    # Without a principle every two replies are as good as each other.
+    # Without a principle all replies are equally good.
     labels = labeller.labels(pairs) if labeller is not None else [Label(TIE, None, TIE, ()) for _ in pairs]
     after = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
     questions, read, written = (new - old for new, old in zip(after, before, strict=True))
     rows = []
     for row, group in enumerate(groups):
         own = zip(combinations(range(len(group)), 2), labels[row * width : (row + 1) * width], strict=True)
-        first_of_batch = row == 0  # the whole batch's counts stand in its first row
+        first_of_batch = row == 0  # the counts of the whole batch are in its first row
         rows.append(
             {
                 **to_fields(group[0].prompt),

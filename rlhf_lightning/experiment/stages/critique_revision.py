@@ -77,7 +77,7 @@ def run_critique_revision(context: StageContext) -> StageResult:
     write_demonstrations((*revised, *helpful), context.directory)
     pairs = [pair for chain in chains if (pair := revision_over_reply(chain)) is not None]
     Comparisons.split(pairs, settings.held_out_fraction).save(context.directory)
-    for journal in (written, sampled):  # at the end: what has its own name would be begun anew
+    for journal in (written, sampled):  # only at the end: a finished journal would be started anew
         journal.finish()
     return StageResult(
         {
@@ -164,7 +164,7 @@ def _helpful_samples(
         asked = _in_turn(pool, wanted, context.seed + 1)
         for start in track(range(len(journal.rows), wanted, settings.batch_size), "Sampling helpful replies"):
             batch = [prompt for prompt, _ in asked[start : start + settings.batch_size]]
-            # Draws below 0 are no chain's.
+            # Draws below 0 are not used by any chain.
             draws = [-1 - number for number in range(start, start + len(batch))]
             said = policy.say([prompt.text for prompt in batch], draws)
             journal.add(

@@ -86,7 +86,7 @@ def draw_missing(sweep: Sweep) -> bool:
     if drawn < wanted:
         seed = OmegaConf.select(sweeper, "sampler.seed")
         further = [f"hydra.sweeper.n_trials={wanted - drawn}"]
-        if seed is not None:  # else it would begin with the draws that were made already
+        if seed is not None:  # otherwise it would repeat the draws already made
             further.append(f"hydra.sweeper.sampler.seed={seed + drawn}")
         sweep.change_plan(drawn_before=drawn)
         draw(sweep, tree, plan.overrides, further)
@@ -108,14 +108,14 @@ def run_drawn(config: DictConfig) -> float:
     if sweep.stopped:
         raise SweepStopped
     directory = sweep.directory / str(sweep.plan.drawn_before + hydra.job.num)
-    if holds_a_run(directory):  # SLURM has started this job again
+    if holds_a_run(directory):  # SLURM has restarted this job
         job = RunDirectory.open(directory)
     else:
         settings = placed(job_settings(config, directory), sweep, directory)
         job = RunDirectory.create(directory, settings.model_dump(mode="json"), typed_overrides(), "pending")
     run_job(sweep, job)
     if sweep.stopped:
-        await_jobs(sweep.jobs)  # a launcher kills them when one of its workers gives up
+        await_jobs(sweep.jobs)  # a launcher kills them when one of its workers fails
         raise SweepStopped
     objective = (job.metrics or {}).get("objective")
     if job.status.state != "finished" or objective is None:

@@ -34,8 +34,8 @@ def run_job(sweep: Sweep, job: RunDirectory) -> None:
     if os.getppid() == plan.pid:
         end_with_parent()
     if os.getpid() != plan.pid:
-        # A launcher's worker gets the terminal's Ctrl-C too. It is the sweep's to answer, which stops all jobs; a
-        # worker that went down with it would take others' jobs along.
+        # A launcher's worker gets the terminal's Ctrl-C too. The sweep handles it and stops all jobs; a worker
+        # that ended on it would end the jobs of others as well.
         signal.signal(signal.SIGINT, lambda *_: None)
     with leased(sweep.directory, plan.slots, lambda: sweep.stopped is not None) as slot:
         if slot is None or job.status.state == "finished" or job.is_held:

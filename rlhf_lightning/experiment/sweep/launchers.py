@@ -79,8 +79,8 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
         told = [[f"{SUBDIR}{job.path.name}"] for _, job in batch]
         try:
             launcher.launch(told, initial_job_idx=batch[0][0])
-        except RuntimeError as error:  # submitit's UncompletedJobError and joblib's TerminatedWorkerError are such
-            if sweep.stopped != "interrupted":  # else it is Ctrl-C that ended a worker
+        except RuntimeError as error:  # includes submitit's UncompletedJobError, joblib's TerminatedWorkerError
+            if sweep.stopped != "interrupted":  # otherwise Ctrl-C ended a worker
                 raise launcher_error(sweep, error) from error
         if plan.on_this_machine:
             await_jobs([job for _, job in batch])
