@@ -1,4 +1,4 @@
-"""Policy, reference and critic of PPO, each where the config wants it: on weights in common, or on its own."""
+"""Policy, reference and critic of PPO, on shared weights or separate ones as configured."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Actors:
-    """The policy as PPO begins with it, and the reference that it is held to.
+    """The initial policy of PPO and its reference.
 
     Attributes:
-        branch: below the policy's trained blocks, if what comes from there is computed once a rollout.
-        reference_kind: where the reference lives, as in the config group.
+        branch: below the policy's trained blocks, if the output of the blocks below is computed once per rollout.
+        reference_kind: kind of the reference, as in the config group.
     """
 
     policy: PreTrainedModel
@@ -53,7 +53,7 @@ def open_actors(context: StageContext, encoder: Encoder) -> Actors:
     elif kind == "frozen_copy":
         reference = FrozenReference.copy_of(policy)
     elif starts_from_adapter or isinstance(context.settings.peft, PromptTuning):
-        # Without it the policy would not be what it starts as: other weights, or no virtual tokens.
+        # Without the adapter the policy would not equal its initial model: other weights, or no virtual tokens.
         copy_adapter(policy, POLICY, REFERENCE)
         reference = FrozenReference.on_policy(policy, REFERENCE)
     else:
@@ -70,7 +70,7 @@ def open_critic(
         statistics: of the reward, whose scale a critic made from the reward model takes over.
     """
     settings, policy = context.settings, actors.policy
-    # FSDP puts weights together for a whole policy only, not for its trunk.
+    # FSDP gathers weights for a whole policy only, not for its trunk.
     shares = settings.model.share_backbone is not False and settings.trainer.strategy != "fsdp"
     if settings.ppo.critic == "policy_trunk":
         return None
@@ -97,7 +97,7 @@ def open_critic(
 
 
 def reference_kind(settings: RunSettings) -> tuple[str, str]:
-    """Where the reference lives, and why there."""
+    """Kind of the reference (on the policy's weights or its own), and the reason for it."""
     peft, wanted = settings.peft, settings.reference.kind
     if wanted != "auto":
         return wanted, "as the config says"

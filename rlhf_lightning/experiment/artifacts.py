@@ -1,4 +1,4 @@
-"""What the names in a config stand for: the base model, an earlier stage, a directory, or a hub id."""
+"""Resolve the model names of a config: the base model, an earlier stage, a directory, or a hub id."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BASE = "base"
 
 
 def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSource:
-    """Where a model named in the config lies.
+    """Source of a model named in the config.
 
     Args:
         name: `base` (the model group's), a stage of this run, a directory, or a hub id.
         data: trains the tokenizer of a model from scratch.
 
     Raises:
-        ArtifactError: the stage left nothing.
+        ArtifactError: the stage has no artifact.
     """
     peft = settings.peft
     if name == BASE:
@@ -44,7 +44,7 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
 
 
 def finished(directory: Path, stage: str) -> Path:
-    """The directory of a stage that has left its artifact.
+    """Directory of a finished stage's artifact.
 
     Raises:
         ArtifactError: it has not.
@@ -69,15 +69,15 @@ def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSo
     if isinstance(model, ScratchModel):
         directory = run.path / BASE
         if not directory.exists():
-            from rlhf_lightning.models.scratch import random_model, train_tokenizer  # brings Transformers
+            from rlhf_lightning.models.scratch import random_model, train_tokenizer  # imports Transformers
 
             tokenizer = train_tokenizer(data.texts(), model.vocab_size)
             aside = run.stage_dir(f".{BASE}.part")
-            # The same weights whichever stage asks for them first, and whatever that stage has drawn before.
+            # The same weights, whichever stage needs them first and whatever random numbers it has drawn.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
                 random_model(model, tokenizer).save_pretrained(aside)
             tokenizer.save_pretrained(aside)
-            aside.rename(directory)  # a run that was killed here finds no half a model when it goes on
+            aside.rename(directory)  # a run killed before this finds no partial model when it resumes
         return ModelSource(str(directory), dtype=model.dtype)
     return ModelSource(str(courtesy.asset_path()), dtype=model.dtype)

@@ -1,4 +1,4 @@
-"""Taking a finished model out of a run: a Hugging Face directory with a model card, whole or not at all."""
+"""Export a finished model from a run: a Hugging Face directory with a model card, written atomically."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ MODEL_FILES = (
     "adapter_model.safetensors",
     "base_model.json",
 )
-"""What a model's directory is made of, beside its tokenizer; a stage leaves more there."""
+"""Files of a model beside its tokenizer; a stage's directory has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written, and where."""
+    """Result of an export: the directory and what it holds."""
 
     directory: Path
     model: ExportedModel
@@ -117,7 +117,7 @@ def _write_merged(model: ExportedModel, artifact: Path, tokenizer: PreTrainedTok
 
 
 def _unmergeable(opened: PreTrainedModel, artifact: Path) -> ArtifactError:
-    """Virtual tokens are no change of weights, and a vocabulary cannot have words that are read and never said."""
+    """Error for prompt tuning: virtual tokens cannot be merged into the weights or added to the vocabulary."""
     reason = (
         "the base's embedding is tied to its output head, so as words of its vocabulary they would be said, too"
         if opened.config.get_text_config().tie_word_embeddings
@@ -131,16 +131,16 @@ def _unmergeable(opened: PreTrainedModel, artifact: Path) -> ArtifactError:
 
 
 def _copy(artifact: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """A model's files bit for bit, and its tokenizer."""
+    """Copies a model's files bit for bit, and saves its tokenizer."""
     for pattern in MODEL_FILES:
         for file in artifact.glob(pattern):
-            shutil.copyfile(file, directory / file.name)  # one that can be written, whatever the artifact's can
+            shutil.copyfile(file, directory / file.name)  # a writable copy, even if the artifact is read-only
     tokenizer.save_pretrained(directory)
 
 
 @contextlib.contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """A directory beside the target that takes its name when the `with` block has ended well, and else is removed.
+    """A temporary directory beside the target, renamed to it if the `with` block succeeds, else removed.
 
     Raises:
         ArtifactError: the target has something in it, or the operating system refuses.

@@ -1,4 +1,4 @@
-"""What is exported, and the lines of Python that open it."""
+"""An exported model, and the Python code that opens it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ExportedModel:
     Attributes:
         run: that made the model, with its config, figures and origin.
         chats: whether its tokenizer has a chat template.
-        base: the directory or hub id that an adapter belongs to; None of a model that is whole from the start.
+        base: the directory or hub id that an adapter belongs to; None for a model that is no adapter.
         method: the kind of adapter, as `peft.kind` names it.
     """
 
@@ -36,12 +36,12 @@ class ExportedModel:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether all it knows is the courtesy world."""
+        """True if the model was trained on the courtesy world alone."""
         return bool(self.run.config["data"]["kind"] == "courtesy")
 
 
 def opening(model: ExportedModel) -> str:
-    """Python that opens the directory it is run in with plain Transformers (and PEFT), and asks the model something."""
+    """Python code that opens the model in the working directory with Transformers (and PEFT), and runs an example."""
     auto = f"{'AutoPeftModel' if model.form == 'adapter' else 'AutoModel'}{_head(model)}"
     from_transformers = ["AutoTokenizer"] if model.form == "adapter" else [auto, "AutoTokenizer"]
     prompt, reply = _example(model)
@@ -73,7 +73,7 @@ def _head(model: ExportedModel) -> str:
 
 
 def _outputs(model: ExportedModel) -> str:
-    """An adapter's base does not know how many labels the reward model has."""
+    """The `num_labels` argument of a reward model's adapter, whose base does not define it."""
     if model.is_policy or model.form != "adapter":
         return ""
     return f", num_labels={1 if model.run.config['reward_model']['head'] == 'scalar' else 2}"

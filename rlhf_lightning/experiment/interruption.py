@@ -1,4 +1,4 @@
-"""Signals that interrupt a run, and what SLURM is asked for when it was SLURM that sent one."""
+"""Signals that interrupt a run, and the request to SLURM to requeue its job."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 ECHO_SECONDS = 2.0
-"""A second Ctrl-C within this time is taken for the first one, delivered twice (by the terminal and by a sweep)."""
+"""A second Ctrl-C within this time counts as the first one delivered twice (by the terminal and by a sweep)."""
 
 
 @dataclass
 class Interruption:
-    """The signal that interrupted a run; None while there was none."""
+    """The signal that interrupted a run; None if there was none."""
 
     number: int | None = None
 
@@ -54,9 +54,9 @@ def interruptible() -> Iterator[Interruption]:
 
 
 def requeue_in_slurm() -> None:
-    """Has SLURM start this process's job again; nothing where there is no SLURM.
+    """Asks SLURM to requeue this process's job; does nothing without SLURM.
 
-    SLURM ends the job at once. The same command then goes on with the run, since it counts the restarts.
+    SLURM ends the job at once. The same command then resumes the run, since SLURM counts the restarts.
     """
     job = _slurm_job()
     if job is None:

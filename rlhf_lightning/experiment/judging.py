@@ -1,4 +1,4 @@
-"""The judge that a config names, opened."""
+"""Open the judge that a config names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_lightning.settings.judge import HubJudge, JudgeSettings, OpenAiJudge
 from rlhf_lightning.settings.readers import FREE, is_among
 
 CALIBRATION = "calibration.json"
-"""Figures that stage `judge_calibration` leaves of a judge."""
+"""File with the figures of stage `judge_calibration`."""
 
 
 def open_labeller(context: StageContext) -> Labeller:
@@ -28,22 +28,22 @@ def open_labeller(context: StageContext) -> Labeller:
 
 
 def judge_usage(labeller: Labeller) -> dict[str, dict[str, float]]:
-    """What a judge behind a server has cost since it was opened, for the figures; nothing of a local one."""
+    """Usage and cost of a judge behind a server since it was opened, as figures; empty for a local judge."""
     judge = labeller.judge
     return {"judge_usage": judge.usage.figures()} if isinstance(judge, OpenAiJudgeModel) else {}
 
 
 def judge_terms(settings: JudgeSettings) -> dict[str, Any]:
-    """How a judge is asked and how its answers become labels: what a calibration holds for.
+    """The settings of a judge's questions and labels, for which a calibration is valid.
 
-    Where its model lies is left out: one that lies elsewhere, or comes from the cache, may be the same.
+    The path of its model is left out: the same model may lie elsewhere, or come from the cache.
     """
     plain = settings.model_dump(mode="json", exclude={"model_from", "name_or_path"})
     return {key: value for key, value in plain.items() if not is_among(f"judge.{key}", FREE)}
 
 
 def judge_source(context: StageContext) -> ModelSource | None:
-    """Where the judge's model lies; None for one behind a server."""
+    """Source of the judge's model; None for one behind a server."""
     settings = context.settings.judge
     if isinstance(settings, OpenAiJudge):
         return None
@@ -59,7 +59,7 @@ def judge_source(context: StageContext) -> ModelSource | None:
 
 
 def _open_judge(context: StageContext) -> tuple[JudgeModel, bool]:
-    """The judge, and whether it is a model without a chat template."""
+    """The judge, and True if it is a model without a chat template."""
     settings, source = context.settings.judge, judge_source(context)
     if isinstance(settings, OpenAiJudge) or source is None:
         assert isinstance(settings, OpenAiJudge)

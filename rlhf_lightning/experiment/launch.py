@@ -1,4 +1,4 @@
-"""A run in as many processes as its config asks for: this one, or children of this one, or those somebody started."""
+"""Run with the number of processes that the config asks for: this one, its children, or those torchrun started."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rlhf_lightning.ranks import LOCALHOST, this_place
 from rlhf_lightning.settings.run import RunSettings, TrainerSettings
 
 GRACE_SECONDS = 20.0
-"""What the others get to end by themselves when one process has failed; then they are told to, then killed."""
+"""Time for the other processes to end by themselves after one failed; then they are interrupted, then killed."""
 
 POLL_SECONDS = 0.1
 
 LAUNCHER = "RLHF_LAUNCHER_PID"
-"""Where a child finds the process that launched it."""
+"""Environment variable with the id of the process that launched a child."""
 
 PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h."""
@@ -44,15 +44,15 @@ def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[
 
 
 def meet(trainer: TrainerSettings) -> None:
-    """Joins the other processes, where somebody (torchrun, srun) started several with the same command."""
+    """Joins the other processes if torchrun or srun started several with the same command."""
     if this_place().world_size > 1:
-        from rlhf_lightning.experiment.strategy import join_processes  # brings torch
+        from rlhf_lightning.experiment.strategy import join_processes  # imports torch
 
         join_processes(trainer)
 
 
 def announce(run_dir: RunDirectory) -> None:
-    """Tells the other processes which directory the first one has claimed: its name has the time in it."""
+    """Broadcasts the run directory that rank 0 has claimed: its name contains the time."""
     if this_place().world_size > 1:
         from rlhf_lightning.distributed import from_first
 
@@ -60,10 +60,10 @@ def announce(run_dir: RunDirectory) -> None:
 
 
 def follow() -> Outcome:
-    """What a further process does: the run that the first one has set up.
+    """Join the run that rank 0 has set up; for the other ranks.
 
     Raises:
-        RunDirectoryError: the first one could not set it up, or its directory is not seen here.
+        RunDirectoryError: rank 0 could not set it up, or its directory is not visible here.
     """
     from rlhf_lightning.distributed import from_first
 
@@ -78,8 +78,8 @@ def follow() -> Outcome:
 def launch(run_dir: RunDirectory, processes: int) -> Outcome:
     """Runs the pipeline in children of this process on this machine, and waits for them.
 
-    Signals are passed on to them. The first one keeps the run directory; a child that fails says so there itself, and
-    for one that was killed it is said here.
+    Signals are passed on to them. Rank 0 keeps the run directory; a child that fails records it there itself, and for
+    one that was killed it is recorded here.
     """
     run_dir.update_status(state="pending", error=None)
     children = Children(_started(run_dir, processes))
@@ -108,13 +108,13 @@ def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[byt
 
 
 def end_with_parent() -> None:
-    """Has this process interrupted when the one that launched it is gone; only Linux can do that."""
+    """Has the kernel interrupt this process when its parent ends; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses just now."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind((LOCALHOST, 0))
         port: int = probe.getsockname()[1]
@@ -136,7 +136,7 @@ class Children:
     _stops: list[signal.Signals] = field(default_factory=lambda: [signal.SIGTERM, signal.SIGKILL])
 
     def wait(self) -> None:
-        """Waits for all of them; when one has failed, not for long."""
+        """Waits for all of them; once one has failed, the others are stopped after `GRACE_SECONDS`."""
         deadline = float("inf")
         while any(process.poll() is None for process in self.processes):
             if self.failed is None:
@@ -151,11 +151,11 @@ class Children:
 
     def _first_to_fail(self) -> int | None:
         failures = [rank for rank, process in enumerate(self.processes) if process.poll()]
-        # One that was killed is the cause; others, which miss it, are the effect.
+        # A killed process is the cause; the others failed because they lost it.
         return min(failures, key=lambda rank: (self.code(rank) >= 0, rank), default=None)
 
     def code(self, rank: int) -> int:
-        """How a process ended: its exit code, or minus the number of the signal that killed it."""
+        """Exit code of a process; minus the signal's number if a signal killed it."""
         code = self.processes[rank].returncode
         assert code is not None
         return code
@@ -168,7 +168,7 @@ class Children:
 
     @contextmanager
     def told_of_signals(self) -> Iterator[None]:
-        """Passes on the signals that this process gets."""
+        """Passes signals of this process on to the children within a `with` block."""
 
         def pass_on(number: int, _: object) -> None:
             self.interrupted = True
@@ -183,7 +183,7 @@ class Children:
 
 
 def outcome_of(run_dir: RunDirectory, children: Children) -> Outcome:
-    """How a run ended whose processes have ended; written down where none of them could."""
+    """Outcome of a run whose processes have ended; written to its status if none of them could."""
     if children.failed is None:
         return Outcome("finished", 0)
     code = children.code(children.failed)

@@ -1,4 +1,4 @@
-"""Which artifacts a stage takes in and which one it leaves, for trackers that draw a lineage of them."""
+"""Input and output artifacts of a stage, for trackers that draw their lineage."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rlhf_lightning.worlds import courtesy
 
 HUB = "https://huggingface.co"
 DIGEST = "digest"
-"""A stage's key in metadata: what is called a key is taken for a secret there."""
+"""Name of a stage's key in metadata, where anything named key is redacted as a secret."""
 
 KeyOf = Callable[[StageName], str]
 """The key of a stage of this run."""
 
 
 def taken_in(settings: RunSettings, run: RunDirectory, stage: StageName, key_of: KeyOf) -> Iterable[Artifact]:
-    """What a stage starts from: earlier stages, by the keys that they share with whoever made them, and models."""
+    """Input artifacts of a stage: earlier stages, named by their cache keys, and models."""
     artifacts = [_input(name, settings, run, key_of) for _, name in stage_inputs(settings, stage)]
     return {artifact.name: artifact for artifact in artifacts if artifact is not None}.values()
 
@@ -33,7 +33,7 @@ def taken_in(settings: RunSettings, run: RunDirectory, stage: StageName, key_of:
 def left_by(
     settings: RunSettings, run: RunDirectory, stage: StageName, key_of: KeyOf, figures: Mapping[str, Any]
 ) -> Artifact:
-    """What a stage left, with what it started from and its figures."""
+    """Output artifact of a stage, with its inputs and figures as metadata."""
     metadata = {
         DIGEST: key_of(stage),
         "base": getattr(settings.model, "name_or_path", settings.model.kind),
@@ -46,7 +46,7 @@ def left_by(
 
 
 def _input(name: str, settings: RunSettings, run: RunDirectory, key_of: KeyOf) -> Artifact | None:
-    """One input; None where there is nothing to refer to yet, such as a model that will be made from scratch."""
+    """One input; None if it does not exist yet, such as a model that will be made from scratch."""
     if name in STAGES:
         return stage_artifact(name, key_of(name), run.stage_dir(name), {DIGEST: key_of(name)})
     if name == BASE:
@@ -65,7 +65,7 @@ def _model(name: str, revision: str | None) -> Artifact:
 
 
 def _of_another_run(directory: Path) -> Artifact | None:
-    """What a stage of another run left, under the name that it has there."""
+    """Artifact of a stage of another run, under the name that it has there."""
     metrics, stage = directory.resolve().parent / METRICS, directory.resolve().name
     if stage not in STAGES or not metrics.exists():
         return None

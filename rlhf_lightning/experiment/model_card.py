@@ -1,6 +1,6 @@
-"""The README.md of an exported model: what it is, what it learned from, how well it does, and where that ends.
+"""The README.md of an exported model: description, training data, figures and limits.
 
-Its words stand in `model_card.md.jinja`. Here are the facts for them, and the front matter that the hub reads.
+The text is in `model_card.md.jinja`. This module supplies the facts, and the front matter that the hub reads.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def model_card(model: ExportedModel) -> str:
 
 
 def escaped(text: object) -> Markup:
-    """Text without secrets that Markdown and HTML read as nothing but text, on one line; `Markup` as it is."""
+    """Text on one line, without secrets, escaped for Markdown and HTML; `Markup` is returned as it is."""
     if isinstance(text, Markup):
         return text
     return Markup(re.sub(r"([\\`*_{}\[\]()#!|<>~&])", r"\\\1", " ".join(redact_text(str(text)).split())))
@@ -80,14 +80,14 @@ TEMPLATES = Environment(
 
 
 def fenced(text: str, language: str = "") -> Markup:
-    """A code block that nothing in the text can end."""
+    """A code block whose fence does not occur in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
 def hub_id(name: str | None) -> str | None:
-    """A name that can only be one of the hub."""
+    """The name if it can only be a hub id; None otherwise."""
     return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
@@ -117,7 +117,7 @@ def _front_matter(model: ExportedModel, name: str, columns: Sequence[Column], ro
 
 
 def _start(config: Mapping[str, Any], stage: str) -> str:
-    """The stages below a stage, down to the model that everything starts from."""
+    """The stages below a stage, down to the base model."""
     name = config[stage][TRAINED[stage].started_from]
     if name in TRAINED:
         return f"the run's stage {name.replace('_', ' ')}, which started from {_start(config, name)}"
@@ -140,7 +140,7 @@ def _below(config: Mapping[str, Any], stage: str) -> set[str]:
 
 
 def _columns(model: ExportedModel, stage_figures: Mapping[str, Any]) -> list[Column]:
-    """The model's figures; on each split, a policy's stand after those of the one that evaluation measures against."""
+    """The model's figures; on each split, those of a policy follow those of the policy that it is compared with."""
     if not model.is_policy:
         return [("held-out pairs", model.stage, stage_figures)]
     evaluate = (model.run.metrics or {}).get("evaluate", {})
@@ -154,7 +154,7 @@ def _columns(model: ExportedModel, stage_figures: Mapping[str, Any]) -> list[Col
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Markup:
-    """A row a figure; nothing where there are no figures."""
+    """A table with one row per figure; empty without figures."""
     lines = [
         ["", *(f"{escaped(split)}: {escaped(evaluated)}" for split, evaluated, _ in columns)],
         ["---"] * (len(columns) + 1),
@@ -174,7 +174,7 @@ def _with_interval(figures: Mapping[str, Any], row: Row) -> str:
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    """The config without the places of the machine it ran on, and without secrets, by key and in free text."""
+    """The config without paths of the machine it ran on, and without secrets, by key and in free text."""
     shown = {key: value for key, value in config.items() if key not in ("paths", "resume")}
     return yaml.safe_dump(_redacted(redact(shown)), sort_keys=False, allow_unicode=True)
 

@@ -1,4 +1,4 @@
-"""How a model is talked to: its encoder, and the words in which it is asked for critiques, revisions and judgements."""
+"""A model's encoder, and the wording of the requests for critiques, revisions and judgements."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def phrasing_for(settings: RunSettings, phrasing: str, fewshots: str, is_plain: 
 
 
 def open_encoder(context: StageContext, source: ModelSource) -> tuple[Encoder, bool]:
-    """A model's encoder, and whether it has no chat template of its own.
+    """A model's encoder, and True if the model has no chat template of its own.
 
-    The encoder would give it one, which a stage saves with what it trains: a plain model stays one when it is tuned.
+    The flag is read before the encoder adds a template, which a stage saves with the model that it trains: a plain
+    model stays plain after training.
     """
     tokenizer = load_tokenizer(source)
     is_plain = tokenizer.chat_template in (None, DEFAULT_CHAT_TEMPLATE)

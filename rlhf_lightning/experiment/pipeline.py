@@ -38,7 +38,7 @@ Metrics = dict[str, Any]
 
 
 class Turn(Enum):
-    """What the first process tells the others of a stage that they do not run, or not yet."""
+    """Decision that rank 0 broadcasts for a stage that the other ranks do not run: wait, or load from cache."""
 
     WAITS = "for another run, which builds it"
     TAKES = "it from the cache"
@@ -46,10 +46,10 @@ class Turn(Enum):
 
 @dataclass(frozen=True)
 class Begins:
-    """What the first process tells the others of a stage that all of them run.
+    """Decision that rank 0 broadcasts for a stage that has to be run.
 
     Attributes:
-        checkpoint: to go on from; None to begin.
+        checkpoint: to resume from; None to start.
     """
 
     checkpoint: Path | None
@@ -59,12 +59,12 @@ Decision = Turn | Begins
 
 
 def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
-    """Run all stages; metrics.json is brought up to date after each.
+    """Run all stages; metrics.json is updated after each.
 
-    What the stage cache has is taken from there. In the directory of an interrupted run, stages that finished are left
-    as they are, and the one that was cut short goes on from its newest checkpoint.
+    Stages found in the stage cache are loaded from it. In the directory of an interrupted run, finished stages are
+    kept, and the interrupted one resumes from its newest checkpoint.
 
-    Of several processes the first one does all of it; the others take part where a model is trained.
+    With several processes, rank 0 does all of it; the others join where a model is trained.
 
     Returns:
         The content of metrics.json.
@@ -100,7 +100,7 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
 
 
 def _take_part(inputs: RunInputs) -> Metrics:
-    """What the further processes of a run do."""
+    """Follow rank 0 through the pipeline and join its trainings; for the other ranks."""
     finished: dict[str, str] = from_first(None)
     for stage in inputs.settings.pipeline.stages:
         if stage in finished:
@@ -121,7 +121,7 @@ def _take_part(inputs: RunInputs) -> Metrics:
 
 
 def _set_threads(trainer: TrainerSettings) -> None:
-    """Each process gets its share of the machine's cores; a number in the environment is left alone."""
+    """Give each process its share of the machine's cores, unless `OMP_NUM_THREADS` is set."""
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)
     elif trainer.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -133,25 +133,25 @@ def _say_that_the_first_waits() -> None:
 
 
 def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
-    """What the cache has of a stage, in the place of running it."""
+    """Load a stage from the cache instead of running it."""
     started = time.perf_counter()
     stage = entry.record.stage
     from_first(Turn.TAKES)
     made = cache.take(entry)
     if is_adapter(inputs.run.stage_dir(stage)):
-        inputs.model(BASE)  # on which it lies: the run's own, where the run makes one
+        inputs.model(BASE)  # the base of the adapter, which the run may have to make
     seconds = round(time.perf_counter() - started, 2)
     metrics["stages"][stage] = {**made.metrics, "seconds": seconds, "key": entry.record.key}
     metrics["evaluate"] |= made.evaluation
     plots = _plots(stage, inputs, metrics)
-    if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of a run that it named
+    if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of its trial
         with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
             _report(stage, inputs, metrics, made.evaluation, made.objective, plots, tracker)
     return made
 
 
 def _make(stage: StageName, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
-    """A stage that is run, from its checkpoint on if it has one, and put into the cache."""
+    """Run a stage, from its checkpoint if it has one, and add it to the cache."""
     begins = from_first(Begins(rewind(inputs.run, stage)))
     cache.begins(stage, goes_on=begins.checkpoint is not None)
     result = _run_stage(stage, inputs, metrics, begins.checkpoint)
@@ -162,7 +162,7 @@ def _make(stage: StageName, inputs: RunInputs, cache: StageCache, metrics: Metri
 
 
 def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint: Path | None) -> StageResult:
-    """One stage; its figures are added to `metrics`."""
+    """Run one stage and add its figures to `metrics`."""
     logger.info("Stage %s.", stage)
     started = time.perf_counter()
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
@@ -186,7 +186,7 @@ def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint
 
 
 def _plots(stage: StageName, inputs: RunInputs, metrics: Metrics) -> list[Path]:
-    """The pictures that the stage changes, drawn if they are wanted."""
+    """Draw the plots that the stage changes, if they are enabled."""
     return draw_plots(stage, metrics, inputs.run.path) if inputs.settings.callbacks.plots else []
 
 
@@ -199,7 +199,7 @@ def _report(
     plots: Sequence[Path],
     tracker: StageTracker,
 ) -> None:
-    """Tell a tracker how a stage ended."""
+    """Report a stage's results to its tracker."""
     figures = metrics["stages"][stage]
     tracker.log_summary({**figures, **evaluation})
     tracker.log_plots(plots)

@@ -1,4 +1,4 @@
-"""Which pictures a stage adds to the run directory."""
+"""Plots that a stage adds to the run directory."""
 
 from __future__ import annotations
 

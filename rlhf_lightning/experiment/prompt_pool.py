@@ -1,4 +1,4 @@
-"""The prompts that feedback is gathered on: of some kinds, from the data or from a file."""
+"""Prompts for feedback, filtered by kind, from the data or from a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rlhf_lightning.settings.constitution import Principle
 
 
 def prompts_to_use(data: DataSource, path: str | None, *, last_turn_only: bool = False) -> list[Prompt]:
-    """The data's training prompts, or those of a file, each once.
+    """The data's training prompts, or those of a file, without duplicates.
 
     Args:
-        last_turn_only: of a conversation, only its last turn.
+        last_turn_only: keep only the last turn of a conversation.
 
     Raises:
         DataError: a line of the file is no prompt, or it has none.
@@ -38,7 +38,7 @@ def prompts_to_use(data: DataSource, path: str | None, *, last_turn_only: bool =
 def of_kinds(
     prompts: Sequence[Prompt], data: DataSource, kinds: Sequence[str] | None, principles: Sequence[Principle], key: str
 ) -> list[tuple[Prompt, str | None]]:
-    """The prompts of some kinds, each with its kind; a prompt whose kind nobody knows is of any.
+    """The prompts of some kinds, each with its kind; a prompt of unknown kind matches any.
 
     Args:
         kinds: None: every kind that some principle applies to (all, if there is no principle).

@@ -1,4 +1,4 @@
-"""`resume=...`: which run is meant, and whether it may go on with what it is told now."""
+"""`resume=...`: find the run, and check that it may resume with the given overrides."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ AUTO = "auto"
 KEY = "resume"
 
 MAY_CHANGE = FREE | WATCHED
-"""Sections and keys that a run may go on with other values of."""
+"""Sections and keys that may change when a run resumes."""
 
 MISSING = "(none)"
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A run to go on with, and what it goes on with."""
+    """A run to resume, with its settings and overrides."""
 
     run: RunDirectory
     settings: RunSettings
     overrides: tuple[str, ...]
 
     def record(self) -> None:
-        """Brings the run's own record of what it was told up to date."""
+        """Updates the run's own record of its config and overrides."""
         self.run.write_settings(self.settings.model_dump(mode="json"), self.overrides)
 
 
 def split_resume(tree: ConfigTree, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What `resume` was set to on the command line, and the other overrides.
+    """The value of `resume` on the command line, and the other overrides.
 
     Raises:
         ConfigError: an override cannot be read.
@@ -57,16 +57,16 @@ def split_resume(tree: ConfigTree, overrides: Sequence[str]) -> tuple[str | None
 
 
 def goes_on_by_itself(settings: RunSettings) -> bool:
-    """Whether a run that is there already shall be continued: asked for, or SLURM has started the job again."""
+    """True if an existing run is to be resumed: on request, or because SLURM has restarted the job."""
     return settings.resume == AUTO or int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def continue_named(tree: ConfigTree, directory: Path, overrides: Sequence[str]) -> Continuation:
-    """A run by its directory, with its own config; further overrides may change what does not decide the result.
+    """A run by its directory, with its own config; overrides may change only keys that do not decide the result.
 
     Raises:
-        RunDirectoryError: there is no run, or one of another version.
-        ConfigError: the overrides change the result, or what the config names is no longer there.
+        RunDirectoryError: there is no run, or it was made by another version.
+        ConfigError: the overrides change the result, or something that the config names no longer exists.
     """
     if not holds_a_run(directory):
         fix = "name the directory of a run, e.g. resume=outputs/latest, or resume=auto"
@@ -85,10 +85,10 @@ def continue_named(tree: ConfigTree, directory: Path, overrides: Sequence[str]) 
 
 
 def continue_as(run: RunDirectory, asked: RunSettings, overrides: Sequence[str]) -> Continuation:
-    """A run with settings that were composed anew, if they say the same.
+    """A run with newly composed settings, if they give the same result.
 
     Raises:
-        RunDirectoryError: the run is one of another version.
+        RunDirectoryError: the run was made by another version.
         ConfigError: with every key that would change the result.
     """
     saved = _saved_settings(run)
@@ -127,12 +127,12 @@ def _saved_settings(run: RunDirectory) -> RunSettings:
 
 
 def _placed(settings: RunSettings, run: RunDirectory) -> RunSettings:
-    """The settings with the directory that the run really has: it may have been moved."""
+    """The settings with the actual directory of the run, which may have been moved."""
     return settings.model_copy(update={"paths": settings.paths.model_copy(update={"run_dir": str(run.path)})})
 
 
 def merged_overrides(tree: ConfigTree, before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The overrides of a run with further ones, each in the place of what it replaces."""
+    """The overrides of a run merged with new ones, each in the place of the one it replaces."""
     replaced = [section_of(override) for override in tree.parse(now)]
     kept = [
         override.input_line or ""

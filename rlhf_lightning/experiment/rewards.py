@@ -1,4 +1,4 @@
-"""The rewards that a config names, opened, put on a common scale and combined into one scorer."""
+"""Open the rewards that a config names, standardise them, and combine them into one scorer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from rlhf_lightning.settings.reinforcement import EnsembleReward, LearnedReward
 logger = logging.getLogger(__name__)
 
 LEAST_SPREAD = 0.05
-"""Log-odds. A reward model whose scores differ by less has next to nothing to say (it learned from ties, say), and to
-divide by its spread would make a reward of its noise."""
+"""Log-odds. A reward model with a smaller spread carries almost no signal (it may have learned from ties), and division
+by the spread would amplify its noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardStatistics:
-    """How a reward is put on a common scale: (raw - offset) / spread."""
+    """Offset and spread that standardise a reward: (raw - offset) / spread."""
 
     offset: float
     spread: float
@@ -42,7 +42,7 @@ def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedMode
     """The raw rewards that the reward group names; more than one for an ensemble.
 
     Args:
-        policy: tuned; reward models live on its frozen weights where `model.share_backbone` and they allow it.
+        policy: tuned; reward models share its frozen weights where `model.share_backbone` and they allow it.
     """
     reward = context.settings.reward
     if isinstance(reward, LearnedReward):
@@ -67,14 +67,14 @@ def combined(context: StageContext, rewards: Sequence[Scorer], statistics: Seque
 
 
 def open_reward_model(context: StageContext, name: str, encoder: Encoder) -> RewardModelScorer:
-    """A reward model of its own, as a scorer of what a policy with `encoder`'s tokenizer says."""
+    """A separate reward model, as a scorer of replies of a policy with `encoder`'s tokenizer."""
     return _as_scorer(context, Classifier.load(context.inputs.model(name), None), encoder)
 
 
 def _reward_on_policy(
     context: StageContext, name: str, encoder: Encoder, policy: PreTrainedModel, adapter: str
 ) -> RewardModelScorer:
-    """A reward model on the policy's frozen weights, or of its own where that is not possible or not wanted.
+    """A reward model on the policy's frozen weights, or a separate one if that is not possible or not configured.
 
     Raises:
         ArtifactError: `model.share_backbone=true`, and it is not possible.
@@ -119,13 +119,13 @@ def reward_statistics(
     """Mean and standard deviation of each raw reward on the starting policy's finished replies.
 
     Raises:
-        DataError: too few replies end themselves to measure a spread.
+        DataError: too few replies end with an end token to measure a spread.
     """
     count = context.settings.reward.standardise_on_reference
     if count is None:
         return [RewardStatistics(offset=0.0, spread=1.0) for _ in rewards]
     stream = PromptStream(prompts, context.seed + 1)
-    # Draws below 0 are no rollout's.
+    # Draws below 0 are not used by any rollout.
     drawn = sampler.sample_in_chunks(stream.take(count), range(-count, 0), context.settings.rollout.chunk_size)
     finished = [completion for samples in drawn for completion in samples.completions if completion.finished]
     if len(finished) < 2:

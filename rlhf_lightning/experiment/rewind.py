@@ -1,4 +1,4 @@
-"""A stage that was interrupted goes back to its newest checkpoint, or to its beginning."""
+"""Restore an interrupted stage to its newest checkpoint, or to its start."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def journals_of(run: RunDirectory, stage: str) -> Journals:
 
 
 def rewind(run: RunDirectory, stage: str) -> Path | None:
-    """Makes the run directory what it was when the stage's newest checkpoint was written.
+    """Restores the run directory to the state of the stage's newest checkpoint.
 
-    Half an artifact and what was logged after the checkpoint are removed. Without a checkpoint the same goes for
-    everything that the stage left, but for the journals of stages that go on by themselves (`WorkJournal`). Where a
-    stage has not run before, there is nothing to do.
+    An incomplete artifact and everything logged after the checkpoint are removed. Without a checkpoint, everything of
+    the stage is removed, except the journals of stages that resume from them (`WorkJournal`). Nothing is done if the
+    stage has not run before.
 
     Returns:
-        The checkpoint to go on from; None to begin.
+        The checkpoint to resume from; None to start.
 
     Raises:
         CheckpointError: a checkpoint could run code.
@@ -51,7 +51,7 @@ def rewind(run: RunDirectory, stage: str) -> Path | None:
 
 
 def start_over(run: RunDirectory, stage: str) -> None:
-    """Removes everything that a stage has left: its checkpoints, its artifact or half of one, and its figures.
+    """Removes everything of a stage: its checkpoints, its artifact, complete or not, and its figures.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -64,7 +64,7 @@ def start_over(run: RunDirectory, stage: str) -> None:
 
 
 def drop_checkpoints(run: RunDirectory, stage: str) -> None:
-    """Removes the checkpoints of a finished stage: its artifact is what counts now."""
+    """Removes the checkpoints of a finished stage, whose artifact replaces them."""
     for path in checkpoints_in(run.checkpoint_dir(stage)):
         path.unlink()
     for directory in (run.checkpoint_dir(stage), run.checkpoint_dir(stage).parent):

@@ -1,4 +1,4 @@
-"""One run from its checked settings to its final status, whatever happens on the way."""
+"""Execute one run, from its checked settings to its final status, errors and interruptions included."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ INTERRUPTED_EXIT = 130
 """128 + SIGINT, what a shell expects of a program that was interrupted."""
 
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the operating system says when a disk is full or a quota used up, a file too large, a disk read-only."""
+"""Error numbers for a full disk, an exhausted quota, a file that is too large, and a read-only disk."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Outcome of a run."""
 
     state: RunState
     exit_code: int
@@ -53,9 +53,9 @@ class Outcome:
 
 
 def execute(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
-    """Runs the pipeline in its directory and records how it ended.
+    """Runs the pipeline in its directory and records the outcome.
 
-    Ctrl-C, SIGTERM and SIGUSR1 interrupt it. A run that was interrupted goes on from its last checkpoint.
+    Ctrl-C, SIGTERM and SIGUSR1 interrupt it. An interrupted run resumes from its last checkpoint.
 
     Raises:
         RunDirectoryError: another process is running there.
@@ -88,12 +88,12 @@ def _announce(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[
 
 
 def joins_a_run() -> bool:
-    """Whether this process is a further one of a run of several, whose first one keeps the directory."""
+    """True if this process is not rank 0 of its run, and so does not own the run directory."""
     return this_place().rank > 0
 
 
 def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
-    # Here and not above: these imports bring torch, and a config error must not wait for it.
+    # Imported here: these import torch, and a config error must not wait for it.
     from rlhf_lightning.distributed import leave
     from rlhf_lightning.experiment.pipeline import run_pipeline
     from rlhf_lightning.experiment.strategy import join_processes
@@ -106,7 +106,7 @@ def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
 
 
 class _Ending:
-    """Turns the way a `with` block was left into an `Outcome`, and into status.json."""
+    """Turns the result or error of a `with` block into an `Outcome`, and writes it to status.json."""
 
     def __init__(self, run_dir: RunDirectory, interruption: Interruption) -> None:
         self.run_dir = run_dir
@@ -123,7 +123,7 @@ class _Ending:
             self.outcome = self._failed(error) if not self._is_interruption(error) else self._interrupted()
         before = self.run_dir.status
         if self.outcome.state == before.state == "failed" and before.error is not None:
-            # Another process failed first, and said so; this one only missed it.
+            # Another process failed first and recorded it; this one only lost the connection.
             self.outcome = Outcome("failed", 1, before.error)
         elif not joins_a_run() or (self.outcome.state == "failed" and not _misses_another(error)):
             stage = before.stage if error else None
@@ -131,7 +131,7 @@ class _Ending:
         return True
 
     def _is_interruption(self, error: BaseException) -> bool:
-        # When several processes are interrupted, one may miss another before it sees its own signal.
+        # When several processes are interrupted, one may lose another before its own signal arrives.
         return _is_interruption(error) or (self.interruption.number is not None and _misses_another(error))
 
     def _interrupted(self) -> Outcome:
@@ -155,9 +155,9 @@ class _Ending:
 
 
 def _is_interruption(error: BaseException) -> bool:
-    """Whether an error is a `KeyboardInterrupt`, or what a library made of one.
+    """True if an error is a `KeyboardInterrupt`, or what a library turned one into.
 
-    Lightning answers it with `exit(1)`; torch, when it was writing a file, with a `RuntimeError` about half a file.
+    Lightning turns it into `exit(1)`; torch, while it writes a file, into a `RuntimeError` about an incomplete file.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
@@ -166,7 +166,7 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 def _misses_another(error: BaseException | None) -> bool:
-    """Whether an exchange with another process failed: its connection was closed."""
+    """True if an exchange with another process failed because its connection was closed."""
     return (
         this_place().world_size > 1
         and isinstance(error, RuntimeError)
@@ -175,11 +175,11 @@ def _misses_another(error: BaseException | None) -> bool:
 
 
 def _disk_refusal(error: BaseException, run_dir: Path) -> RlhfError | None:
-    """The error of a disk that would not take what a library wrote into the run directory; None for any other."""
+    """The error to raise if the disk refused what a library wrote into the run directory; None for other errors."""
     if isinstance(error, OSError):
         number, where = error.errno, error.filename
     else:
-        in_words = re.search(r"\(os error (\d+)\)", str(error))  # so says safetensors, whose errors are no OSError
+        in_words = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes this; its errors are no OSError
         number, where = (int(in_words[1]) if in_words else None), None
     return unwritable(str(where or run_dir), os.strerror(number)) if number in DISK_REFUSALS else None
 
@@ -192,7 +192,7 @@ def _log_name() -> str:
 def _log_to(path: Path) -> Iterator[None]:
     """Sends the log to the terminal (ours, and others' warnings) and to a file in the run directory.
 
-    Further processes of a run say the same as the first: of them only what goes wrong is kept, in a file.
+    The other ranks log the same as rank 0: only their warnings and errors are kept, in a file.
     """
     terminal = logging.NullHandler() if joins_a_run() else _terminal_handler()
     terminal.addFilter(lambda record: record.name.startswith("rlhf_lightning") or record.levelno >= logging.WARNING)
@@ -215,7 +215,7 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _terminal_handler() -> logging.Handler:
-    """Log lines for a person at a terminal; plain ones, never folded, where they are piped."""
+    """Handler with Rich log lines for a terminal; plain, unwrapped ones where output is piped."""
     # One console for log lines and Lightning's progress bars, or they would overwrite each other.
     rich.reconfigure(stderr=True)
     console = rich.get_console()

@@ -1,4 +1,4 @@
-"""The directory of one run: who may use it, what lies where, and files that are never half written."""
+"""The directory of one run: its lock, its layout, and atomic writes to its files."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ LOCK = ".lock"
 SWEEP = "sweep.json"
 
 RunState = Literal["pending", "running", "finished", "failed", "interrupted"]
-"""`pending`: it has its directory and config, and no process has begun with it yet."""
+"""`pending`: the directory and config exist, but no process has started the run yet."""
 
 
 @dataclass(frozen=True)
 class RunError:
-    """Why a run failed, as `status.json` keeps it."""
+    """The error of a failed run, as stored in `status.json`."""
 
     what: str
     where: str | None = None
     fix: str | None = None
     traceback_file: str | None = None
     is_defect: bool = False
-    """Whether the program is to blame, and not what it was told."""
+    """True for a defect of the program, rather than of its input."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What `status.json` says; readable at any moment of a run."""
+    """Content of `status.json`, which is readable at any moment of a run."""
 
     state: RunState = "running"
     stage: str | None = None
@@ -88,13 +88,13 @@ class RunDirectory:
     def create(
         cls, path: Path, settings: Mapping[str, Any], overrides: Sequence[str], state: RunState = "running"
     ) -> Self:
-        """Claims a directory for a new run and records what it was told.
+        """Claims a directory for a new run and records its config and overrides.
 
-        The claim is the exclusive creation of status.json, so that of two runs that want the same directory at the
-        same time exactly one gets it.
+        The claim is the exclusive creation of status.json, so that exactly one of two runs that claim the same
+        directory at the same time gets it.
 
         Args:
-            path: the directory; made if need be.
+            path: the directory; created if it does not exist.
             settings: the resolved config, plain.
             overrides: as the user typed them.
             state: `pending` where the run will be started later, and by another process.
@@ -117,7 +117,7 @@ class RunDirectory:
                     claim.write(_as_json(asdict(Status(state=state))))
                 directory.write_settings(settings, overrides)
             except (OSError, RunDirectoryError):
-                # A claim without a run would keep the directory from every later one.
+                # A claim without a run would block the directory for every later run.
                 for name in (STATUS, CONFIG):
                     (path / name).unlink(missing_ok=True)
                 raise
@@ -142,12 +142,12 @@ class RunDirectory:
 
     @property
     def overrides(self) -> list[str]:
-        """What the user typed."""
+        """The overrides that the user typed."""
         return (self.path / OVERRIDES).read_text(encoding="utf-8").splitlines()
 
     @property
     def status(self) -> Status:
-        """How the run stands."""
+        """The current status of the run."""
         read = json.loads((self.path / STATUS).read_text(encoding="utf-8"))
         error = RunError(**read.pop("error")) if read["error"] else read.pop("error")
         return Status(**read, error=error)
@@ -160,7 +160,7 @@ class RunDirectory:
 
     @property
     def provenance(self) -> dict[str, Any] | None:
-        """Where the run came from; None before it has started."""
+        """The content of provenance.json; None before the run has started."""
         path = self.path / PROVENANCE
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
@@ -174,10 +174,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from running here until the `with` block is left or this process ends, however it ends.
+        """Lock that keeps other processes from running here until the `with` block or this process ends.
 
         Raises:
-            RunDirectoryError: another process is at it.
+            RunDirectoryError: another process holds it.
         """
         with writing_to(self.path):
             lock = FileLock(self.path / LOCK, timeout=0, is_singleton=True)
@@ -196,11 +196,11 @@ class RunDirectory:
 
     @property
     def is_held(self) -> bool:
-        """Whether a process runs here now: its lock says so, which goes with it, however it ends."""
+        """True if a process runs here now, by its lock, which is released when the process ends, however it ends."""
         return is_locked(self.path / LOCK)
 
     def write_settings(self, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
-        """Writes down what the run was told: the resolved config, plain, and the overrides as they were typed."""
+        """Writes the resolved config, plain, and the overrides as they were typed."""
         self.write_text(CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         self.write_text(OVERRIDES, "".join(f"{override}\n" for override in overrides))
 
@@ -209,7 +209,7 @@ class RunDirectory:
         self.write_json(STATUS, asdict(replace(self.status, **changes, updated=now())))
 
     def add_artifact(self, stage: str, path: Path) -> None:
-        """Notes in status.json where a stage left its artifact, relative to the run where it lies inside."""
+        """Records the path of a stage's artifact in status.json, relative to the run if it lies inside."""
         inside = path.absolute().is_relative_to(self.path)
         place = path.absolute().relative_to(self.path) if inside else path.absolute()
         self.update_status(artifacts={**self.status.artifacts, stage: str(place)})
@@ -219,7 +219,7 @@ class RunDirectory:
         self.write_json(METRICS, dict(metrics))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file of the run: a reader sees the old content or the new one, never a part.
+        """Writes a JSON file of the run atomically: a reader sees the old content or the new one, never a part.
 
         Raises:
             RunDirectoryError: if it cannot be written.
@@ -227,7 +227,7 @@ class RunDirectory:
         self.write_text(name, _as_json(content))
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a text file of the run, as whole as `write_json`."""
+        """Writes a text file of the run atomically, as `write_json` does."""
         with writing_to(self.path):
             write_whole(self.path / name, text)
 
@@ -238,12 +238,12 @@ class RunDirectory:
 
 
 def holds_a_run(path: Path) -> bool:
-    """Whether a run, or a sweep, was started in a directory."""
+    """True if a run or a sweep was started in a directory."""
     return any((path / name).exists() for name in (CONFIG, STATUS, SWEEP, "multirun.yaml"))
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock file."""
+    """True if a process holds a lock file."""
     if not path.exists():
         return False
     lock = FileLock(path, timeout=0)
@@ -256,7 +256,7 @@ def is_locked(path: Path) -> bool:
 
 
 def already_taken(path: Path) -> RunDirectoryError:
-    """The error for a directory that another run has."""
+    """The error for a directory that belongs to another run."""
     fix = "choose another with paths.run_dir=... (a sweep: paths.sweep_dir=...), or remove it"
     return RunDirectoryError("The run directory holds a run already.", where=str(path), fix=fix)
 
@@ -264,8 +264,8 @@ def already_taken(path: Path) -> RunDirectoryError:
 def point_latest(outputs: Path, target: Path) -> None:
     """Makes `outputs/latest` point to a run or sweep, as a relative symbolic link.
 
-    A link is replaced in one step. Where `latest` is something else, or the filesystem has no links, the path is
-    written to `outputs/latest.txt` instead; nothing of the user's is deleted.
+    A link is replaced atomically. If `latest` is no link, or the filesystem has none, the path is written to
+    `outputs/latest.txt` instead; no file of the user's is deleted.
 
     Raises:
         RunDirectoryError: if `outputs` cannot be written.
@@ -282,9 +282,9 @@ def point_latest(outputs: Path, target: Path) -> None:
 
 
 def pin_latest(overrides: Sequence[str]) -> list[str]:
-    """Overrides in which `.../latest/...` is spelled out as the run it points to now.
+    """Overrides with `.../latest/...` replaced by the run that the link points to now.
 
-    A run moves the link to itself when it starts, before it opens what it was told to read.
+    A run moves the link to itself when it starts, before it opens its inputs.
     """
 
     def spelled_out(match: re.Match[str]) -> str:
@@ -296,7 +296,7 @@ def pin_latest(overrides: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """A name beside a path that nobody else has; what is left under it is removed."""
+    """A unique temporary path beside a path; a file left under it is removed."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         yield fresh
@@ -305,7 +305,7 @@ def _aside(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file as a whole: aside, flushed to disk, then renamed; a reader never sees a part."""
+    """Writes a text file atomically: to a temporary file, flushed to disk, then renamed."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as file:
@@ -330,7 +330,7 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write in a `with` block into an error that says where and what to do.
+    """Turns an `OSError` while writing in a `with` block into an error that names the path and the remedy.
 
     Raises:
         RunDirectoryError: in place of an `OSError`.
@@ -342,7 +342,7 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def unwritable(where: str, reason: str) -> RunDirectoryError:
-    """The error for a directory that the operating system does not let a run write to."""
+    """The error for a directory that a run cannot write to."""
     fix = "free space, check permissions, or choose another place with paths.outputs=..."
     return RunDirectoryError(f"The run directory cannot be written: {reason}.", where=where, fix=fix)
 
@@ -352,7 +352,7 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for every number that is not finite: JSON knows no NaN, and most readers refuse it."""
+    """The value with null for every number that is not finite: JSON has no NaN, and most readers reject it."""
     if isinstance(value, Mapping):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -361,5 +361,5 @@ def _finite(value: Any) -> Any:
 
 
 def now() -> str:
-    """The time as status.json writes it."""
+    """The current time in the format of status.json."""
     return datetime.now(UTC).isoformat(timespec="seconds")

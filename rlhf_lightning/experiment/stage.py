@@ -1,4 +1,4 @@
-"""What a stage gets and what it gives."""
+"""Inputs and results of a stage."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunInputs:
-    """What all stages of a run share.
+    """Inputs that all stages of a run share.
 
     Args:
         settings: the whole checked config.
-        run: where everything is written.
+        run: the directory that everything is written to.
     """
 
     def __init__(self, settings: RunSettings, run: RunDirectory) -> None:
@@ -63,23 +63,23 @@ class RunInputs:
 
     @cached_property
     def keys(self) -> StageKeys:
-        """Of each stage, a hash of everything that decides what it leaves."""
+        """The cache key of each stage: a hash of everything that decides its result."""
         return StageKeys(self.settings, device_of(self.settings).type, lambda: self.data)
 
     def model(self, name: str) -> ModelSource:
-        """Where the model of that name lies."""
+        """Source of the model of that name."""
         return resolve_model(name, self.settings, self.run, self.data)
 
     def encoder(self, source: ModelSource) -> Encoder:
         """The encoder for a model's tokenizer."""
-        from rlhf_lightning.data.encoding import Encoder  # these bring Transformers
+        from rlhf_lightning.data.encoding import Encoder  # these import Transformers
         from rlhf_lightning.models.loading import load_tokenizer
 
         return Encoder(load_tokenizer(source), self.settings.data)
 
     @property
     def make_optimizer(self) -> OptimizerFactory:
-        """The optimizer group, waiting for parameters and a learning rate."""
+        """Factory for the optimizer of the config, given parameters and a learning rate."""
         factory: OptimizerFactory = instantiate(
             {**self.settings.optimizer, "_partial_": True}, allow_targets=self.settings.allow_targets
         )
@@ -95,14 +95,14 @@ def device_of(settings: RunSettings) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What one stage works with.
+    """Context of one stage.
 
     Attributes:
         name: the stage's.
         inputs: shared by all stages.
-        directory: where its artifact goes.
-        tracker: where its figures go.
-        checkpoint: to go on from; None to begin.
+        directory: of its artifact.
+        tracker: receives its figures.
+        checkpoint: to resume from; None to start.
         memory: counts what its models hold.
     """
 
@@ -119,7 +119,7 @@ class StageContext:
 
     @property
     def key(self) -> str:
-        """A hash of everything that decides what the stage leaves, as hex digits."""
+        """Hash of everything that decides the stage's result, as hex digits."""
         return self.inputs.keys.of(self.name)
 
     @property
@@ -130,17 +130,17 @@ class StageContext:
 
     @property
     def device(self) -> torch.device:
-        """Where models that Lightning does not move are put."""
+        """Device for models that Lightning does not move."""
         return device_of(self.settings)
 
     @property
     def trained_layers(self) -> int | None:
-        """How many top layers are trained; None unless `peft=top_layers`."""
+        """Number of top layers that are trained; None unless `peft=top_layers`."""
         peft = self.settings.peft
         return peft.layers if isinstance(peft, TopLayers) else None
 
     def learning_rate(self, of_stage: float) -> float:
-        """A stage's learning rate for what `peft` trains."""
+        """A stage's learning rate, scaled for the weights that `peft` trains."""
         return of_stage * learning_rate_factor(self.settings.peft)
 
     def seed_everything(self) -> None:
@@ -151,11 +151,11 @@ class StageContext:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage leaves beside its artifact.
+    """Results of a stage beside its artifact.
 
     Attributes:
         metrics: its entry in metrics.json.
-        objective: what a sweeper would maximise if the pipeline ended here; None where nothing says what is better.
+        objective: the value for a sweeper to maximise if the pipeline ends here; None if the stage has none.
         evaluation: policy -> split -> figures, from stages that evaluate.
         samples: the same prompts answered by the first policy and by the last.
     """

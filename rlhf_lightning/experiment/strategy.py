@@ -1,4 +1,4 @@
-"""How Lightning spreads a training over the processes of a run."""
+"""Lightning's strategy and environment for the processes of a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlhf_lightning.settings.run import TrainerSettings
 
 
 class Launched(ClusterEnvironment):
-    """What Lightning is told of the processes: all of them run already, whoever started them.
+    """Cluster environment for Lightning in which all processes have been started already.
 
-    So its own launcher, which replays the command line, is never used, nor its SLURM signal handler, which would save
-    in the middle of an iteration.
+    So Lightning uses neither its own launcher, which replays the command line, nor its SLURM signal handler, which
+    would save in the middle of an iteration.
     """
 
     def __init__(self, place: Place) -> None:
@@ -57,18 +57,18 @@ class Launched(ClusterEnvironment):
 
 
 def join_processes(trainer: TrainerSettings) -> None:
-    """Opens the process group of a run, unless it is open or the run has no use for one."""
+    """Initialises the process group of a run, unless it is initialised already or the run needs none."""
     if trainer.strategy != "single":
         on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
         join(this_place(), on_gpu=on_gpu)
 
 
 def lightning_strategy(trainer: TrainerSettings) -> Strategy | str:
-    """Lightning's strategy of that name; the process group is open already (`join_processes`)."""
+    """Lightning's strategy of that name; the process group is initialised already (`join_processes`)."""
     if trainer.strategy == "ddp":
         return DDPStrategy(forward_sync_buffers=False)
     if trainer.strategy == "fsdp":
-        # A checkpoint is put together into one file: it is read without the processes that wrote it.
+        # A full checkpoint in one file, which can be read without the processes that wrote it.
         return ModelParallelStrategy(
             data_parallel_size=trainer.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, configured alike for every stage that trains."""
+"""Lightning's Trainer, configured in the same way for every stage that trains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXPECTED = (
     r".*Your `IterableDataset` has `__len__` defined.*",
     # Dropout is off on purpose, in training too: old and new log-probs must agree.
     r".*in eval mode at the start of training.*",
-    # The rollout figures are made of all processes' rollouts, so each has the same ones; the others are reduced.
+    # Rollout figures cover all processes' rollouts, so they are equal on every rank; the others are reduced.
     r".*It is recommended to use `self.log.*sync_dist=True.*",
     # Lightning's own use of a torch function that torch has renamed.
     r".*isinstance\(treespec, LeafSpec\).*",
@@ -57,13 +57,13 @@ def build_trainer(
 ) -> pl.Trainer:
     """A trainer for one stage.
 
-    It leaves checkpoints in `checkpoints/STAGE/` of the run directory, from which `fit` goes on.
+    It writes checkpoints to `checkpoints/STAGE/` of the run directory, from which `fit` resumes.
 
     Args:
         accumulate: micro-batches per optimizer step.
         max_grad_norm: gradients are clipped to this norm.
         epoch_is_iteration: figures are logged per epoch (PPO iterations) rather than every few steps.
-        models: all that the stage holds, by name: their memory is counted.
+        models: all models of the stage, by name, whose memory is counted.
         callbacks: the stage's own.
     """
     settings = context.settings
@@ -116,7 +116,7 @@ def fit_supervised(
     data: StepDataModule[Any, Any],
     models: Mapping[str, nn.Module],
 ) -> pl.Trainer:
-    """Trains for the steps of a supervised stage; returns the trainer, which knows what was logged last.
+    """Trains for the steps of a supervised stage; returns the trainer, which holds the last logged metrics.
 
     Args:
         models: as `build_trainer` takes them.
@@ -137,7 +137,7 @@ def fit_supervised(
 def fit(
     context: StageContext, trainer: pl.Trainer, module: pl.LightningModule, data: LightningDataModule | DataLoader[Any]
 ) -> None:
-    """Trains, from the stage's checkpoint on if there is one."""
+    """Trains, from the stage's checkpoint if there is one."""
     trainer.fit(module, data, ckpt_path=context.checkpoint, weights_only=True)
 
 

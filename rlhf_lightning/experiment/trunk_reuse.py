@@ -1,4 +1,4 @@
-"""Whether PPO computes the policy's frozen blocks once a rollout."""
+"""Reuse of the policy's frozen lower blocks in PPO: computed once per rollout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def reused_below(settings: RunSettings, policy: PreTrainedModel) -> Branch | None:
-    """Where the trained blocks begin, if what lies below them is computed once; None otherwise.
+    """The branch point at the first trained block, if the blocks below it are computed once; None otherwise.
 
     Args:
         policy: whose lower blocks are frozen already.

@@ -1,4 +1,4 @@
-"""The work that a stage has done so far, a line a batch, so that an interrupted stage repeats and loses none of it."""
+"""Resumable journal of a stage's rows, one line per batch: an interrupted stage neither repeats nor loses any."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KEY_DIGITS = 12
 
 
 class WorkJournal:
-    """Rows that are added in whole batches, and become a file of JSON lines when the work is done.
+    """Rows that are added in whole batches, and written as a JSON lines file when the work is done.
 
-    Until then a line holds a batch: one that was cut short is made again as a whole, or the next ones would be made in
-    other company, and figures that depend on it in their last bits (a judge's) would differ. The name holds the stage's
-    key: what was made by other settings or other code is not gone on with.
+    Until then a line holds a batch. A batch that was cut short is redone as a whole: otherwise later rows would be
+    batched differently, which may change figures (a judge's) in their last bits. The file name holds the stage's key,
+    so that rows made by other settings or other code are not reused.
 
     Args:
         directory: of the stage.
@@ -48,7 +48,7 @@ class WorkJournal:
             logger.info("%s: %d rows were there already.", name, len(self.rows))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends a batch, and returns when it would outlast a power failure."""
+        """Appends a batch and flushes it to disk."""
         with writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_as_line(list(rows)))
             file.flush()
@@ -56,13 +56,13 @@ class WorkJournal:
         self.rows += map(dict, rows)
 
     def finish(self) -> None:
-        """Leaves the rows under the file's own name, a line each."""
+        """Writes the rows to the finished file, one per line."""
         with writing_to(self.finished):
             write_whole(self.finished, "".join(map(_as_line, self.rows)))  # on disk before the journal is gone
             self.path.unlink(missing_ok=True)
 
     def _whole_rows(self) -> list[dict[str, Any]]:
-        """Those of the batches that were written to their end; half a line at the end of the file is cut off."""
+        """The rows of complete batches; an incomplete last line is cut off the file."""
         if not self.path.exists():
             return []
         content = self.path.read_bytes()

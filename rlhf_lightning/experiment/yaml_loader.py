@@ -1,4 +1,4 @@
-"""How YAML is parsed where nothing of Hydra's is needed."""
+"""The YAML loader for files that do not go through Hydra."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Any
 import yaml
 
 Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The C library's parser where PyYAML was built with it: ten times as fast, which a hundred runs notice."""
+"""The C library's parser if PyYAML was built with it: ten times as fast, which matters with a hundred runs."""

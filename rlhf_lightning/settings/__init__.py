@@ -1,4 +1,4 @@
-"""The schema of every config section: types, ranges and cross-field rules, with no torch in sight.
+"""The schema of every config section: types, ranges and cross-field rules, without importing torch.
 
-The values stand in `conf/`, once each, with their comments; here stands what values are allowed.
+The values are in `conf/`, once each, with their comments; the schema says which values are allowed.
 """

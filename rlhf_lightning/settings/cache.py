@@ -1,4 +1,4 @@
-"""Where finished stages are kept for other runs, and what a run may do with them."""
+"""Settings of the stage cache: its directory, and whether a run reads from it and writes to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rlhf_lightning.settings.section import Name, Section
 
 
 class CacheSettings(Section):
-    """The stage cache: a stage that some run has finished with the same key is not run again."""
+    """The stage cache: a stage that another run has finished under the same key is not run again."""
 
     mode: Literal["on", "off", "refresh", "read_only"]
     directory: Name

@@ -1,4 +1,4 @@
-"""A constitution: the principles that critiques, revisions and judgements are made by, and how often each is drawn."""
+"""A constitution: the principles for critiques, revisions and judgements, and their sampling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Question = Annotated[str, Field(min_length=1)]
 
 
 class WorldTerm(Section):
-    """What a principle is called in the courtesy world.
+    """Wording of a principle in the courtesy world.
 
     Attributes:
         tag: the trait of `worlds.courtesy.TRAITS` that it asks for.
@@ -22,7 +22,7 @@ class WorldTerm(Section):
 
 
 class CritiqueExample(Section):
-    """A reply and what a good critic says of it; some replies are fine."""
+    """A reply and a good critique of it; some replies have no flaw."""
 
     prompt: Question
     reply: Question
@@ -30,7 +30,7 @@ class CritiqueExample(Section):
 
 
 class RevisionExample(CritiqueExample):
-    """A reply, its critique, and the reply that a good reviser makes of it; what was fine stays as it is."""
+    """A reply, its critique, and a good revision, which keeps the parts without flaws."""
 
     revision: Question
 
@@ -62,7 +62,7 @@ class Principle(Section):
         weight: how often it is drawn, and how much it counts, relative to the others.
         tags: free labels.
         applies_to: the kinds of prompts that it concerns; None: all.
-        world: what it is called in the courtesy world; None where it has no name there.
+        world: its wording in the courtesy world; None if it has none there.
     """
 
     id: Name
@@ -79,10 +79,10 @@ class Principle(Section):
 
 
 class PrincipleSampling(Section):
-    """Which principles a critique or a label goes by.
+    """Sampling of the principles for a critique or a label.
 
     Attributes:
-        mode: `weighted`: one, drawn by weight. `uniform`: one, each as likely. `round_robin`: one, in turn. `all`:
+        mode: `weighted`: one, drawn by weight. `uniform`: one, equally likely. `round_robin`: one, in turn. `all`:
             every one, in turn.
         per: drawn anew for each `step` of a chain, or once for the whole `chain`.
     """
@@ -94,15 +94,15 @@ class PrincipleSampling(Section):
 class ConstitutionSettings(Section):
     """A constitution.
 
-    What a run is checked with, and keeps, has all its principles in `principles`: `path`, `extends` and `mixture` were
-    resolved before (`experiment.config.constitution`) and are empty then.
+    In checked settings, `principles` holds all principles: `path`, `extends` and `mixture` have been resolved
+    (`experiment.config.constitution`) and are empty.
 
     Attributes:
         path: a file that holds it.
         extends: constitutions whose principles come first, by name or path.
         mixture: constitutions, by name or path, with the share of the whole weight that their principles get.
-        revisions: critique and revision so many times, one after the other (with sampling `all`: so many rounds).
-        critique: revise after a critique; else at once.
+        revisions: number of critique-revision steps (with sampling `all`: of rounds).
+        critique: revise after a critique; else directly.
         train_on: `all` revisions of a chain, or the `last` one.
         mix_helpful: samples on helpful prompts per revision, in the fine-tuning data.
     """

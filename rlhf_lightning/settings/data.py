@@ -1,4 +1,4 @@
-"""Where prompts, demonstrations and comparisons come from."""
+"""Sources of prompts, demonstrations and comparisons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNe
 
 
 class Lengths(Section):
-    """How long a record may be, in tokens, and what happens to longer ones (they are counted either way)."""
+    """Limits on the length of a record, in tokens, and the handling of longer ones (counted either way)."""
 
     max_prompt_length: Count
     max_reply_length: Count
@@ -28,7 +28,7 @@ class AnnotatorSettings(Section):
 
 
 class DemonstratorSettings(Section):
-    """How often the courtesy world's demonstrators misbehave."""
+    """Rates at which the courtesy world's demonstrators misbehave."""
 
     harm_rate: Fraction
     over_refusal_rate: Fraction
@@ -49,7 +49,7 @@ class CourtesyData(Lengths):
 
 
 class RecordedData(Lengths):
-    """Records from files: what they share, whatever the format."""
+    """Fields of recorded data in any format."""
 
     on_bad_record: Literal["error", "skip"]
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -62,7 +62,7 @@ class HHRlhfData(RecordedData):
 
 
 class FileData(RecordedData):
-    """Files in jsonl, jsonl.gz or parquet, one a record kind; what is null is derived where that is possible."""
+    """Files in jsonl, jsonl.gz or parquet, one per record kind; null ones are derived where possible."""
 
     kind: Literal["files"]
     demonstrations: Name | None

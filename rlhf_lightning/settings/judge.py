@@ -1,4 +1,4 @@
-"""Who says which of two replies follows the constitution better, and how the answer becomes a label."""
+"""The judge that compares two replies under the constitution, and how its answers become labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class JudgeSection(Section):
-    """What all judges share.
+    """Fields of all judges.
 
     Attributes:
         mode: `pairwise`: which of the two? `pointwise`: a yes or no to each; P(A) = sigmoid((l_A - l_B) / temperature).
@@ -23,7 +23,7 @@ class JudgeSection(Section):
             drawn as the constitution says.
         phrasing: `english`, or the courtesy world's own words (`world`); `auto`: the world's where the data is its.
         fewshots: examples before the question; `auto`: for models without a chat template.
-        swap: ask in both orders and average (pairwise).
+        swap: ask in both orders and average the probabilities (pairwise).
         label: `soft`: the probability. `hard`: 1 for the likelier reply.
         clamp: soft labels are kept within these bounds; None: off.
         abstain_margin: no label where the probability is nearer to one half than this.
@@ -99,9 +99,9 @@ class OpenAiJudge(JudgeSection):
         logprobs: read the options' probabilities; else, and always after reasoning, the answer's text, which is a hard
             label.
         concurrency: requests at once.
-        requests_per_minute: at most, not counting those that are repeated; None: no limit of our own.
+        requests_per_minute: limit, not counting retries; None: no limit.
         timeout: seconds a request may take.
-        max_retries: of a request that failed for a passing reason, with exponential back-off.
+        max_retries: of a request after a transient failure, with exponential back-off.
         cache: SQLite file of answers by the request's hash; None: off.
         price_per_million_input, price_per_million_output: in any currency, for the cost in the figures.
     """
@@ -121,7 +121,7 @@ class OpenAiJudge(JudgeSection):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> OpenAiJudge:
-        """The messages quote nothing: what stands in a wrong place may be a key."""
+        """Rejects API keys in the config. Messages quote no values: a misplaced value may be a key."""
         if self.api_key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):
             raise ValueError(
                 "api_key_env is the name of an environment variable in capitals, such as OPENAI_API_KEY; the key "

@@ -1,4 +1,4 @@
-"""How a config key counts, written where the key is declared: `micro_batch_size: Annotated[Count, NO_EFFECT]`."""
+"""Marks for the effect of a config key, where the key is declared: `micro_batch_size: Annotated[Count, NO_EFFECT]`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rlhf_lightning.settings.section import Name
 
 @dataclass(frozen=True)
 class Effect:
-    """How much a key or a whole section decides; without this mark it decides the result.
+    """Effect of a key or a whole section; without this mark it affects the result.
 
     Attributes:
-        watching: it decides what is written along the way; else it decides nothing.
+        watching: it affects only what is monitored and logged; otherwise it has no effect.
     """
 
     watching: bool = False
@@ -50,7 +50,7 @@ FileRef = Annotated[Name, Named("file")]
 
 
 def marked(section: type[BaseModel], mark: Effect, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a section, and of those in it, that bear a mark, in whichever option of a group."""
+    """Dotted keys with a mark, in a section and those within it, in any option of a group."""
     for name, field in section.model_fields.items():
         if mark in field.metadata:
             yield f"{prefix}{name}"
@@ -60,7 +60,7 @@ def marked(section: type[BaseModel], mark: Effect, prefix: str = "") -> Iterator
 
 
 def references(section: BaseModel, prefix: str) -> Iterator[tuple[str, Named, list[str]]]:
-    """Keys of a section that name inputs, how, and what they name; a key that is null names nothing."""
+    """Keys of a section that name inputs, the mark of each, and the names; none for a null key."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         mark = next((one for one in _metadata(field.annotation, field.metadata) if isinstance(one, Named)), None)
@@ -80,7 +80,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _metadata(annotation: Any, metadata: list[Any]) -> Iterator[Any]:
-    """What an annotation is marked with, itself or within a list or an optional value."""
+    """Metadata of an annotation, including those inside a list or an optional value."""
     yield from metadata
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)

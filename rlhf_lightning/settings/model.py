@@ -1,4 +1,4 @@
-"""The language model that everything starts from."""
+"""The base language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 class LanguageModel(Section):
-    """What every model group has."""
+    """Fields of every model group."""
 
     dtype: DType
     gradient_checkpointing: Annotated[bool, NO_EFFECT]

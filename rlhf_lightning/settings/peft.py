@@ -1,4 +1,4 @@
-"""What of a model is trained: all of it, or a small part beside frozen weights."""
+"""The trained part of a model: all weights, or a small part beside frozen weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NoPeft(Section):
 
 
 class PartlyTrained(Section):
-    """What every way to train a part has: its weights want another step size than a whole model's."""
+    """Fields of every method that trains only a part, which needs another learning rate than a whole model."""
 
     learning_rate_factor: Positive
 
@@ -67,11 +67,11 @@ PeftSettings = Annotated[NoPeft | Lora | QLora | Ia3 | PromptTuning | TopLayers,
 
 
 class ReferenceSettings(Section):
-    """Where PPO's frozen reference lives."""
+    """Kind of PPO's frozen reference: on the policy's weights, or a copy."""
 
     kind: Literal["auto", "adapter_off", "shared_trunk", "frozen_copy"]
 
 
 def learning_rate_factor(peft: PeftSettings) -> float:
-    """What the learning rates of the stages are multiplied by."""
+    """Factor on the learning rates of the stages."""
     return 1.0 if isinstance(peft, NoPeft) else peft.learning_rate_factor

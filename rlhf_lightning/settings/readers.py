@@ -1,8 +1,8 @@
-"""Which stage reads which key of a config, what it takes in, and which keys decide nothing.
+"""The config keys that each stage reads, its inputs, and the keys without effect on results.
 
-Derived from what the stages declare (`settings/stages/`) and from the marks of the keys, for all who ask: the
-preflight, which refuses an override that no stage of the pipeline reads; the stage cache, whose keys hold what a stage
-reads; and a run that goes on, which may be told anew what decides nothing.
+Derived from the stages' declarations (`settings/stages/`) and the marks of the keys. Used by the preflight, which
+rejects an override that no stage of the pipeline reads; by the stage cache, whose keys hash the settings that a stage
+reads; and by resuming, where keys without effect may change.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from rlhf_lightning.settings.stages import STAGES, TRAINED
 from rlhf_lightning.settings.stages.stage import BY_EVERY_STAGE, FROM_DATA
 
 TRAINING = frozenset(TRAINED)
-"""The stages that all processes of a run take part in; the others are the first one's."""
+"""The stages that all processes of a run take part in; rank 0 alone runs the others."""
 
 FREE = frozenset(marked(RunSettings, NO_EFFECT))
-"""Sections and keys that decide neither what a stage learns nor what it leaves."""
+"""Sections and keys that affect neither the training nor the files of a stage."""
 
 WATCHED = frozenset(marked(RunSettings, WATCHING))
-"""What is watched and written along the way: a run may go on with other values, but what it leaves is another."""
+"""Keys of monitoring and logging: they may change when a run resumes, but its files then differ."""
 
 OF_THE_RUN = frozenset({"seed", "data", "callbacks.plots"})
-"""What concerns a run as a whole, even where a stage that reads it does not run."""
+"""Keys of a run as a whole, accepted even if no stage of the pipeline reads them."""
 
 
 def reads(settings: RunSettings, stage: StageName, key: str) -> bool:
-    """Whether a stage reads a key under these settings."""
+    """True if a stage reads a key under these settings."""
     declared = STAGES[stage]
     read = {stage, *declared.reads} | BY_EVERY_STAGE
     return is_among(key, read) and not is_among(key, declared.not_read | declared.unread(settings))
 
 
 def readers_of(key: str) -> frozenset[StageName] | None:
-    """The stages that may read a key, or part of a section; None where it concerns every run."""
+    """The stages that may read a key, or part of a section; None if it concerns every run."""
     readers = frozenset(stage for stage in STAGES if _touches(stage, key))
     return readers if readers and not is_among(key, OF_THE_RUN) else None
 
@@ -57,7 +57,7 @@ def judging_stages(settings: RunSettings) -> frozenset[StageName]:
 
 
 def named_inputs(settings: RunSettings, stage: StageName, *kinds: str) -> list[tuple[str, str]]:
-    """What a stage takes in by name: config key and name, one pair each of a list.
+    """Named inputs of a stage: pairs of config key and name, one pair per entry of a list.
 
     Args:
         kinds: of reference, as `settings.marks.Named` has them.
@@ -78,7 +78,7 @@ def stage_inputs(settings: RunSettings, stage: StageName) -> list[tuple[str, str
 
 
 def names_only(settings: RunSettings, stage: StageName) -> frozenset[str]:
-    """Keys that a stage reads and that only name an input, whose identity counts in their place."""
+    """Keys that only name an input of a stage, whose identity enters the cache key in their place."""
     values = {section: getattr(settings, section) for section in _sections_read(stage)}
     return frozenset(
         key
@@ -95,12 +95,12 @@ def _sections_read(stage: StageName) -> list[str]:
 
 
 def is_among(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of these, or lies in one of them."""
+    """True if a key is one of these sections or keys, or lies in one of them."""
     return any(place in sections for place in _places(key))
 
 
 def _places(key: str) -> Iterator[str]:
-    """A key, and the sections that it lies in, from the inside out."""
+    """A key and its enclosing sections, innermost first."""
     while key:
         yield key
         key = key.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The groups that PPO is put together from: rollouts, KL penalty, advantages, reward."""
+"""The config groups of PPO: rollouts, KL penalty, advantages, reward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNe
 
 
 class RolloutSettings(Section):
-    """How the policy is sampled: prompts an iteration, and the sampling distribution that all log-probs share."""
+    """Sampling of the policy: prompts per iteration, and the sampling distribution that all log-probs refer to."""
 
     batch_size: Count
     chunk_size: Annotated[Count, NO_EFFECT]
@@ -20,7 +20,7 @@ class RolloutSettings(Section):
 
 
 class KlPenalty(Section):
-    """How the KL to the reference is estimated where it is paid for, and where it is paid."""
+    """Fields of every KL penalty: the estimator of the KL to the reference, and where the penalty is applied."""
 
     estimator: Literal["k1", "k2", "k3", "exact"]
     apply_to: Literal["reward", "loss"]
@@ -34,7 +34,7 @@ class FixedKl(KlPenalty):
 
 
 class AdaptiveKl(KlPenalty):
-    """Per-token penalty whose coefficient steers the KL of a reply to a target (arXiv 1909.08593)."""
+    """Per-token penalty whose coefficient adapts to keep the KL of a reply at a target (arXiv 1909.08593)."""
 
     kind: Literal["adaptive"]
     coef: Positive
@@ -65,10 +65,10 @@ AdvantageSettings = GaeSettings
 
 
 class RewardSection(Section):
-    """From a raw score to the reward that PPO sees.
+    """Transformation of a raw score to the reward of PPO.
 
     The score is standardised on samples of the reference, or by its own running mean and deviation, or neither; then
-    scaled, clipped, and charged for length.
+    scaled, clipped, and reduced by a length penalty.
     """
 
     standardise_on_reference: Annotated[int, Field(ge=8)] | None
@@ -94,7 +94,7 @@ class LearnedReward(RewardSection):
 
 
 class EnsembleReward(RewardSection):
-    """Several reward models, each standardised by itself, which a policy can fool only together (arXiv 2310.02743)."""
+    """Ensemble of reward models, each standardised by itself, against overoptimization (arXiv 2310.02743)."""
 
     kind: Literal["ensemble"]
     models: Annotated[list[StageRef], Field(min_length=2)]

@@ -1,4 +1,4 @@
-"""The rules that join the sections of a config."""
+"""Validation rules across the sections of a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_lightning.settings.stages.supervised import SupervisedLoop
 
 
 def cross_field_problems(settings: RunSettings) -> list[Problem]:
-    """What no single section can see: sections that contradict each other."""
+    """Problems across sections: settings that contradict each other."""
     return [
         *_minibatch_problems(settings),
         *_process_problems(settings),
@@ -55,7 +55,7 @@ def _minibatch_problems(settings: RunSettings) -> list[Problem]:
 
 
 def _process_problems(settings: RunSettings) -> list[Problem]:
-    """One process where several are asked for, and what FSDP cannot do."""
+    """A single-process strategy with several processes, and options that FSDP does not support."""
     trainer = settings.trainer
     problems = []
     if trainer.strategy == "single" and trainer.processes > 1:
@@ -137,7 +137,7 @@ def _world_problems(settings: RunSettings) -> list[Problem]:
 
 
 def _phrasing_problems(settings: RunSettings) -> list[Problem]:
-    """What the courtesy world has no words for, where models are asked in them."""
+    """Principles and options without wording in the courtesy world, where models are prompted in its wording."""
     stages, in_world = set(settings.pipeline.stages), isinstance(settings.data, CourtesyData)
     to_judge = bool(judging_stages(settings)) and (
         settings.judge.phrasing == "world" or (settings.judge.phrasing == "auto" and in_world)
@@ -163,7 +163,7 @@ def _critic_problems(settings: RunSettings) -> list[Problem]:
 
 
 def _reference_problems(settings: RunSettings) -> list[Problem]:
-    """A reference that leans on what the policy does not have."""
+    """A kind of reference that the policy's `peft` does not support."""
     kind, peft = settings.reference.kind, settings.peft
     if "ppo" not in settings.pipeline.stages:
         return []

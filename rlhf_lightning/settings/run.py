@@ -33,7 +33,7 @@ else:
 
 
 class PipelineSettings(Section):
-    """Which stages run, in order. Nothing else decides that."""
+    """The stages to run, in order."""
 
     name: Name
     stages: Annotated[list[StageName], Field(min_length=1)]
@@ -82,7 +82,7 @@ LoggerSettings = Annotated[WandbLogging | FilesOnly | TensorBoardLogging, Field(
 
 
 class CallbackSettings(Section):
-    """What watches a training."""
+    """Callbacks of a training."""
 
     progress_bar: Annotated[bool, NO_EFFECT]
     diary_every: Annotated[Count, WATCHING]
@@ -97,7 +97,7 @@ class CallbackSettings(Section):
 
 
 class PathSettings(Section):
-    """Where runs are written."""
+    """Output directories of runs."""
 
     outputs: Name
     run_dir: Name
@@ -105,7 +105,7 @@ class PathSettings(Section):
 
 
 class RunSettings(Section):
-    """A run, checked: what `rlhf train` was told."""
+    """The checked settings of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     name: Annotated[Name | None, NO_EFFECT]

@@ -1,4 +1,4 @@
-"""What all config sections share."""
+"""Base class of all config sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of sweeps: what they do when a job fails, and where their jobs run."""
+"""Settings of sweeps: the reaction to a failed job, and the launcher of the jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_lightning.settings.section import Count, Name, Section
 
 
 class SweepSettings(Section):
-    """What concerns a sweep as a whole."""
+    """Settings of a sweep as a whole."""
 
     on_failure: Literal["continue", "stop"]
 

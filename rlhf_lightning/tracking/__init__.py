@@ -1,1 +1,1 @@
-"""What a run leaves behind: the history file of every run, W&B, TensorBoard, and the names that runs go by."""
+"""Experiment tracking: the history file of every run, W&B, TensorBoard, and the names of runs."""

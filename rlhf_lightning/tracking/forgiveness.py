@@ -1,4 +1,4 @@
-"""Putting up with a W&B client that fails: the experiment goes on, and the log says so once."""
+"""Suppression of W&B client errors: the experiment continues, and one warning is logged."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ log = logging.getLogger(__name__)
 
 
 class Forgiven:
-    """A context in which what the client raises becomes one warning.
+    """A context that turns errors of the W&B client into one warning.
 
     The client raises errors of many kinds, most of them undocumented, when its service process dies or its server does
-    not answer. Forgiven are errors whose class the client defines, and those of the operating system; defects of ours
-    and a user's interrupt pass through.
+    not answer. Errors whose class the client defines, and those of the operating system, are suppressed; our own
+    defects and a user's interrupt pass through.
 
     Args:
         warning: what to log, with `%s` for the first line of the error; None where it was logged before.

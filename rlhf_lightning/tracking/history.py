@@ -1,4 +1,4 @@
-"""Writing the history file: every figure that a run logs, readable with a text editor while the run goes on.
+"""Writer of the history file: every figure that a run logs, readable with a text editor while the run continues.
 
 `history.csv` is in long format, `stage,step,episodes,name,value`. It is written whatever other loggers a run has,
 because an offline W&B run cannot be queried.
@@ -23,7 +23,7 @@ from rlhf_lightning.tracking.history_file import EPISODES, HISTORY_FILE
 class HistoryLogger(Logger):
     """Appends what Lightning logs to a run's history file, at once and from rank zero only.
 
-    Figures that are not finite are written as they are (`nan`, `inf`, `-inf`), so that a diverged run can be seen.
+    Figures that are not finite are written as they are (`nan`, `inf`, `-inf`), so that divergence is visible.
     """
 
     def __init__(self, run_dir: Path, stage: str) -> None:
@@ -41,11 +41,11 @@ class HistoryLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row a metric. `rollout/episodes`, where present, stands in every row of the call."""
+        """Append one row per metric. `rollout/episodes`, if present, is repeated in every row of the call."""
         episodes = metrics.get(EPISODES)
         known = episodes is not None and math.isfinite(episodes)
         shared = (self.stage, step or 0, int(episodes) if episodes is not None and known else "")
-        # Opened anew each time: nothing is left unflushed when a run is killed, and a resumed run just appends.
+        # Reopened each time: nothing is left unflushed when a run is killed, and a resumed run just appends.
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:

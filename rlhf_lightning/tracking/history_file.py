@@ -1,4 +1,4 @@
-"""The history file, while a run writes it or after: all rows, or those of a stage, without the weight of Lightning."""
+"""Read and edit the history file, during a run or after it, without importing Lightning."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def series(run_dir: Path, stage: str, name: str) -> list[Point]:
 
 
 def forget_stage(run_dir: Path, stage: str) -> None:
-    """Removes all figures of a stage, and half a line that a killed run left at the end."""
+    """Removes all figures of a stage, and an incomplete last line left by a killed run."""
     path = run_dir / HISTORY_FILE
     if not path.exists():
         return
@@ -49,7 +49,7 @@ def forget_stage(run_dir: Path, stage: str) -> None:
 
 
 def lines_of_stage(run_dir: Path, stage: str) -> str:
-    """All figures of a stage, as the history file has them."""
+    """All lines of a stage, as in the history file."""
     path = run_dir / HISTORY_FILE
     if not path.exists():
         return ""

@@ -1,4 +1,4 @@
-"""What a stage takes in and what it leaves, by the names under which runs find each other's work."""
+"""Input and output artifacts of stages, under names that are the same in all runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 KEY_DIGITS = 12
-"""Digits of a stage's key in a name: two artifacts of a project will not share them by chance."""
+"""Digits of a stage's key in a name, enough to avoid collisions within a project."""
 
 LONGEST = 128
-"""Characters of an artifact's name; W&B takes no more, and none but letters, digits, dots, dashes and underscores."""
+"""Most characters of an artifact's name in W&B, which allows letters, digits, dots, dashes and underscores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Something that one stage left or that lay there before, and others take in.
+    """An output of a stage or an external model, which stages take as input.
 
     Attributes:
         name: the same in all runs that use the same thing.
-        kind: the stage that makes it; `model` for what no stage made.
+        kind: the stage that makes it; `model` for one that no stage made.
         place: its directory, or its address on a hub.
-        metadata: plain values that tell about it.
+        metadata: plain values that describe it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Artifact:
 
 
 def stage_artifact(stage: str, key: str, directory: Path, metadata: Mapping[str, Any]) -> Artifact:
-    """What a stage left: named by stage and key, so that all jobs that share it name it alike."""
+    """Output artifact of a stage, named by stage and key: the same name in all jobs that share it."""
     return Artifact(f"{stage}-{key[:KEY_DIGITS]}", stage, directory, metadata)
 
 

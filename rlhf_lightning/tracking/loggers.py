@@ -1,4 +1,4 @@
-"""Where one stage's figures go: the history file always, and what the config asks for beside it."""
+"""Loggers of one stage: the history file, and those that the config asks for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """A place that a stage's results are sent to, beside the run directory."""
+    """A destination of a stage's results, beside the run directory."""
 
     def log_summary(self, figures: Mapping[str, float | str]) -> None: ...
 
@@ -47,12 +47,12 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StageTracker:
-    """What a stage reports to while it runs.
+    """Destinations of a stage's figures and results while it runs.
 
     Attributes:
         loggers: for Lightning's Trainer; the history file comes first.
-        sinks: where results go. The run directory holds them in any case (`metrics.json`, `samples.jsonl`, `plots/`),
-            which the pipeline writes.
+        sinks: for results. The pipeline writes them to the run directory in any case (`metrics.json`,
+            `samples.jsonl`, `plots/`).
     """
 
     loggers: list[Logger]
@@ -64,7 +64,7 @@ class StageTracker:
             sink.log_summary(flatten(figures))
 
     def log_objective(self, objective: float) -> None:
-        """Report what a sweep maximises, when the last stage of a pipeline knows it."""
+        """Report the value that a sweep maximises; from the last stage of a pipeline."""
         for sink in self.sinks:
             sink.log_objective(objective)
 
@@ -74,29 +74,29 @@ class StageTracker:
             sink.log_samples(rows)
 
     def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
-        """Report some of a PPO iteration's rollouts; they join those of earlier iterations."""
+        """Report some of a PPO iteration's rollouts, in addition to those of earlier iterations."""
         for sink in self.sinks:
             sink.log_diary(iteration, rows)
 
     def take_artifact(self, artifact: Artifact) -> None:
-        """Report what the stage takes in."""
+        """Report an input of the stage."""
         for sink in self.sinks:
             sink.take_artifact(artifact)
 
     def leave_artifact(self, artifact: Artifact) -> None:
-        """Report what the stage left."""
+        """Report the output of the stage."""
         for sink in self.sinks:
             sink.leave_artifact(artifact)
 
     def log_plots(self, paths: Sequence[Path]) -> None:
-        """Report pictures (PNG files), each by its file name."""
+        """Report plots (PNG files), each under its file name."""
         for sink in self.sinks:
             sink.log_plots(paths)
 
 
 @contextmanager
 def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Sequence[str]) -> Iterator[StageTracker]:
-    """Open whatever a stage logs to, and close it again however the stage ends.
+    """Open the loggers of a stage, and close them however the stage ends.
 
     Only rank zero opens anything beside the history file.
 
@@ -110,7 +110,7 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
     problems = logger_problems(settings.logger)
     if problems:
         raise ConfigError(problems)
-    from rlhf_lightning.tracking.history import HistoryLogger  # brings Lightning
+    from rlhf_lightning.tracking.history import HistoryLogger  # imports Lightning
 
     history = HistoryLogger(run_dir, stage)
     if getattr(rank_zero_only, "rank", 0) != 0:
@@ -137,9 +137,9 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
 def run_card(
     settings: RunSettings, wandb: WandbLogging, run_dir: Path, stage: str, overrides: Sequence[str]
 ) -> RunCard:
-    """How a stage's W&B run is filed: grouped with the run's other stages or the sweep's other jobs.
+    """Name, group and config of a stage's W&B run, grouped with the run's other stages or the sweep's other jobs.
 
-    Of a pipeline that `wandb agent` started, the run of the last stage is the agent's trial.
+    In a pipeline that `wandb agent` started, the run of the last stage is the agent's trial.
     """
     from rlhf_lightning.tracking.wandb_run import RunCard
 
@@ -167,9 +167,9 @@ def _goes_by_a_constitution(settings: RunSettings) -> bool:
 
 
 def is_trial(settings: RunSettings, run_dir: Path, stage: str) -> bool:
-    """Whether a stage's run is the trial of the W&B agent that started this process.
+    """True if a stage's run is the trial of the W&B agent that started this process.
 
-    It is the pipeline's last. Jobs of a sweep of ours are none: they would share one trial.
+    The trial is the run of the pipeline's last stage. Jobs of our own sweeps are never trials: they would share one.
     """
     return agent_trial() is not None and stage == settings.pipeline.stages[-1] and not is_job(run_dir)
 
@@ -177,7 +177,7 @@ def is_trial(settings: RunSettings, run_dir: Path, stage: str) -> bool:
 def flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
     """Nested figures under one name each; an interval `[low, high]` becomes `.../low` and `.../high`.
 
-    What is None is left out.
+    None values are left out.
     """
     flat: dict[str, float | str] = {}
     for key, value in figures.items():

@@ -1,4 +1,4 @@
-"""Names that tell runs apart: short, stable, and made of nothing but what the user asked for."""
+"""Names of runs: short, stable, and made only of the user's overrides."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 from rlhf_lightning.tracking.redaction import redact_override
 
 LONGEST = 64
-"""Characters of a name; W&B's tables and legends cut off what is longer."""
+"""Most characters of a name; W&B's tables and legends truncate longer ones."""
 HASH_LENGTH = 8
 SWEEP_RECORD = "sweep.json"
 NOT_PART_OF_THE_EXPERIMENT = ("name", "notes", "tags", "paths.", "hydra.", "logger", "callbacks")
 
 
 def run_name(overrides: Sequence[str], default: str) -> str:
-    """A name from what was overridden: `kl.coef=0.2,seed=1`; `default` where nothing was.
+    """A name made of the overrides: `kl.coef=0.2,seed=1`; `default` without any.
 
-    Overrides that only say where things are written or how they are shown are left out. A name that would be too long
-    is cut and ends in a hash of the whole, so that different runs keep different names.
+    Overrides of output paths and display are left out. A name that would be too long is cut and ends in a hash of the
+    whole, so that different runs keep different names.
     """
     told = [redact_override(override.lstrip("+~")) for override in overrides if _tells(override)]
     return _shortened(",".join(told)) if told else default
 
 
 def chosen_for(run_dir: Path, overrides: Sequence[str]) -> Sequence[str]:
-    """Of a sweep's job, the overrides that are its own; of any other run, all.
+    """The overrides that distinguish a sweep's job from the others; for any other run, all.
 
-    What was typed for all jobs, or swept over, stands in the sweep's record as it was typed.
+    Overrides for all jobs, and swept ones, are in the sweep's record as they were typed.
     """
     sweep = sweep_directory(run_dir)
     if sweep is None:
@@ -39,7 +39,7 @@ def chosen_for(run_dir: Path, overrides: Sequence[str]) -> Sequence[str]:
 
 
 def group_name(run_dir: Path) -> str:
-    """What the stages of a run, or all jobs of a sweep, have in common.
+    """Group name shared by the stages of a run, or by all jobs of a sweep.
 
     The jobs of a sweep lie in folders 0, 1, 2, ... of the sweep's directory, which then gives the name; otherwise the
     run directory does. Directories named by date and time are named by both: `2026-03-01_14-05-09-123456`.
@@ -51,7 +51,7 @@ def group_name(run_dir: Path) -> str:
 
 
 def is_job(run_dir: Path) -> bool:
-    """Whether a run is a job of a sweep, by the folder it lies in."""
+    """True if a run is a job of a sweep, by its directory."""
     return run_dir.resolve().name.isdigit()
 
 

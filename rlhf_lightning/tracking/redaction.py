@@ -1,4 +1,4 @@
-"""Keeping secrets out of what leaves the machine."""
+"""Redaction of secrets from data that leaves the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 REDACTED = "<redacted>"
 
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-"""An environment variable's name, as opposed to a key that was given for one."""
+"""Pattern of an environment variable's name, which tells it from an API key given in its place."""
 
 _SECRET_WORDS = frozenset(
     ("token", "key", "apikey", "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials")
@@ -24,7 +24,7 @@ _INNER_KEYS = re.compile(r"([\w.-]+)['\"]?\s*:")
 def redact(value: Any, key: str = "") -> Any:
     """A copy of a plain container without secrets.
 
-    A text or list is a secret where a word of its key says so (`api_key`, `hfToken`, `password`, but not
+    A text or list is a secret if a word of its key marks it (`api_key`, `hfToken`, `password`, but not
     `max_new_tokens`, nor `api_key_env` where it names an environment variable); a user name or password inside a URL,
     or a key in its query, is one anywhere. Numbers, booleans and nulls are kept.
     """
@@ -50,7 +50,7 @@ def redact_override(override: str) -> str:
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key's last name says that its value is to be kept secret."""
+    """True if a key's last name marks its value as secret."""
     return any(word.lower() in _SECRET_WORDS for word in _WORDS.findall(key.rpartition(".")[2]))
 
 

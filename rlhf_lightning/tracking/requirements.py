@@ -1,4 +1,4 @@
-"""What a logger needs before a run may start. Imports no torch, so that preflight can ask."""
+"""Requirements of the loggers, checked before a run starts. Imports no torch, so that preflight can use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_lightning.settings.run import LoggerSettings, TensorBoardLogging, Wand
 
 
 def logger_problems(logger: LoggerSettings) -> list[Problem]:
-    """What keeps the chosen logger from working on this machine; empty where nothing does."""
+    """Problems that keep the chosen logger from working on this machine."""
     if isinstance(logger, TensorBoardLogging) and find_spec("tensorboard") is None:
         return [
             Problem(

@@ -1,7 +1,7 @@
-"""The run that `wandb agent` expects of a command that it starts.
+"""The run that `wandb agent` expects from a command that it starts.
 
 An agent names its trial in the environment. W&B's client would make every run of the process that trial; a pipeline
-has one run a stage, and the trial is the last of them: the one that knows the objective.
+has one run per stage, and the trial is the last of them, which has the objective.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
-"""What an agent tells the command that it starts."""
+"""Environment variables that an agent sets for the command that it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class AgentTrial:
     Attributes:
         sweep: the sweep's id.
         run_id: the id that the trial's run must have.
-        project: where the sweep lies; None where the agent does not say.
+        project: of the sweep; None if the agent does not name it.
         entity: likewise.
-        parameters: what the sweep chose, under the names that it knows them by (`kl.coef`).
+        parameters: values that the sweep chose, by its parameter names (`kl.coef`).
     """
 
     sweep: str
@@ -54,7 +54,7 @@ def agent_trial() -> AgentTrial | None:
 
 @contextmanager
 def agent_hidden() -> Iterator[None]:
-    """Keeps the client that is set up in a `with` block from taking every run for the trial."""
+    """Hides the agent's variables from the client in a `with` block, so that not every run becomes the trial."""
     told = {name: os.environ.pop(name) for name in OF_AN_AGENT if name in os.environ}
     try:
         yield
@@ -63,7 +63,7 @@ def agent_hidden() -> Iterator[None]:
 
 
 def _parameters(path: str | None) -> dict[str, Any]:
-    """The file of an agent holds `{key: {value: ...}}`, and a version without a value."""
+    """Parameters from an agent's file, which holds `{key: {value: ...}}`, and a version without a value."""
     if path is None or not Path(path).exists():
         return {}
     told: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

@@ -17,8 +17,8 @@ Content = Literal["reference", "upload"]
 def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
     """An artifact as W&B's client takes it.
 
-    Its version is told by the content of its files, not by where they lie: jobs that share a stage get one version,
-    whether it was uploaded or not. Of a model on a hub only the address is kept.
+    Its version depends on the content of its files, not on their path: jobs that share a stage get one version,
+    whether it was uploaded or not. For a model on a hub only the address is kept.
 
     Args:
         content: `reference` notes names, sizes and checksums of files; `upload` sends them.
@@ -27,7 +27,7 @@ def wandb_artifact(artifact: Artifact, content: Content) -> wandb.Artifact:
     if isinstance(artifact.place, str):
         made.add_reference(redact(artifact.place), name="model", checksum=False)
         return made
-    # One file at a time: of a whole directory the client tells the terminal that it computes checksums.
+    # One file at a time: for a whole directory the client prints that it computes checksums.
     for path in sorted(path for path in artifact.place.rglob("*") if path.is_file()):
         name = path.relative_to(artifact.place).as_posix()
         if content == "upload":

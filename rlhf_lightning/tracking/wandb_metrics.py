@@ -1,4 +1,4 @@
-"""What W&B is told of each metric: its axis, and which of its values stand in the run's summary."""
+"""Declaration of each metric to W&B: its axis, and its values in the run's summary."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SUMMARIES: dict[str, dict[str, tuple[str, ...]]] = {
     name: {metric.name: metric.keeps for metric in stage.metrics if len(metric.keeps) > 1}
     for name, stage in STAGES.items()
 }
-"""By stage and metric: the values that its summary keeps. Of all other metrics it keeps the last."""
+"""The summary values of each metric, by stage and name. All other metrics keep the last value."""
 
 
 def declare_metrics(run: wandb.Run, stage: str) -> None:
-    """Declare axes and summaries: figures of rollouts stand over episodes, others over optimizer steps."""
+    """Declare axes and summaries: rollout metrics are plotted over episodes, others over optimizer steps."""
     axis = EPISODES if STAGES[stage].by_episodes else GLOBAL_STEP
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis, step_sync=True)
@@ -32,7 +32,7 @@ def declare_metrics(run: wandb.Run, stage: str) -> None:
 def summaries(rows: Iterable[HistoryRow], stage: str) -> dict[str, dict[str, float]]:
     """The declared summary values over all that a stage has logged, `{metric: {"max": ..., "last": ...}}`.
 
-    The client counts from where a run was last opened; the history file knows the parts before as well.
+    The client covers only the part since the run was last opened; the history file has the earlier parts as well.
     """
     values: dict[str, list[float]] = {}
     for row in rows:

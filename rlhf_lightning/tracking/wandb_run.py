@@ -1,7 +1,7 @@
-"""One W&B run for one stage: named, grouped, always finished, and never in the way of the training.
+"""One W&B run per stage: named, grouped, always finished, and never a reason for a training to fail.
 
-Weights & Biases is a witness, not a part of the experiment. Without an API key, or when the server does not answer,
-the run is logged offline (`wandb sync` uploads it later); when even that fails, the files of the run directory remain.
+Without an API key, or when the server does not answer, the run is logged offline (`wandb sync` uploads it later); if
+that fails as well, the files of the run directory remain.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ log = logging.getLogger(__name__)
 Mode = Literal["online", "offline"]
 
 INIT_SECONDS = 20.0
-"""How long the server may take to answer before the run goes offline."""
+"""Timeout for the server's first answer, after which the run goes offline."""
 FINISH_SECONDS = 120.0
-"""How long the upload may take at the end; what is left then can still be sent with `wandb sync`."""
+"""Timeout for the upload at the end; the rest can still be sent with `wandb sync`."""
 
 _unreachable_servers: set[str] = set()
-"""Servers that did not answer this process: its later stages do not wait for them again."""
+"""Servers that did not answer this process; later stages do not wait for them again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunCard:
-    """What a W&B run is called and filed under.
+    """Name, group, tags and config of a W&B run.
 
     Attributes:
         config: nested, as the run's own. W&B shows and filters `{"kl": {"coef": 0.1}}` as `kl.coef`; a key that itself
@@ -75,17 +75,17 @@ class RunCard:
 class WandbRun:
     """A context in which a W&B run is open.
 
-    On entry the run's id is written to `<run_dir>/wandb/<stage>.json`; where that file is there already, the run it
-    names is continued. On exit the run is finished with exit code 0, or 1 after an exception. A client that fails is
-    given up with one warning, and the stage goes on without it.
+    On entry the run's id is written to `<run_dir>/wandb/<stage>.json`; if that file exists already, the run it names
+    is resumed. On exit the run is finished with exit code 0, or 1 after an exception. After an error of the client,
+    one warning is logged, and the stage continues without it.
 
-    A row of history has as its step in W&B the number of figures that the stage logged before it. A stage that goes on
-    from a checkpoint logs the rows after it again, under the same steps: those that W&B has are not sent twice. What
-    was lost with a killed process is sent from the history file.
+    A history row has as its step in W&B the number of figures that the stage logged before it. A stage that resumes
+    from a checkpoint logs the later rows again, under the same steps: rows that W&B has are not sent twice. Rows lost
+    with a killed process are sent from the history file.
 
     Attributes:
         run: the open run; None before entry, after exit, and once the client has failed.
-        figures: how many the stage has logged.
+        figures: number of figures that the stage has logged.
     """
 
     def __init__(self, card: RunCard, run_dir: Path, mode: Literal["auto", "online", "offline"]) -> None:
@@ -99,7 +99,7 @@ class WandbRun:
 
     def __enter__(self) -> WandbRun:
         with ExitStack() as on_failure:
-            on_failure.push(self)  # what is open is finished even if this method does not end well
+            on_failure.push(self)  # an open run is finished even if this method fails
             start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
             with environment_restored(), command_redacted(), start:
                 self.run = self._open()
@@ -131,10 +131,10 @@ class WandbRun:
         self.figures += len(figures)
 
     def log_beside(self, media: Callable[[], Mapping[str, Any]]) -> None:
-        """Log tables or images in the next row of history that tells its episodes.
+        """Log tables or images in the next row of history that has `rollout/episodes`.
 
         Args:
-            media: makes them; not asked where W&B has the row.
+            media: makes them; not called if W&B has the row.
         """
         self._beside = media
 
@@ -143,7 +143,7 @@ class WandbRun:
         self._log(figures)
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
-        """Set summary figures; beside them stand the smallest, largest and last of what was logged."""
+        """Set summary figures, in addition to the declared minima, maxima and last values of logged metrics."""
         if self.run is not None:
             logged = summaries(read_history(self.run_dir), self.card.job_type)
             with Forgiven("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
@@ -151,11 +151,11 @@ class WandbRun:
             self._give_up_after(attempt)
 
     def leave(self, artifact: Artifact, content: Content) -> None:
-        """Note what this stage left."""
+        """Log the output artifact of the stage."""
         self._note(artifact, content, taken=False)
 
     def take(self, artifact: Artifact) -> None:
-        """Note what this stage takes in. Nothing is uploaded for it."""
+        """Log an input artifact of the stage, without uploading it."""
         self._note(artifact, "reference", taken=True)
 
     def _show_in_sweep(self) -> None:
@@ -165,7 +165,7 @@ class WandbRun:
                 link_into_sweep(Path(self.run.dir).parent, sweep)
 
     def _catch_up(self) -> None:
-        """Log what the stage's history holds from before it was interrupted, and W&B does not."""
+        """Log the rows of the stage's history from before the interruption that W&B lacks."""
         rows = [row for row in read_history(self.run_dir) if row.stage == self.card.job_type]
         for (step, _), together in groupby(rows, key=lambda row: (row.step, row.episodes)):
             self.log_row({row.name: row.value for row in together}, step)
@@ -177,7 +177,7 @@ class WandbRun:
                 Forgiven("W&B failed (%s); from here on this stage is logged to files only.") as attempt,
                 staging_in(self._directory),
             ):
-                # The run may be further than we know where a user's callback logs to it by itself.
+                # The run may be at a later step if a user's callback logs to it directly.
                 self.run.log(dict(row), step=None if step is None else max(step, self.run.step), commit=True)
             self._give_up_after(attempt)
 
@@ -207,7 +207,7 @@ class WandbRun:
             with Forgiven(f"W&B at {server} cannot be used (%s); logging offline instead (upload later: wandb sync)."):
                 return self._init("online")
             _unreachable_servers.add(server)
-            # Its service still holds the id of the run that could not be opened.
+            # The client's service still holds the id of the run that could not be opened.
             wandb.teardown(exit_code=1)
             server_url()
         return self._init("offline")
@@ -235,11 +235,11 @@ class WandbRun:
             notes=card.notes,
             config=redact({**card.config, **(trial.parameters if trial else {})}),
             dir=str(self.run_dir),
-            # An id of its own and `create_new`: never the run of an earlier stage, nor one that WANDB_RUN_ID names.
+            # A new id and `create_new`: never the run of an earlier stage, nor the one in WANDB_RUN_ID.
             # `wandb leet` lists runs by it.
             id=previous or (trial.run_id if trial else f"{card.job_type}_{secrets.token_hex(4)}"),
             reinit="create_new",
-            # The run of a trial is there before its first start, made by the sweep.
+            # The sweep has created the run of a trial before its first start.
             resume="allow" if mode == "online" and (previous or not trial) else None,
             settings=wandb.Settings(
                 silent=True,
@@ -252,7 +252,7 @@ class WandbRun:
         )
 
     def _steps_sent(self, run: wandb.Run) -> int:
-        """Where the history of a run that goes on begins anew: W&B knows, offline the files of its earlier parts do."""
+        """First step of a resumed run that W&B does not have: from the server, or from the files of an offline run."""
         if not run.offline:
             return run.starting_step
         parts = self._directory.glob(f"*run-*-{run.id}")
@@ -291,5 +291,5 @@ class WandbRun:
 
 @cache
 def _log_once(message: str) -> None:
-    """Log what every stage of a run would say again."""
+    """Log a message once per process rather than once per stage."""
     log.info(message)

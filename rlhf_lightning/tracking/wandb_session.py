@@ -1,4 +1,4 @@
-"""What the W&B client of this process knows before a run is opened: its server and whether it has a key."""
+"""State of this process's W&B client before a run is opened: its server, credentials and environment."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CLOUD_HOST = "api.wandb.ai"
 
 
 def server_url() -> str:
-    """The server the client would speak to. The client is told to say nothing on the terminal from here on."""
+    """URL of the client's server. Silences the client's terminal output from here on."""
     with environment_restored(), agent_hidden():
         return wandb.setup(settings=wandb.Settings(silent=True, console="off")).settings.base_url
 
 
 def has_credentials() -> bool:
-    """Whether the client would find an API key without asking: in the environment, its settings or a netrc file."""
+    """True if the client finds an API key without a prompt: in the environment, its settings or a netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     server = server_url()
     hosts = [urlsplit(server).netloc]
     if server == wandb.Settings.model_fields["base_url"].default:
-        # W&B's own cloud has gone by more than one name, and keys that were saved under this one still hold.
+        # W&B's cloud has had several host names, and keys saved under this one are still valid.
         hosts.append(CLOUD_HOST)
     with environment_restored():
         known = wandb.setup().settings.api_key
@@ -39,13 +39,13 @@ def has_credentials() -> bool:
 
 
 def offline_by_environment() -> bool:
-    """Whether `WANDB_MODE` says so; a disabled client counts as offline, so that the run keeps its record."""
+    """True if `WANDB_MODE` asks for offline mode; `disabled` counts as offline, so that the run is still recorded."""
     return os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled")
 
 
 @contextmanager
 def environment_restored() -> Iterator[None]:
-    """Undo what the client does to the environment: jobs that this process starts must not inherit its session."""
+    """Undo the client's changes to the environment: jobs that this process starts must not inherit its session."""
     before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     try:
         yield
@@ -57,7 +57,7 @@ def environment_restored() -> Iterator[None]:
 
 @contextmanager
 def command_redacted() -> Iterator[None]:
-    """Keep secrets that were typed on the command line from the client, which notes it with every run."""
+    """Redact secrets from the command line that the client records with every run."""
     before = sys.argv
     sys.argv = [before[0], *map(redact_override, before[1:])]
     try:
@@ -68,7 +68,7 @@ def command_redacted() -> Iterator[None]:
 
 @contextmanager
 def staging_in(directory: Path) -> Iterator[None]:
-    """Have the client keep copies of artifacts with the run, unless the user chose a place, and not in their home."""
+    """Have the client stage artifacts in the run, not in the home directory, unless the user set a directory."""
     with environment_restored():
         os.environ.setdefault("WANDB_DATA_DIR", str(directory))
         yield

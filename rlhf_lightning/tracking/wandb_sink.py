@@ -1,4 +1,4 @@
-"""The ways into an open W&B run: what Lightning logs, and a stage's results."""
+"""Logging to an open W&B run: Lightning's metrics, and a stage's results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rlhf_lightning.tracking.wandb_artifacts import Content
 from rlhf_lightning.tracking.wandb_run import WandbRun
 
 OBJECTIVE = "objective"
-"""What a sweep maximises, under the name that its config gives it."""
+"""Name of the metric that a sweep maximises, as in the sweep's config."""
 DIARY_COLUMNS = ["iteration", "prompt", "reply", "score", "finished"]
 
 
 class WandbLogger(Logger):
-    """Hands what Lightning logs to an open W&B run.
+    """Passes Lightning's metrics to an open W&B run.
 
-    Lightning's own logger opens runs by itself, adopts whichever run is alive and finishes none; this one does neither.
+    Lightning's own logger opens runs by itself, takes over any open run, and finishes none.
     """
 
     def __init__(self, tracked: WandbRun) -> None:
@@ -57,10 +57,10 @@ class WandbLogger(Logger):
 
 
 class WandbSink:
-    """Hands a stage's results to an open W&B run.
+    """Passes a stage's results to an open W&B run.
 
     Args:
-        content: what of artifacts W&B gets; None for no artifacts.
+        content: of artifacts, see `wandb_artifact`; None: artifacts are not logged.
     """
 
     def __init__(self, tracked: WandbRun, content: Content | None) -> None:
@@ -81,7 +81,7 @@ class WandbSink:
         self._tracked.log({"samples": table})
 
     def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
-        """Add rows to a table that grows: W&B gets what is new, and shows it with all that came before."""
+        """Append rows to an incremental table: only new rows are sent, and W&B shows them with all earlier ones."""
         self._tracked.log_beside(lambda: {"diary": self._grown_diary(iteration, rows)})
 
     def log_plots(self, paths: Sequence[Path]) -> None:

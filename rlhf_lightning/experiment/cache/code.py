@@ -1,6 +1,6 @@
-"""The code that decides what a stage leaves, as one hash.
+"""Hash of the code that decides a stage's result.
 
-It is found by following imports from the stage's own module through the package, those within functions included.
+The code is found by following imports from the stage's module through the package, those within functions included.
 Comments, docstrings and formatting do not count.
 """
 
@@ -18,10 +18,10 @@ PACKAGE = Path(__file__).resolve().parents[2]
 NAME = PACKAGE.name
 
 MODULES = f"{NAME}.experiment.stages"
-"""Where the modules lie that run the stages."""
+"""Package of the modules that run the stages."""
 
 DECIDES_NOTHING = {
-    # What people see, and where it is written: a stage leaves the same whatever these do.
+    # Display and output paths: a stage's result does not depend on them.
     "cli": "the command line",
     "tracking": "figures on their way to files and services; the rows of history.csv are the stage's own",
     "diagnosis": "looks at finished runs",
@@ -33,15 +33,15 @@ DECIDES_NOTHING = {
     "experiment.provenance": "where a run came from",
     "experiment.run_directory": "where a run is written",
     "errors": "the words of a failure; what fails is not kept",
-    # What a run was told: the values are in the key.
+    # Composition and checks of the config, whose values are in the key.
     "experiment.config": "composes and checks the config",
     "settings.cache": "where things are kept",
     "settings.readers": "which values are in a key",
     "settings.rules": "refuses a config",
     "settings.sweeping": "how jobs are started",
-    # What it costs.
+    # Measurement of memory.
     "experiment.memory": "counts and measures memory",
-    # How a run is cut off and goes on: with the same result, which is tested.
+    # Interruption and resuming, with the same result, which is tested.
     "callbacks.checkpoint_reading": "goes on from a checkpoint",
     "callbacks.checkpoints": "writes checkpoints",
     "callbacks.divergence": "stops a run that has diverged",
@@ -50,7 +50,7 @@ DECIDES_NOTHING = {
     "experiment.rewind": "goes on from a checkpoint",
     "experiment.cache": "keeps what was left",
 }
-"""Modules and packages that a stage's code is not followed into, with the reason."""
+"""Modules and packages whose code is not hashed, with the reason."""
 
 
 def code_hash(stage: str, package: Path = PACKAGE) -> str:
@@ -80,7 +80,7 @@ def modules_below(module: str, package: Path = PACKAGE) -> set[str]:
 
 
 class _Source:
-    """A module as far as it matters: its code without comments and docstrings, and the names that it imports.
+    """The part of a module that is hashed: its code without comments and docstrings, and the names it imports.
 
     Attributes:
         imports: `module` or `module.name`, as the import statements have them.
@@ -123,14 +123,14 @@ def _exists(module: str, package: Path) -> bool:
     return _file_of(module, package).exists()
 
 
-@functools.cache  # a process meets the same modules in every stage's key
+@functools.cache  # every stage's key reads the same modules
 def _file_of(module: str, package: Path) -> Path:
     place = package.joinpath(*module.split(".")[1:])
     return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without text that stands as a statement of its own: docstrings, of attributes too."""
+    """The tree without docstrings, those of attributes included."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

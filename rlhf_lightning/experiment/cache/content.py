@@ -1,4 +1,4 @@
-"""What the things that a run reads are, apart from where they lie: the same content elsewhere has the same identity."""
+"""Identities of a run's inputs by content: the same content at another path has the same identity."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADAPTER = "adapter_config.json"
 FILES = ("demonstrations", "preferences", "rankings", "prompts")
 
 Records = Callable[[], DataSource]
-"""Reads a run's data; called where nothing cheaper tells two contents apart."""
+"""Reads a run's data; called only if nothing cheaper tells two contents apart."""
 
 
 def digest_of(content: Any) -> str:
@@ -37,7 +37,7 @@ def digest_of(content: Any) -> str:
 
 
 def path_identity(path: Path) -> str:
-    """A file or directory by its content. What was hashed once is not read again while it looks the same."""
+    """Identity of a file or directory by content. Hashes are kept, and reused while size and time are unchanged."""
     path = path.resolve()
     seen = tuple(
         (str(file), status.st_size, status.st_mtime_ns)
@@ -53,9 +53,9 @@ def _hashed(path: Path, _seen: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def data_identity(settings: RunSettings, records: Records) -> dict[str, str]:
-    """The records that a run reads: the files' content, or, of a dataset of the hub, the records themselves.
+    """Identity of the records that a run reads: the files' content, or the records themselves of a hub dataset.
 
-    The courtesy world's are made by its code and its settings, both of which a key has anyway.
+    Empty for the courtesy world, whose records follow from its code and settings, both of which are in the key.
     """
     data = settings.data
     if isinstance(data, CourtesyData):
@@ -79,7 +79,7 @@ def _records_hash(source: DataSource) -> str:
 
 
 def base_identity(settings: RunSettings, data: Mapping[str, str]) -> dict[str, Any]:
-    """The model that everything starts from.
+    """Identity of the base model.
 
     Args:
         data: the identity of the run's data, which trains the tokenizer of a model from scratch.
@@ -99,7 +99,7 @@ def base_identity(settings: RunSettings, data: Mapping[str, str]) -> dict[str, A
 
 
 def _text_settings(settings: RunSettings) -> dict[str, Any]:
-    """What decides which of the data's text a tokenizer is trained on."""
+    """The settings that decide on which of the data's text a tokenizer is trained."""
     plain = settings.data.model_dump(mode="json")
     if isinstance(settings.data, CourtesyData):
         return {name: plain[name] for name in ("kind", "demonstrations", "demonstrator")}
@@ -111,7 +111,7 @@ def _text_settings(settings: RunSettings) -> dict[str, Any]:
 
 
 def model_identity(name: str, revision: str | None = None) -> str:
-    """A model from outside the run: the content of its directory, or its commit in the hub."""
+    """Identity of a model from outside the run: the content of its directory, or its commit on the hub."""
     if Path(name).exists():
         return path_identity(Path(name))
     return f"hub {name} {_commit(name, revision)}"
@@ -119,7 +119,7 @@ def model_identity(name: str, revision: str | None = None) -> str:
 
 @functools.cache
 def _commit(name: str, revision: str | None) -> str:
-    """The commit that a hub id stands for now; where nobody knows, its revision (opening it will say what is wrong)."""
+    """The current commit of a hub id; its revision if the commit is unknown (opening the model reports the error)."""
     if hub_is_reachable():
         try:
             found = HfApi().model_info(name, revision=revision).sha
@@ -132,9 +132,9 @@ def _commit(name: str, revision: str | None) -> str:
 
 
 def adapter_base(directory: Path) -> tuple[str, str | None] | None:
-    """Directory or hub id, and revision, of the base that an adapter's directory names; None where it names none.
+    """Directory or hub id, and revision, of the base that an adapter's config names; None if it names none.
 
-    A config that cannot be read names none: opening the adapter will say what is wrong.
+    An unreadable config counts as naming none: opening the adapter reports the error.
     """
     try:
         config = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One entry of the stage cache: what a stage left, and the record of how it came about."""
+"""One entry of the stage cache: a stage's files, and the record of their origin."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ FILES = "files"
 VERSION = 1
 
 HASHED_ON_USE = 64 * 2**20
-"""Files of up to so many bytes are read and compared with their hash before an entry is used; larger ones by size."""
+"""Bytes. Before an entry is used, files up to this size are compared by hash, larger ones by size."""
 
 APPENDED_TO = "*.jsonl"
-"""Files that a stage appends to. They are copied: what goes back to a checkpoint cuts its own in place."""
+"""Files that a stage appends to. They are copied, not linked: going back to a checkpoint truncates them in place."""
 
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
-"""What the operating system says where a file cannot have a second name."""
+"""Error numbers for a file that cannot be hard-linked."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How an entry came about, and what a run writes down of a stage beside its files.
+    """Origin of an entry, and the results of its stage beside its files.
 
     Attributes:
-        made: when, ISO 8601.
+        made: time, ISO 8601.
         made_by: the directory of the run.
-        seconds: what the stage took.
+        seconds: duration of the stage.
         ingredients: of the key.
         metrics: the stage's entry in metrics.json.
         evaluation: what it added to `evaluate` there.
-        samples: rows of samples.jsonl; empty but of a stage that evaluates.
+        samples: rows of samples.jsonl; empty except for a stage that evaluates.
         history: its lines of history.csv.
         files: path below `files/` -> size in bytes and SHA-256.
     """
@@ -70,7 +70,7 @@ class Entry:
     """A finished entry.
 
     Attributes:
-        used: when a run took it last, or when it was made.
+        used: time of the last use by a run, or of its making.
     """
 
     path: Path
@@ -91,14 +91,14 @@ class Entry:
         return cls(path, record, datetime.fromtimestamp((path / RECORD).stat().st_mtime, UTC))
 
     def mark_used(self) -> None:
-        """Notes that a run takes it now."""
+        """Sets the time of the last use to now."""
         os.utime(self.path / RECORD)
 
     def flaws(self, hash_up_to: float = HASHED_ON_USE) -> list[str]:
-        """What is wrong with its files, in words.
+        """Descriptions of what is wrong with its files; empty if they are intact.
 
         Args:
-            hash_up_to: files of more bytes are judged by their size.
+            hash_up_to: larger files, in bytes, are compared by size only.
         """
         found = []
         for name, expected in self.record.files.items():
@@ -112,7 +112,7 @@ class Entry:
         return found
 
     def put_into(self, directory: Path) -> None:
-        """Gives a directory the entry's files."""
+        """Links or copies the entry's files into a directory."""
         for name in self.record.files:
             source, target = self.path / FILES / name, directory / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,14 +120,14 @@ class Entry:
 
 
 def write_entry(path: Path, record: Record, source: Path) -> None:
-    """Fills a new directory with an entry and has all of it outlast a power failure.
+    """Writes an entry into a new directory and flushes it to disk.
 
     Args:
         record: without its files.
         source: the directory that the stage left.
 
     Raises:
-        OSError: the disk would not take it.
+        OSError: the entry cannot be written.
     """
     files = {}
     for name in sorted(str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()):
@@ -143,7 +143,7 @@ def write_entry(path: Path, record: Record, source: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file; a copy of it where the filesystem has none, or where the file will be appended to."""
+    """Hard-links a file; copies it where the filesystem has no links, or where the file will be appended to."""
     if source.match(APPENDED_TO):
         shutil.copyfile(source, target)
         return
@@ -156,7 +156,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """Makes files and directories outlast a power failure."""
+    """Flushes files and directories to disk (fsync)."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -166,5 +166,5 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def origin(record: Record) -> Mapping[str, Any]:
-    """Where a stage came from, as metrics.json says it of a stage that was taken from the cache."""
+    """Origin of a stage that was taken from the cache, for its entry in metrics.json."""
     return {"made_by": record.made_by, "made": record.made, "seconds": record.seconds}

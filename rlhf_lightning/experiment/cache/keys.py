@@ -32,18 +32,18 @@ from rlhf_lightning.worlds.courtesy.recorded import recorded_path
 MIXTURE = "begun under one key, gone on under another"
 
 SPLITTING = frozenset({"data.on_bad_record", "data.held_out_fraction", "data.max_records", "data.record"})
-"""What decides, of recorded data, which records a stage sees."""
+"""Keys that decide which records of recorded data a stage sees."""
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What a stage's key is made of, plain.
+    """The parts that a stage's key is hashed from, as plain containers.
 
     Attributes:
         settings: dotted key -> value, of what the stage reads and what decides its result.
         inputs: config key -> identity of what it names, several of them for a list.
         data: identity of the records it reads; empty where it reads none, or made ones.
-        hardware: what it computes on, and how.
+        hardware: the device that it computes on, and how.
         code: of this program; of code that the config names from elsewhere, under its module's name.
         packages: versions of those that compute.
     """
@@ -85,20 +85,20 @@ class StageKeys:
         return self._known[stage]
 
     def remember(self, stage: str, key: str) -> None:
-        """The key under which a stage of this run was really made, by the code and packages of that time."""
+        """Uses the key under which a finished stage of this run was made, by the code and packages of that time."""
         self._known[stage] = key
 
     def remember_mixture(self, stage: StageName, begun: str | None) -> None:
-        """A stage that was begun under another key, and went on under today's: its key is neither."""
+        """Gives a stage that was started under another key and resumed under today's a key that is neither."""
         self._known[stage] = digest_of([MIXTURE, begun, self.of(stage)])
         self._mixtures.add(stage)
 
     def is_mixture(self, stage: StageName) -> bool:
-        """Whether a stage was begun under one key and went on under another."""
+        """True if a stage was started under one key and resumed under another."""
         return stage in self._mixtures
 
     def ingredients(self, stage: StageName) -> Ingredients:
-        """What a stage's key is made of."""
+        """The parts of a stage's key."""
         settings = self.settings
         copies = STAGES[stage].copies_records(settings)
         return Ingredients(
@@ -134,7 +134,7 @@ class StageKeys:
         return f"{path_identity(Path(name))} on {self._base_of_adapter(*base)}"
 
     def _base_of_adapter(self, name: str, revision: str | None) -> str:
-        """The base that an adapter from elsewhere will be put on: its own, or, where that has gone, the run's."""
+        """Identity of the base of an adapter from outside the run: its own base, or the run's if that is missing."""
         if Path(name).is_absolute() and not Path(name).exists():
             return f"base {digest_of(self._base)}"
         return model_identity(name, revision)
@@ -159,7 +159,7 @@ class StageKeys:
 
 
 def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of what a stage reads and what decides what it leaves."""
+    """Dotted keys and values of the settings that a stage reads and that decide its result."""
     left_out = FREE | names_only(settings, stage)
     for key, value in leaves(settings.model_dump(mode="json")):
         if is_among(key, left_out) or not _is_read(settings, stage, key):
@@ -168,7 +168,7 @@ def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str
 
 
 def _part_read(settings: RunSettings, stage: StageName) -> Any:
-    """What a stage reads of the principles: a critique does not ask what a judge is asked."""
+    """The fields of the principles that a stage reads: a critique does not use the judge's questions."""
     read = judge_part if "judge" in STAGES[stage].reads else critique_part
     return read(settings.constitution)
 
@@ -181,7 +181,7 @@ def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
 
 
 def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, str]:
-    """Hashes of the modules that `_target_`s name, but for those of packages whose version is in the key."""
+    """Hashes of the modules named by `_target_`, except those of packages whose version is in the key."""
     if stage not in TRAINING:
         return {}
     named = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
@@ -191,20 +191,20 @@ def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, s
 
 
 def _module_of(target: str) -> str:
-    """The module that a dotted name lies in; empty where there is none, which making an object of it will report."""
+    """The module of a dotted name; empty if there is none (instantiating it reports the error)."""
     module = target.rpartition(".")[0]
     while module:
         try:
             if find_spec(module) is not None:
                 return module
         except ModuleNotFoundError:
-            pass  # `package.module.Class.method`: what lies before the last dot need be no module either
+            pass  # `package.module.Class.method`: the part before the last dot need not be a module
         module = module.rpartition(".")[0]
     return ""
 
 
 def _hash_of_code(module: str) -> str:
-    """Of a module of this package, with all that it imports from there; of another one, its file's."""
+    """Hash of a module: with all that it imports if it belongs to this package, else of its file alone."""
     if module.split(".")[0] == NAME:
         return hash_of_module(module)
     found = find_spec(module)

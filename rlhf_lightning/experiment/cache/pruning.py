@@ -1,4 +1,4 @@
-"""What of the stage cache goes: what nobody has used for long, and what is over its size."""
+"""Pruning of the stage cache: entries unused for long, and those beyond its size limit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlhf_lightning.experiment.cache.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may stay.
+    """Limits of the stage cache.
 
     Attributes:
-        unused_for: an entry that nobody took for longer goes; None keeps all.
-        bytes: while all entries together are larger, the one that nobody took for longest goes; None keeps all.
-        stages: whose entries are looked at; None for all stages.
+        unused_for: entries unused for longer are removed; None: no limit.
+        bytes: limit on the total size, met by removing the longest unused entries; None: no limit.
+        stages: whose entries are considered; None for all stages.
     """
 
     unused_for: timedelta | None = None
@@ -27,7 +27,7 @@ class Limits:
 
 
 def condemned(entries: Iterable[Entry], limits: Limits, now: datetime) -> list[Entry]:
-    """The entries that the limits leave no room for, the longest unused first."""
+    """The entries that exceed the limits, the longest unused first."""
     found = [entry for entry in entries if limits.stages is None or entry.record.stage in limits.stages]
     oldest_first = sorted(found, key=lambda entry: entry.used)
     total = sum(entry.record.bytes for entry in oldest_first)
@@ -41,13 +41,13 @@ def condemned(entries: Iterable[Entry], limits: Limits, now: datetime) -> list[E
 
 
 def prune(store: Store, limits: Limits, *, dry_run: bool) -> tuple[list[Entry], list[Entry]]:
-    """Removes what the limits leave no room for, and what killed builders have left.
+    """Removes the entries that exceed the limits, and the remains of killed builders.
 
     Args:
-        dry_run: only say what would go.
+        dry_run: only list what would be removed.
 
     Returns:
-        The entries that went, and those that stayed because somebody is at them.
+        The entries removed, and those kept because another process is using them.
     """
     chosen = condemned(store.entries(), limits, datetime.now(UTC))
     if dry_run:

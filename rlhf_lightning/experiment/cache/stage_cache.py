@@ -1,4 +1,4 @@
-"""A run's use of the stage cache: what is taken from it, who builds what is missing, and what is put there."""
+"""A run's access to the stage cache: take entries, lock those that have to be built, add finished stages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ KEYS = "keys.json"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a stage left beside its files.
+    """Results of a stage beside its files.
 
     Attributes:
-        seconds: what it took.
+        seconds: its duration.
         metrics: its entry in metrics.json.
         evaluation: what it adds to `evaluate` there.
     """
@@ -46,10 +46,10 @@ class Made:
 
 
 class StageCache:
-    """The cache as one run may use it.
+    """The stage cache as one run may use it.
 
     Args:
-        settings: what it may do with it.
+        settings: of the run; its `cache` section says what is allowed.
         run: the run.
         keys: of its stages.
     """
@@ -62,10 +62,10 @@ class StageCache:
 
     @contextmanager
     def turn(self, stage: StageName, while_waiting: Callable[[], None]) -> Iterator[Entry | None]:
-        """The entry of a stage; None where the stage has to be run, which nobody else does within the `with` block.
+        """The cached entry of a stage; None if it has to be run, with its key locked within the `with` block.
 
         Args:
-            while_waiting: called every now and then while another process builds it.
+            while_waiting: called regularly while another process builds the entry.
         """
         key = self.keys.of(stage)
         with ExitStack() as stack:
@@ -79,13 +79,13 @@ class StageCache:
             yield self.store.sound(stage, key, repair=self._writes) if reads else None
 
     def begins(self, stage: StageName, goes_on: bool) -> None:
-        """Notes the key under which a stage is begun.
+        """Records the key under which a stage starts.
 
-        A stage that goes on, but was begun under another key (by other code, or watched by other callbacks), is
-        neither of the two: it gets a key of its own, and is not kept for others.
+        A stage that resumes, but was started under another key (by other code, or with other callbacks), matches
+        neither of the two: it gets a key of its own, and is not put into the cache.
 
         Args:
-            goes_on: it goes on from a checkpoint.
+            goes_on: the stage resumes from a checkpoint.
         """
         path = self.run.path / KEYS
         begun: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -96,7 +96,7 @@ class StageCache:
         self.run.write_json(KEYS, {**begun, stage: key})
 
     def keep(self, stage: StageName, made: Made) -> None:
-        """Puts what a stage has left into the cache. A disk that would not take it is no reason to fail."""
+        """Adds a finished stage to the cache. A failed write to disk is logged, not raised."""
         if not self._writes or self.keys.is_mixture(stage):
             return
         record = Record(
@@ -119,7 +119,7 @@ class StageCache:
             logger.warning("Stage %s could not be put into the cache: %s.", stage, error)
 
     def take(self, entry: Entry) -> Made:
-        """Makes the run directory what it would be if the stage had been run there."""
+        """Copies an entry into the run directory, as if the stage had been run there."""
         record, run = entry.record, self.run
         directory = run.stage_dir(record.stage)
         start_over(run, record.stage)
@@ -148,11 +148,11 @@ class StageCache:
 
 
 def _put_on_base_of(run: RunDirectory, config: Path, record: Record) -> None:
-    """Names this run's base in an adapter's config, where it names the base that the run that made it had made."""
+    """Points an adapter's config to this run's base, if it names the base made by the run that trained the adapter."""
     if not config.exists():
         return
     content = json.loads(config.read_text(encoding="utf-8"))
     if content.get("base_model_name_or_path") == str(Path(record.made_by) / BASE):
         content["base_model_name_or_path"] = str(run.path.resolve() / BASE)
-        config.unlink()  # it may be another name of the cache's own file
+        config.unlink()  # it may be a hard link to the cache's file
         config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

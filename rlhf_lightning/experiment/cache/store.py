@@ -1,4 +1,4 @@
-"""The directory of the stage cache: finished entries, each whole or not there, and one lock for each key."""
+"""The directory of the stage cache: finished entries, published atomically, and one lock per key."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 REMIND_SECONDS = 300.0
-"""How often a process that waits says so."""
+"""Interval between log lines of a process that waits for an entry."""
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)
-"""What reading a damaged record raises."""
+"""Exceptions that reading a damaged record raises."""
 
 
 class Store:
-    """`DIRECTORY/STAGE/KEY/` with an entry each. What begins with a dot there is a lock, or not finished, or broken."""
+    """One entry per `DIRECTORY/STAGE/KEY/`. Names with a leading dot are locks, unfinished or broken entries."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
 
     def place(self, stage: str, key: str) -> Path:
-        """Where an entry lies, or would."""
+        """Path of an entry, whether or not it exists."""
         return self.directory / stage / key
 
     def entries(self) -> Iterator[Entry]:
@@ -43,15 +43,15 @@ class Store:
                 yield Entry.read(path)
 
     def abandoned(self) -> list[Path]:
-        """What builders that were killed have left, and entries that could not be used."""
+        """Remains of killed builders, and entries set aside as unusable."""
         found = [path for why in ("part", "broken") for path in sorted(self.directory.glob(f"[!.]*/.*.{why}"))]
         return [path for path in found if not self._is_held(path.parent.name, path.name.split(".")[1])]
 
     def sound(self, stage: str, key: str, *, repair: bool) -> Entry | None:
-        """The entry of a key, looked over; None where there is none, or none that could be used.
+        """The entry of a key after a check of its files; None if there is none that can be used.
 
         Args:
-            repair: move an entry that cannot be used out of the way. Only for who holds its lock.
+            repair: move an unusable entry out of the way. The caller must hold its lock.
         """
         path = self.place(stage, key)
         if not path.exists():
@@ -70,12 +70,12 @@ class Store:
         return None
 
     def publish(self, record: Record, source: Path) -> None:
-        """Puts what a stage left under its key, in one step; an entry that was there is replaced.
+        """Publishes a stage's entry under its key atomically, in the place of an earlier one.
 
-        Only for who holds the lock.
+        The caller must hold the lock.
 
         Raises:
-            OSError: the disk would not take it.
+            OSError: the entry cannot be written.
         """
         path = self.place(record.stage, record.key)
         aside = self._aside(path, "part")
@@ -93,7 +93,7 @@ class Store:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def remove(self, entry: Entry) -> bool:
-        """Removes an entry, unless somebody is building or taking it just now."""
+        """Removes an entry; False if another process is building or reading it."""
         lock = self._lock(entry.record.stage, entry.record.key)
         try:
             lock.acquire(timeout=0)
@@ -109,13 +109,13 @@ class Store:
 
     @contextlib.contextmanager
     def held(self, stage: str, key: str, run: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
-        """Keeps others from building, taking or removing an entry within a `with` block.
+        """Lock that keeps other processes from building, reading or removing an entry within a `with` block.
 
-        The lock is the operating system's: it is free as soon as the process that has it ends, however it ends.
+        The operating system releases it when the process that holds it ends, however it ends.
 
         Args:
-            run: the directory of the run that builds, which others who wait are told.
-            while_waiting: called every now and then.
+            run: directory of the run that builds the entry, which waiting processes log.
+            while_waiting: called regularly.
 
         Raises:
             OSError: the cache's directory cannot be written.

@@ -1,4 +1,4 @@
-"""`conf/` seen through Hydra: its groups and options, composition, and the file that set a key."""
+"""Access to `conf/` through Hydra: groups and options, composition, and the file that set a key."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def conf_directory() -> Path:
-    """Where the configs lie: inside the package in a wheel, beside it in a source tree."""
+    """Directory of the configs: inside the package in a wheel, beside it in a source tree."""
     packed = PACKAGE / "conf"
     return packed if packed.is_dir() else PACKAGE.parent / "conf"
 
 
 @dataclass(frozen=True)
 class ConfigTree:
-    """The config folder, and what can be asked of it.
+    """The config folder: its groups, options, and configs composed from it.
 
     Args:
-        hydra: what `GlobalHydra` holds once Hydra is initialised on the folder.
+        hydra: the instance in `GlobalHydra` after Hydra was initialised on the folder.
         folders: where config files are looked for, first match wins.
     """
 
@@ -51,7 +51,7 @@ class ConfigTree:
 
     @classmethod
     def load(cls, extra: Path | None = None) -> ConfigTree:
-        """The program's config folder, with a user's own folder in front of it; what lies there is read once a process.
+        """The program's config folder, with a user's own folder before it in the search path; read once per process.
 
         Raises:
             ConfigError: if `extra` is no directory.
@@ -81,7 +81,7 @@ class ConfigTree:
 
     @functools.cache  # noqa: B019
     def choices(self) -> dict[str, str | None]:
-        """The groups that the primary config chooses from, as the command line writes them, with their defaults."""
+        """The groups of the primary config's defaults list, as the command line writes them, with their defaults."""
         return dict(self._defaults(()).overrides.known_choices)
 
     def groups(self) -> list[str]:
@@ -110,7 +110,7 @@ class ConfigTree:
         """The composed config, Hydra's own node included. Callers copy it before they change it.
 
         Raises:
-            ConfigError: if the files cannot be put together.
+            ConfigError: if the files cannot be composed.
         """
         try:
             return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
@@ -148,7 +148,7 @@ class ConfigTree:
 
 
 def display(path: Path) -> str:
-    """A path as a person would write it: relative to here where it lies below, `conf/...` for the program's own."""
+    """A path for messages: relative to the working directory where it lies below, `conf/...` for the program's own."""
     conf = conf_directory()
     if path.is_relative_to(conf):
         return str(Path("conf") / path.relative_to(conf))
@@ -156,7 +156,7 @@ def display(path: Path) -> str:
 
 
 class OwnFolder(SearchPathPlugin):
-    """Hydra plugin that puts a user's own config folder in front of the program's."""
+    """Hydra plugin that puts a user's own config folder before the program's in the search path."""
 
     folder: ClassVar[Path | None] = None
 
@@ -193,7 +193,7 @@ def line_of(path: Path, keys: Sequence[str]) -> int | None:
 
 
 def _entries(node: yaml.Node | None) -> Iterator[tuple[str, tuple[int, yaml.Node]]]:
-    """What lies below a node: key, line, and the node there."""
+    """Children of a YAML node: key, line and node of each."""
     if isinstance(node, yaml.MappingNode):
         yield from ((name.value, (name.start_mark.line + 1, value)) for name, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -219,7 +219,7 @@ def yaml_problem(error: yaml.YAMLError) -> Problem:
 
 
 def _missing_problem(error: MissingConfigException) -> Problem:
-    """A config file that is not there. Hydra's launchers and sweepers bring theirs, and are not always installed."""
+    """Problem for a missing config file. Hydra's launchers and sweepers bring theirs, and are not always installed."""
     plugin = re.fullmatch(
         r"hydra/(launcher|sweeper)/(joblib|submitit_local|submitit_slurm|optuna)", error.missing_cfg_file or ""
     )
@@ -230,7 +230,7 @@ def _missing_problem(error: MissingConfigException) -> Problem:
 
 
 def _reason(error: BaseException) -> str:
-    """What Hydra had to say, from the first cause on, in one line; its advice on `+` and its search path left out."""
+    """Hydra's error message on one line, first cause first, without its advice on `+` and its search path."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).partition("Config search path")[0].partition("To append")[0]

@@ -1,4 +1,4 @@
-"""A config's constitution with all its principles, from the files that it names, and what is wrong with it."""
+"""Load a config's constitution with all its principles from the files that it names, and report its problems."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rlhf_lightning.worlds.courtesy.traits import TRAITS
 GROUP = "constitution"
 
 SUFFIXES = (".yaml", ".yml")
-"""What a path ends in, and the name of an option does not."""
+"""File suffixes that tell a path from the name of an option."""
 
 
 class ConstitutionFiles:
-    """Where constitutions are found: options by name, files by path.
+    """Finds constitutions: options by name, files by path.
 
     Args:
         folders: config folders, first match wins.
@@ -67,7 +67,7 @@ class ConstitutionFiles:
         return Source(place, anchored(raw, [path.resolve().parent]))
 
     def line(self, place: str, key: str) -> str:
-        """Where a key stands in a file that was loaded, e.g. `mine.yaml:3`; of an absent one, what it belongs in."""
+        """File and line of a key in a loaded file, e.g. `mine.yaml:3`; for an absent key, its nearest parent's."""
         if place not in self._read:
             return place
         parts = key.split(".")[1:]
@@ -77,7 +77,7 @@ class ConstitutionFiles:
 
 @dataclass(frozen=True)
 class Completed:
-    """A job's plain config with its constitution whole, and where the parts of that come from."""
+    """A job's plain config with its complete constitution, and the sources of its parts."""
 
     plain: dict[str, Any]
     problems: tuple[Problem, ...]
@@ -85,7 +85,7 @@ class Completed:
     resolved: Resolved | None
 
     def source(self, key: str) -> str | None:
-        """The file and line that set a key of the constitution, where another than the chosen option's did."""
+        """The file and line that set a key of the constitution; None if the chosen option's file did."""
         section, *rest = key.split(".")
         if self.resolved is None or section != GROUP or not rest:
             return None
@@ -95,7 +95,7 @@ class Completed:
         return self.files.line(place, self.own_key(key)) if place else None
 
     def own_key(self, key: str) -> str:
-        """A key as the file that it stands in has it: there, others' principles do not come first."""
+        """A key with the index that it has in its own file, where no principles of other files precede it."""
         section, *rest = key.split(".")
         if self.resolved is None or section != GROUP or rest[:1] != ["principles"] or len(rest) < 2:
             return key
@@ -171,7 +171,7 @@ def anchored(raw: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any]:
 
 
 def is_path(name: str) -> bool:
-    """Whether a constitution is named by the path of its file."""
+    """True if a constitution is named by the path of its file."""
     return name.endswith(SUFFIXES) or Path(name).is_absolute()
 
 

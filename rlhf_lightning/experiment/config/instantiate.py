@@ -1,7 +1,7 @@
-"""The one way from a `_target_` in a config to an object: Hydra's, behind an allow-list.
+"""Instantiate the `_target_`s of a config with Hydra, restricted to an allow-list.
 
 A `_target_` is code that a config file chooses, and config files are passed around. Only names under trusted prefixes
-are called, and only if what they lead to was also defined there: `transformers.utils.os.system` was not.
+are called, and only if the object was also defined there: `transformers.utils.os.system` was not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf_lightning.experiment.config.target_policy import allowed_prefixes, is_
 
 
 def instantiate(config: Mapping[str, Any], *, allow_targets: Sequence[str], key: str = "config") -> Any:
-    """The object that a plain config describes; `_partial_: true` gives a callable that waits for the rest.
+    """The object that a plain config describes; `_partial_: true` gives a callable that takes the other arguments.
 
     Args:
         config: a mapping with a `_target_`, and others inside it where need be.
@@ -59,7 +59,7 @@ def _check_node(key: str, node: Mapping[str, Any], allowed: Sequence[str]) -> No
 
 
 def _unknown_arguments(target: Callable[..., Any], names: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The arguments that a callable would refuse, each with what was probably meant."""
+    """The arguments that a callable does not accept, each with a suggestion."""
     parameters = inspect.signature(target).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return []

@@ -1,4 +1,4 @@
-"""The overrides of one job, sorted into what Hydra and the schema each have to judge."""
+"""The overrides of one job, divided into those for Hydra and those for the schema."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rlhf_lightning.tracking.redaction import REDACTED, redact_override
 
 @dataclass(frozen=True)
 class JobOverrides:
-    """One job's overrides, with those that cannot be used taken out and explained."""
+    """One job's overrides, and the problems of those that cannot be used."""
 
     choices: tuple[Override, ...]
-    """Choices of a group's option, and everything that is Hydra's own."""
+    """Choices of group options, and overrides of Hydra's own keys."""
     values: tuple[Override, ...]
     """Values of the program's keys."""
     problems: tuple[Problem, ...]
 
     def setting(self, key: str) -> Override | None:
-        """The last override that set a key, one above it or one below it."""
+        """The last override of a key, a key above it or a key below it."""
         for override in reversed((*self.choices, *self.values)):
             own = section_of(override)
             if f"{key}.".startswith(f"{own}.") or f"{own}.".startswith(f"{key}."):
@@ -35,7 +35,7 @@ class JobOverrides:
 
 
 def sort_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> JobOverrides:
-    """Sorts a job's overrides and explains those that name no group, option or key."""
+    """Divides a job's overrides, and reports those that name no group, option or key."""
     choices: list[Override] = []
     values: list[Override] = []
     problems: list[Problem] = []
@@ -53,8 +53,8 @@ def sort_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> JobOverri
 def as_hydra_reads(tree: ConfigTree, overrides: Sequence[Override]) -> list[str]:
     """The overrides for Hydra's own composition.
 
-    Which keys exist is the schema's to say and was said before, so no value needs the `+` that Hydra asks for where a
-    file does not hold the key yet.
+    The schema has checked already that the keys exist, so no value needs the `+` that Hydra asks for where a file does
+    not hold the key yet.
     """
     texts = []
     for override in _with_implied(tree, overrides):
@@ -79,8 +79,7 @@ def as_shown(override: Override) -> str:
 
 
 def _with_implied(tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:
-    """The overrides, and the choice that goes without saying: of the option that holds nothing but a path, where
-    `constitution.path` is all that is said of the constitution's origin."""
+    """The overrides, preceded by `constitution=file` if they set `constitution.path` and choose no constitution."""
     given = list(overrides)
     sections = {section_of(override) for override in given if override.is_delete() or override.value() is not None}
     if "constitution.path" in sections and "constitution" not in sections:

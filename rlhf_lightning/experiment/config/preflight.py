@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before anything is loaded, reported at once."""
+"""Every check of a config that needs nothing loaded; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.tracking.redaction import redact_override
 
 OF_THE_JUDGE = frozenset({"constitution", "judge"})
-"""What evaluation reads only where it asks a judge."""
+"""Sections that evaluation reads only if it asks a judge."""
 
 JOBS_NAMED = 3
-"""Jobs of a sweep named beside a problem that not all of them share."""
+"""Most jobs of a sweep that are named beside a problem which not all of them share."""
 
 
 @dataclass(frozen=True)
 class Directories:
-    """Where Hydra will put a single run, and where a sweep."""
+    """Hydra's output directories, for a single run and for a sweep."""
 
     run: Path
     sweep: Path
@@ -57,7 +57,7 @@ class Directories:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A job's config with its values set and its constitution whole, and what could not be set or worked out."""
+    """A job's config with its values set and its constitution complete, and the problems found on the way."""
 
     completed: Completed
     directories: Directories
@@ -66,7 +66,7 @@ class Assembled:
 
 @dataclass(frozen=True)
 class Checked:
-    """One job, checked: its settings where they could be made, where Hydra will put it, and what is wrong with it."""
+    """Result of checking one job: its settings if they are valid, Hydra's output directories, and its problems."""
 
     settings: RunSettings | None
     directories: Directories
@@ -79,7 +79,7 @@ def check_run(tree: ConfigTree, overrides: Sequence[str], *, to_show: bool = Fal
     Args:
         tree: the config folder.
         overrides: as the user typed them.
-        to_show: the config is only shown, so that values may be missing and files absent.
+        to_show: the config is only shown: values and files may be missing.
 
     Raises:
         ConfigError: with everything that is wrong.
@@ -119,10 +119,10 @@ def check_sweep(tree: ConfigTree, overrides: Sequence[str]) -> list[Checked]:
 def check_job(
     tree: ConfigTree, overrides: Sequence[Override], *, to_show: bool = False, number: int | None = None
 ) -> Checked:
-    """Composes and checks one job; all problems are in the result, none is raised but a tree that cannot be composed.
+    """Composes and checks one job; problems are returned, and only a config that cannot be composed raises.
 
-    Where a value is wrong, the one it was to replace stands in for it in the checks that follow, so that one mistake
-    does not hide the next.
+    A wrong value is replaced by the one that it was to override for the checks that follow, so that one mistake does
+    not hide the next.
 
     Args:
         tree: the config folder.
@@ -144,7 +144,7 @@ def check_job(
     if to_show:
         return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
-        # What the chosen options say, since a pipeline names inputs; where they are what is wrong, the defaults.
+        # Values of the chosen options, since a pipeline names inputs; the defaults if the choices themselves are wrong.
         settings = repaired(plain, _assemble(tree, composed, (), 0).completed.plain)
     if settings is None:
         settings = repaired(plain, _assemble(tree, tree.compose(()), (), 0).completed.plain)
@@ -181,7 +181,7 @@ def _assemble(tree: ConfigTree, composed: DictConfig, values: Sequence[Override]
 
 
 def _worked_out(config: DictConfig, key: str) -> str:
-    """A value as text; empty where it cannot be worked out, which is reported for the key that it refers to."""
+    """A value as text; empty if it cannot be resolved, which is reported for the key that it refers to."""
     try:
         return str(OmegaConf.select(config, key))
     except OmegaConfBaseException:
@@ -189,7 +189,7 @@ def _worked_out(config: DictConfig, key: str) -> str:
 
 
 def _as_if_running(config: DictConfig, number: int) -> None:
-    """Fills in what Hydra itself fills in when a job starts, for interpolations that read it."""
+    """Sets the keys that Hydra itself sets when a job starts, for interpolations that read them."""
     with open_dict(config.hydra):
         config.hydra.job.num = number
         config.hydra.job.id = str(number)
@@ -225,7 +225,7 @@ def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]
 
 
 def _lonely_problems(job: JobOverrides) -> list[Problem]:
-    """Overrides of a single run that only a sweep reads."""
+    """Overrides that only a sweep reads, given to a single run."""
     lonely = [
         override for override in (*job.choices, *job.values) if section_of(override).split(".")[0] in OF_THE_SWEEP
     ]
@@ -234,7 +234,7 @@ def _lonely_problems(job: JobOverrides) -> list[Problem]:
 
 
 def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
-    """What Hydra would be told to do behind the command line's back."""
+    """Problems with Hydra settings that conflict with how this program starts its runs."""
     problems = []
     if composed.hydra.mode == RunMode.MULTIRUN and not to_sweep:
         what = "a sweep is asked for with -m on the command line, not by a key"
@@ -252,7 +252,7 @@ def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
 
 
 def _sourced(tree: ConfigTree, job: JobOverrides, completed: Completed, problem: Problem) -> Problem:
-    """The problem with the override or file that it comes from, where it does not name one."""
+    """A problem with its source, an override or a file, filled in where it names none."""
     if problem.what == NO_SUCH_KEY and problem.key in tree.groups():
         what = "its keys landed under its group's name"
         problem = replace(problem, what=what, fix="begin its file with the line: # @package _global_")
@@ -277,7 +277,7 @@ def _source(tree: ConfigTree, job: JobOverrides, key: str, what: str) -> str | N
 def _line_of_entry(tree: ConfigTree, job: JobOverrides, key: str) -> str | None:
     """The file and line of a key in a list's entry, or of the entry where it lacks the key; None for any other key.
 
-    A choice does not say which entry of a long list in its file is meant.
+    A choice alone does not tell which entry of a long list in its file is meant.
     """
     parts = key.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
@@ -287,7 +287,7 @@ def _line_of_entry(tree: ConfigTree, job: JobOverrides, key: str) -> str | None:
 
 
 def _distinct(problems: Sequence[Problem]) -> list[Problem]:
-    """One problem a key and override: the first, which is the nearest to the cause."""
+    """The first problem of each key and override, which is the nearest to the cause."""
     first: dict[tuple[str, str | None], Problem] = {}
     for problem in problems:
         first.setdefault((problem.key, problem.source), problem)

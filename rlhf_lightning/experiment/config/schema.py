@@ -1,6 +1,6 @@
-"""The config schema as questions: which keys exist, what a key expects, which group option owns it.
+"""Queries on the config schema: the keys that exist, the values a key takes, the group options that have it.
 
-Everything is read off the annotations of `RunSettings`, so the answers cannot drift from what is checked.
+Everything is derived from the annotations of `RunSettings`, so it cannot drift from what is validated.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from rlhf_lightning.settings.run import RunSettings
 
 @dataclass(frozen=True)
 class Spot:
-    """One place in the schema: what may stand there, and the limits on it."""
+    """One place in the schema: the type of its value, and the limits on it."""
 
     annotation: Any
     limits: tuple[Any, ...] = ()
 
     @property
     def sections(self) -> tuple[type[BaseModel], ...]:
-        """The sections that may stand here: one, several for a choice by `kind`, none for a value."""
+        """The sections allowed here: one, several for a choice by `kind`, none for a value."""
         return tuple(member for member in _alternatives(self.annotation) if _is_section(member))
 
     @property
     def is_free(self) -> bool:
-        """Whether any key may stand below (the arguments of an optimizer, for one)."""
+        """True if any key is allowed below (the arguments of an optimizer, for one)."""
         return any(get_origin(member) in (dict, Mapping) or member is Any for member in _alternatives(self.annotation))
 
     def child(self, key: str) -> Spot | None:
@@ -67,7 +67,7 @@ def options_with(section: str, key: str) -> list[str]:
 
 
 def kind_of(section: type[BaseModel]) -> str:
-    """What `kind` an option of a group answers to; empty for a section that is no option."""
+    """The `kind` of a group's option; empty for a section that is no option."""
     field = section.model_fields.get("kind")
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else ""
 
@@ -75,7 +75,7 @@ def kind_of(section: type[BaseModel]) -> str:
 def locate(location: Sequence[str | int]) -> tuple[str, Spot]:
     """A pydantic error's location as the dotted key that a user writes, and its spot.
 
-    The location of a choice by `kind` carries the kind as a step of its own, which is no key: it is left out.
+    In the location of a choice by `kind`, the kind is a step of its own; it is no key, and is left out.
     """
     keys: list[str] = []
     spot = ROOT
@@ -90,7 +90,7 @@ def locate(location: Sequence[str | int]) -> tuple[str, Spot]:
 
 
 def expectation(spot: Spot) -> str:
-    """What may stand at a spot, in plain words: `a whole number >= 1, or null`."""
+    """Description of the values allowed at a spot: `a whole number >= 1, or null`."""
     alternatives = [member for member in _alternatives(spot.annotation) if member is not type(None)]
     words = " or ".join(dict.fromkeys(_words(member, spot.limits) for member in alternatives))
     return f"{words}, or null" if len(alternatives) < len(_alternatives(spot.annotation)) else words

@@ -1,4 +1,4 @@
-"""Whether what a config names outside itself is there: files, directories, importable targets. Loads none of it."""
+"""Checks that the files, directories and import targets named by a config exist, without loading any of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS
 
 
 def surrounding_problems(settings: RunSettings) -> list[Problem]:
-    """What a config names and the machine does not have."""
+    """Problems with what a config names and this machine does not have."""
     return [
         *_file_problems(settings),
         *_artifact_problems(settings),
@@ -90,7 +90,7 @@ def feedback_files(settings: RunSettings) -> Iterator[tuple[str, str]]:
 
 
 def _artifact_problems(settings: RunSettings) -> Iterator[Problem]:
-    """Names that may be a hub id are left to the hub; what can only be a path must exist."""
+    """Paths that do not exist; names that may be a hub id are not checked."""
     for key, value in artifacts_named(settings):
         if value not in (*STAGES, "base") and _is_path(value) and not Path(value).exists():
             yield _absent(key, value)
@@ -107,7 +107,7 @@ def artifacts_named(settings: RunSettings) -> Iterator[tuple[str, str]]:
 
 
 def _kind_problems(settings: RunSettings) -> Iterator[Problem]:
-    """Kinds of prompts that the courtesy world does not have; recorded data may be of any."""
+    """Kinds of prompts that the courtesy world does not have; recorded data may have any kind."""
     if not isinstance(settings.data, CourtesyData):
         return
     chains, principles = settings.critique_revision, settings.constitution.principles
@@ -125,7 +125,7 @@ def _kind_problems(settings: RunSettings) -> Iterator[Problem]:
 
 
 def _is_path(name: str) -> bool:
-    """A hub id is `name` or `owner/name`; what is rooted, dotted, deeper or begins in a folder here is a path."""
+    """True if absolute, dotted, deeper or in an existing folder, since a hub id is `name` or `owner/name`."""
     parts = Path(name).parts
     return name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
 
@@ -135,7 +135,7 @@ def _absent(key: str, value: str) -> Problem:
 
 
 def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
-    """Processes that were started and are not asked for, or the other way round."""
+    """Mismatch between the processes that were started and those that the config asks for."""
     started, asked = this_place().world_size, trainer.processes
     if started > 1 and started != asked:
         what = (
@@ -148,7 +148,7 @@ def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
 
 
 def _judge_problems(settings: RunSettings) -> Iterator[Problem]:
-    """A judge behind a server, whose key or library is not here."""
+    """A judge behind a server whose API key or client library is missing."""
     judge = settings.judge
     if not isinstance(judge, OpenAiJudge) or not judging_stages(settings):
         return
@@ -163,7 +163,7 @@ def _judge_problems(settings: RunSettings) -> Iterator[Problem]:
 
 
 def _runs_elsewhere(settings: RunSettings) -> bool:
-    """Whether SLURM will choose the machine: what this one has says nothing."""
+    """True if the jobs run on machines that SLURM assigns, so that the hardware of this one does not matter."""
     return settings.launcher.kind == "submitit_slurm"
 
 

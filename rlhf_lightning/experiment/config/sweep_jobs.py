@@ -1,4 +1,4 @@
-"""The jobs that a sweep will run, known before it starts."""
+"""List the jobs of a sweep before it starts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OF_THE_SWEEP = ("sweep", "launcher")
 def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, in the order they will run.
 
-    A sweeper that chooses its jobs as it goes (optuna, for one) cannot be foreseen: every swept value is then tried
-    once, the bounds of an interval included, with the other sweeps at their first value.
+    The jobs of an adaptive sweeper (Optuna, for one) are not known in advance: every swept value is then listed once,
+    the bounds of an interval included, with the other swept keys at their first value.
 
     Raises:
         ConfigError: if an override cannot be read, or sweeps over what cannot be swept.
@@ -47,12 +47,12 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
 
 
 def is_of_the_sweep(override: Override) -> bool:
-    """Whether an override concerns a sweep as a whole, and none of its jobs."""
+    """True if an override concerns the sweep as a whole rather than its jobs."""
     return override.is_hydra_override() or section_of(override).split(".")[0] in OF_THE_SWEEP
 
 
 def shared_config(tree: ConfigTree, overrides: Sequence[Override]) -> DictConfig:
-    """The composed config without what is swept: its launcher and sweeper are those of the sweep.
+    """The composed config without the swept keys: its launcher and sweeper are those of the sweep.
 
     Raises:
         ConfigError: if the files cannot be put together.
@@ -62,14 +62,14 @@ def shared_config(tree: ConfigTree, overrides: Sequence[Override]) -> DictConfig
 
 
 def draws(config: DictConfig) -> bool:
-    """Whether a sweep's jobs are chosen as it goes, by how the last ones went."""
+    """True if the sweeper draws each job from the results of earlier ones."""
     return bool(config.hydra.runtime.choices["hydra/sweeper"] != "basic")
 
 
 def swept_overrides(tree: ConfigTree, config: DictConfig, overrides: Sequence[Override]) -> list[Override]:
-    """What the jobs are told: what a file sweeps (`hydra.sweeper.params`), and what the command line says.
+    """Overrides of the jobs: those of a file (`hydra.sweeper.params`), then those of the command line.
 
-    The command line holds where both name a key.
+    The command line wins where both name a key.
     """
     params = config.hydra.sweeper.get("params") or {}
     from_files = tree.parse([f"{key}={value}" for key, value in params.items()])

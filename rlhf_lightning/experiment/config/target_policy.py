@@ -16,7 +16,7 @@ def allowed_prefixes(extra: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_allowed(name: str, allowed: Sequence[str]) -> bool:
-    """Whether a dotted name lies under an allowed prefix: `torch.optim.AdamW` does, `torch.optim_evil.Run` does not."""
+    """True if a dotted name lies under an allowed prefix: `torch.optim.AdamW` does, `torch.optim_evil.Run` does not."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed)
 
 

@@ -1,4 +1,4 @@
-"""What a Hydra job knows of itself: its settings, its directory, what the user typed for it."""
+"""Settings and overrides of the current Hydra job."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rlhf_lightning.settings.run import RunSettings
 
 
 def job_settings(config: DictConfig, directory: Path) -> RunSettings:
-    """The checked settings of a Hydra job; `paths.run_dir` says where it really writes.
+    """The checked settings of a Hydra job, with `paths.run_dir` set to the directory that it writes to.
 
     Raises:
-        ConfigError: if a sweeper made up a job that the schema does not allow.
+        ConfigError: if a sweeper drew a job that the schema does not allow.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
     runtime = HydraConfig.get().runtime

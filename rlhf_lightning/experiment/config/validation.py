@@ -1,4 +1,4 @@
-"""From a composed config to checked settings; every complaint of the schema in plain words."""
+"""Convert a composed config to checked settings, and schema errors to readable problems."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NO_SUCH_KEY = "there is no such key"
 NEEDS_A_VALUE = "needs a value"
 
 PLACEHOLDER = "missing"
-"""Stands in for a value that was not given, so that the checks after it can run."""
+"""Stand-in for a value that was not given, so that later checks can run."""
 
 REPAIRS = 3
-"""Rounds of repair: a section's own rules are looked at only when its fields are right."""
+"""Rounds of repair: pydantic runs a section's own validators only once its fields are valid."""
 
 LONGEST_VALUE = 60
-"""Characters of a wrong value that are shown."""
+"""Most characters of a wrong value that are shown."""
 
 
 def settings_from(config: Mapping[str, Any]) -> RunSettings:
@@ -49,7 +49,7 @@ def apply_value(config: DictConfig, override: Override) -> None:
     """Sets (or deletes, for `~key`) one value in place.
 
     Raises:
-        OmegaConfBaseException: if the value cannot stand there.
+        OmegaConfBaseException: if the value is not allowed there.
         KeyError: if there is nothing to delete.
     """
     key = str(override.key_or_group)
@@ -72,7 +72,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def schema_problems(error: ValidationError, config: Mapping[str, Any], section: str | None = None) -> list[Problem]:
-    """A pydantic error as problems with the keys and words that a user knows.
+    """A pydantic error as problems that use config keys and plain wording.
 
     Args:
         error: of the whole config, or of a section.
@@ -85,8 +85,10 @@ def schema_problems(error: ValidationError, config: Mapping[str, Any], section: 
 
 
 def repaired(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunSettings | None:
-    """Settings from a config that has mistakes, for the checks that come after: wrong values give way to the defaults,
-    unknown keys go, and a placeholder stands for what is missing. None where that is not enough."""
+    """Settings from a config with mistakes, for later checks; None if it cannot be repaired.
+
+    Wrong values are replaced by the defaults, unknown keys removed, and missing values filled with a placeholder.
+    """
     plain = copy.deepcopy(dict(config))
     for _ in range(REPAIRS):
         try:
@@ -101,7 +103,7 @@ def _repair(plain: dict[str, Any], details: ErrorDetails, defaults: Mapping[str,
     key, _ = locate(details["loc"])
     parts = key.split(".")
     in_list = next((place for place, part in enumerate(parts) if part.isdigit()), None)
-    *sections, leaf = parts[:in_list]  # a list gives way as a whole
+    *sections, leaf = parts[:in_list]  # a list is replaced as a whole
     node: Any = plain
     default: Any = defaults
     for section in sections:
@@ -134,7 +136,7 @@ def _plain(node: Any, prefix: str, problems: list[Problem]) -> Any:
 
 @dataclass(frozen=True)
 class Complaint:
-    """One complaint of pydantic, with the key and spot that it is about."""
+    """One error of a pydantic `ValidationError`, with the key and spot that it concerns."""
 
     key: str
     spot: Spot
@@ -150,7 +152,7 @@ def _problem(details: ErrorDetails, config: Mapping[str, Any]) -> Problem:
 
 
 def misplaced_secret(key: str) -> Problem | None:
-    """The judge's secret where a config would hold it; None where an unknown key is nothing of that kind."""
+    """Problem for an unknown key that would put the judge's secret into the config; None for any other key."""
     section, _, leaf = key.partition(".")
     if section != "judge" or not is_secret(leaf):
         return None
@@ -191,7 +193,7 @@ def _wrong_kind(complaint: Complaint) -> Problem:
 
 
 def _contradiction(complaint: Complaint) -> Problem:
-    """What a section's own validator said; its message begins with the field that it is about."""
+    """The problem reported by a section's own validator, whose message begins with the field that it concerns."""
     message = complaint.message.removeprefix("Value error, ")
     first = f"{complaint.key}.{message.split()[0]}"
     return Problem(first if find(first) else complaint.key, message)
@@ -225,12 +227,12 @@ _EXPLANATIONS: dict[str, Callable[[Complaint], Problem]] = {
 
 
 def _in_list(key: str) -> bool:
-    """Whether a key stands in an entry of a list, which no override reaches into."""
+    """True if a key lies inside a list, where no override can set it."""
     return any(part.isdigit() for part in key.split("."))
 
 
 def _names_in(section: str) -> list[str]:
-    """The keys that may stand in a section, list entries on the way to it included."""
+    """The keys allowed in a section; its path may lead through list entries."""
     _, spot = locate([int(part) if part.isdigit() else part for part in section.split(".")])
     return [name for option in spot.sections for name in option.model_fields]
 

@@ -1,1 +1,1 @@
-"""Memory of a run's stages: weights, gradients and optimizer state counted, the peak measured, lack of it explained."""
+"""Memory of a run's stages: static memory counted, the peak measured, out-of-memory errors explained."""

@@ -1,4 +1,4 @@
-"""Out of memory, said with the keys that need less of it."""
+"""Out-of-memory errors that name the config keys which lower the use of memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlhf_lightning.experiment.memory.stage_memory import StageMemory
 from rlhf_lightning.settings.stages import STAGES
 
 SAYINGS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "out of memory")
-"""How torch words it where it raises a plain RuntimeError."""
+"""Messages of the plain RuntimeErrors that torch raises when memory runs out."""
 
 
 @contextmanager
 def memory_explained(memory: StageMemory) -> Iterator[None]:
-    """Turns a stage's lack of memory within a `with` block into an error that names the keys which lower it.
+    """Turns an out-of-memory error within a `with` block into one that names the keys which lower the use of memory.
 
     Raises:
         MemoryExhaustedError: in place of torch's, CUDA's and Python's own.

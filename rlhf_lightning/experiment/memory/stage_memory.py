@@ -1,4 +1,4 @@
-"""One stage's memory: what its models hold at least, and the peak that was measured."""
+"""One stage's memory: the static part of its models, and the measured peak."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rlhf_lightning.settings.run import StageName
 logger = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 0.05
-"""How often the resident set is looked at: a shorter peak may be missed."""
+"""Interval between samples of the resident set: a shorter peak may be missed."""
 
 
 class StageMemory:
-    """Measures the peak of a `with` block, the stage, on its device.
+    """Measures the peak memory of a `with` block, the stage, on its device.
 
-    On a GPU it is what torch reserved at most. On a CPU it is the resident set of the whole process, sampled: the
-    interpreter and its libraries are in it, and memory of earlier stages that the C library has not given back.
+    On a GPU it is torch's peak of reserved memory. On a CPU it is the sampled resident set of the whole process, which
+    includes the interpreter, its libraries, and memory of earlier stages that the C library has not given back.
 
     Attributes:
         static: None until a training begins.
@@ -61,7 +61,7 @@ class StageMemory:
             self._sampler.join()
 
     def count(self, models: Mapping[str, nn.Module], make_optimizer: OptimizerFactory) -> None:
-        """Log what a training holds beside activations; to be called before its first step."""
+        """Log the static memory of a training (without activations); to be called before its first step."""
         self.static = StaticMemory.of(models, make_optimizer)
         logger.info("Memory before activations: %s.", self.static)
 

@@ -1,4 +1,4 @@
-"""Memory that a training holds whatever its batches are: weights, gradients and optimizer state, counted exactly.
+"""Static memory of a training: weights, gradients and optimizer state, counted exactly.
 
 Not counted: activations, the rollouts of an iteration, DDP's buckets (a copy of the gradients), and the constants of
 4-bit weights.
@@ -63,7 +63,7 @@ class StaticMemory:
 
 
 def in_words(size: int) -> str:
-    """Bytes as people read them."""
+    """A number of bytes as text with a unit."""
     if size >= 2**30:
         return f"{size / 2**30:.2f} GiB"
     return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"

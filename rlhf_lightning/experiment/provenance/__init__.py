@@ -1,1 +1,1 @@
-"""Where a run came from: code, packages, machine, data, models, command."""
+"""Provenance of a run: code, packages, machine, data, models, command."""

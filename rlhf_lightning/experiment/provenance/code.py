@@ -72,7 +72,7 @@ def git_state(package: Path) -> dict[str, Any] | None:
 def _changes(root: Path, places: Iterable[str], untracked: Iterable[str]) -> bytes:
     parts = [_git(root, *PLAIN_DIFF, "HEAD", "--", *places) or b""]
     for name in untracked:
-        # Compared with nothing, which differs: git ends with 1.
+        # Compared with an empty file, which differs: git exits with 1.
         parts.append(_git(root, *PLAIN_DIFF, "--no-index", "--", "/dev/null", name, codes=(0, 1)) or b"")
     return b"".join(parts)
 

@@ -1,4 +1,4 @@
-"""What a run reads beside its config: records and models, from files or from the hub."""
+"""Hashes and commits of a run's inputs beside its config: records and models, from files or from the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.settings.stages import STAGES
 
 OF_THE_RUN = (*STAGES, "base")
-"""Names that stand for what a run makes itself, or for its model group."""
+"""Names of artifacts that a run makes itself, or of its model group."""
 
 
 def data_files(settings: RunSettings) -> list[Path]:
@@ -25,7 +25,7 @@ def data_files(settings: RunSettings) -> list[Path]:
 
 
 def data_hashes(settings: RunSettings) -> dict[str, str]:
-    """SHA-256 of each of those files that is there, by its path."""
+    """SHA-256 of each of those files that exists, by its path."""
     return {str(path): file_hash(path) for path in data_files(settings) if path.is_file()}
 
 
@@ -36,7 +36,7 @@ def model_hashes(settings: RunSettings) -> dict[str, str]:
 
 
 def module_hashes(settings: RunSettings) -> dict[str, str]:
-    """SHA-256 of each module of the user's own that a `_target_` of the config names, by its first name."""
+    """SHA-256 of each of the user's own modules that a `_target_` of the config names, by top-level name."""
     sections = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
     targets = {str(node["_target_"]) for key, part in sections.items() for _, node in target_nodes(part, key)}
     found = {target: find_spec(target.partition(".")[0]) for target in targets if not is_allowed(target, TRUSTED)}
@@ -48,7 +48,7 @@ def module_hashes(settings: RunSettings) -> dict[str, str]:
 
 
 def hub_commits(settings: RunSettings) -> dict[str, str | None]:
-    """The commit of each model and dataset of the hub, as this machine's cache has it; None while it has none."""
+    """The commit of each hub model and dataset in this machine's cache; None if it is not cached."""
     asked = {name: "main" for name in _names(settings) if not Path(name).exists()}
     commits = {name: _cached_commit("models", name, revision) for name, revision in asked.items()}
     data = settings.data
@@ -85,8 +85,8 @@ def _files_in(path: Path) -> list[Path]:
 
 
 def _cached_commit(kind: str, name: str, revision: str) -> str | None:
-    """The commit that a branch or tag stood for when it was last asked for; of a dataset, the one fetched last."""
-    from huggingface_hub import constants  # here, since most runs have no use for it
+    """The cached commit of a branch or tag; for a dataset, the one fetched last."""
+    from huggingface_hub import constants  # imported here, since most runs do not need it
 
     cache = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
     reference = cache / "refs" / revision

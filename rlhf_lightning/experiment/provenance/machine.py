@@ -1,4 +1,4 @@
-"""What a run executes on: packages, processors, and the settings of the environment that decide its arithmetic."""
+"""The environment of a run: packages, processors, and environment variables that affect its arithmetic."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DECIDING_VARIABLES = (
     "PYTHONHASHSEED",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
-"""Variables of the environment that change the bits of a result. No other one is recorded."""
+"""Environment variables that change the bits of a result. No others are recorded."""
 
 
 @functools.cache
@@ -47,18 +47,18 @@ def installed() -> Mapping[str, str]:
 
 
 def deciding(packages: Mapping[str, str]) -> dict[str, str]:
-    """Of the installed packages those whose version may change a result."""
+    """The installed packages whose version may change a result."""
     return {name: packages[name] for name in DECIDING_PACKAGES if name in packages}
 
 
 def environment() -> dict[str, str]:
-    """The variables of the environment that change the bits of a result."""
+    """The environment variables that change the bits of a result."""
     return {name: os.environ[name] for name in DECIDING_VARIABLES if name in os.environ}
 
 
 def machine() -> dict[str, Any]:
     """Python, platform, processors, memory in bytes, GPUs."""
-    import psutil  # here, since a run that cannot start needs no such record
+    import psutil  # imported here, since a run that cannot start does not need it
 
     return {
         "python": platform.python_version(),
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def arithmetic() -> dict[str, Any]:
-    """How torch computes in this process: asked when a run has ended, since it brings torch."""
+    """Torch's arithmetic settings in this process; called when a run has ended, since it imports torch."""
     import torch
 
     return {
@@ -89,7 +89,7 @@ def _normal(name: str) -> str:
 
 
 def _cpu() -> str:
-    """The processor's name: Linux says it in a file, other systems where Python looks."""
+    """The processor's name, from /proc/cpuinfo on Linux, else from `platform`."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text(encoding="utf-8", errors="replace").splitlines() if described.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -98,7 +98,7 @@ def _cpu() -> str:
 
 @functools.cache
 def _gpus() -> list[str]:
-    """The names of the GPUs, asked of the driver's own tool, since torch may not be loaded yet."""
+    """The names of the GPUs from nvidia-smi, since torch may not be imported yet."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -1,4 +1,4 @@
-"""`provenance.json`: all of it gathered, and what differs between two of them."""
+"""Gather the content of `provenance.json`, and list the differences between two of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Origin = Mapping[str, Any]
 
 
 def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[str, Any]:
-    """Everything that says where a run came from, as plain containers. Paths are as seen from the working directory."""
+    """The provenance of a run, as plain containers. Paths are relative to the working directory."""
     packages = installed()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,24 +45,24 @@ def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[s
 
 
 def config_hash(settings: RunSettings) -> str:
-    """SHA-256 of the settings, apart from where they are written: the same run elsewhere has the same hash."""
+    """SHA-256 of the settings without the output paths: the same run in another directory has the same hash."""
     content = settings.model_dump(mode="json", exclude={"paths", "cache"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def completed(origin: Origin, settings: RunSettings) -> dict[str, Any]:
-    """A run's provenance with what is known only when it has ended: how torch computed, what the hub was asked for."""
+    """A run's provenance with what is known only at its end: torch's arithmetic settings, and the hub's commits."""
     asked = hub_commits(settings)
     return {**origin, "arithmetic": arithmetic(), "hub": {**asked, **_known(origin["hub"])}}
 
 
 def changes_since(first: Origin, now: Origin) -> list[str]:
-    """All that may change a result and is another than when a run was started, in words."""
+    """Descriptions of all changes since a run was started that may alter a result."""
     return [*changes_of_origin(first, now), *changes_of_machine(first, now), *changes_of_environment(first, now)]
 
 
 def changes_of_origin(first: Origin, now: Origin) -> list[str]:
-    """What decides a result and is another than when a run was started, in words: code, packages, data, models.
+    """Descriptions of changes that decide a result since a run was started: code, packages, data, models.
 
     Args:
         first: of the run; an older version of the program may have recorded less.
@@ -84,13 +84,13 @@ def changes_of_origin(first: Origin, now: Origin) -> list[str]:
 
 
 def changes_of_machine(first: Origin, now: Origin) -> list[str]:
-    """What may change the last bits of a result and is another than when a run was started, in words."""
+    """Descriptions of changes since a run was started that may alter the last bits of a result."""
     before, after = ({name: origin["machine"].get(name) for name in ("cpu", "gpus")} for origin in (first, now))
     return _different(before, after)
 
 
 def changes_of_environment(first: Origin, now: Origin) -> list[str]:
-    """Variables of the environment that may change the last bits, and are others than when a run was started."""
+    """Environment variables that may alter the last bits and have changed since a run was started."""
     return _different(first.get("environment", {}), now["environment"])
 
 

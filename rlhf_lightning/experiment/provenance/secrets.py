@@ -1,4 +1,4 @@
-"""What must not be written down, taken out of text."""
+"""Redaction of secrets in text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 SECRET = re.compile(
     r"((?<![A-Za-z])(?:(?:api|access|secret|private)[_-]?key"
-    # A tokenizer's words are no secrets: pad_token=... stands in half of all code about language models.
+    # A tokenizer's tokens are no secrets: pad_token=... is common in code for language models.
     r"|(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)token"
     r"|secret|password)[\"']?(?:=|:[ ]+(?=\S+$)))[^\s&]+",
     re.IGNORECASE | re.MULTILINE,

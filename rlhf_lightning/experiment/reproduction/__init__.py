@@ -1,1 +1,1 @@
-"""A run done again: with the code, the config and the environment that it had, and its figures compared."""
+"""Repeat a run with its code, config and environment, and compare the figures."""

@@ -1,4 +1,4 @@
-"""Whether two runs came to the same figures, bit for bit."""
+"""Bitwise comparison of the figures of two runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NO_FIGURES = frozenset({"seconds", "memory", "key", "cache"})
-"""Entries of metrics.json that say how long it took, what it held, and where an artifact came from."""
+"""Entries of metrics.json that are not compared: duration, memory, and the origin of an artifact."""
 
 ABSENT = "(none)"
 
@@ -30,11 +30,11 @@ class Comparison:
 
 
 def compare_figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
-    """Compares the contents of two metrics.json; a figure is named as it lies there, `evaluate.ppo.iid.gold_reward`."""
+    """Compares the contents of two metrics.json; figures are named by dotted path, `evaluate.ppo.iid.gold_reward`."""
     before, after = dict(_figures(first)), dict(_figures(second))
     names = list({**before, **after})
     pairs = [Difference(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
-    # 1 and 1.0 or true are not the same entry, though Python calls them equal.
+    # 1, 1.0 and true are different entries, although they are equal in Python.
     different = tuple(pair for pair in pairs if repr(pair.first) != repr(pair.second))
     return Comparison(len(names), different)
 

@@ -1,4 +1,4 @@
-"""A finished run, prepared to be run again: its config in a new directory, and what stands in the way."""
+"""Prepare the rerun of a finished run: its config in a new directory, and the changes that prevent it."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from rlhf_lightning.settings.readers import is_among
 from rlhf_lightning.settings.run import RunSettings
 
 ITS_OWN = ("logger=none", "cache=off")
-"""A run that is done again computes everything itself, and tells no server of it unless it is asked to."""
+"""Overrides of a rerun: it computes everything itself, and reports to no server unless asked to."""
 
 MAY_DIFFER = frozenset({"logger", "callbacks.progress_bar", "name", "notes", "tags"})
-"""What a run may be done again with other values of: it does not touch a bit of the result."""
+"""Keys that may differ in a rerun, since they do not change a bit of the result."""
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A run to do again.
+    """A run to repeat.
 
     Attributes:
         original: the finished run.
         origin: its provenance.
-        settings: its own, but for where it writes and whom it tells.
-        overrides: as they were typed for the run, and now.
-        place: the directory to run in, from which relative paths were meant.
+        settings: those of the run, except for the output directory, the logger and the cache.
+        overrides: as typed for the run, and now.
+        place: the working directory, to which relative paths refer.
     """
 
     original: RunDirectory
@@ -62,11 +62,11 @@ class Rerun:
         return Path(self.settings.paths.run_dir)
 
     def obstacles(self) -> list[str]:
-        """What decides the figures and is another now than it was, in words."""
+        """Descriptions of changes since the run that decide the figures."""
         return changes_of_origin(self.origin, self._now)
 
     def doubts(self) -> list[str]:
-        """What may change the last bits of the figures, in words."""
+        """Descriptions of changes since the run that may alter the last bits of the figures."""
         later = [change for now in self.origin.get("resumed", ()) for change in changes_since(self.origin, now)]
         resumed = [f"when the run was resumed: {change}" for change in dict.fromkeys(later)]
         return [*changes_of_machine(self.origin, self._now), *resumed]
@@ -77,7 +77,7 @@ class Rerun:
             return gather_provenance(self.settings, self.overrides)
 
     def environment(self) -> dict[str, str]:
-        """The environment of this process, where that decides no bits, and of the run where it does."""
+        """The environment of this process, with the run's values of variables that change the bits of a result."""
         others = {name: value for name, value in os.environ.items() if name not in DECIDING_VARIABLES}
         return {**others, **self.origin["environment"], LAUNCHER: str(os.getpid())}
 
@@ -85,7 +85,7 @@ class Rerun:
         """Runs it, in a process of its own.
 
         Raises:
-            RunDirectoryError: the new directory cannot be had.
+            RunDirectoryError: the new directory cannot be claimed.
         """
         run = RunDirectory.create(self.target, self.settings.model_dump(mode="json"), self.overrides)
         command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(run.path)]
@@ -96,12 +96,12 @@ class Rerun:
 
 
 def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[str]) -> Rerun:
-    """A finished run, to be done again in another directory (by default one beside it).
+    """The rerun of a finished run in another directory (by default one beside it).
 
     Raises:
         RunDirectoryError: there is no run, or the new directory is taken.
         ReproductionError: it has not finished, or its config does not fit this version of the program.
-        ConfigError: an override changes the result, or what the config names is not there.
+        ConfigError: an override changes the result, or something that the config names does not exist.
     """
     original = RunDirectory.open(run.resolve())
     origin = original.provenance
@@ -131,7 +131,7 @@ def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[st
 
 
 def _with_overrides(tree: ConfigTree, saved: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A run's config with the sections and keys that are given anew, as they are composed with these overrides."""
+    """A run's config with the sections and keys that the overrides set, as composed with these overrides."""
     wrong = [
         Problem(key, "decides the result", text, fix=f"drop it; what may change: {', '.join(sorted(MAY_DIFFER))}")
         for key, text in _keys(tree, overrides)
@@ -155,7 +155,7 @@ def _keys(tree: ConfigTree, overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _copy(source: Mapping[str, Any], target: dict[str, Any], path: Sequence[str]) -> None:
-    """Copies what lies at a path of keys; what lies beside it stays, in a mapping that is copied first."""
+    """Copies the value at a path of keys; the mappings on the way are copied before they are changed."""
     name, *rest = path
     if not rest:
         target[name] = source[name]
@@ -165,7 +165,7 @@ def _copy(source: Mapping[str, Any], target: dict[str, Any], path: Sequence[str]
 
 
 def _pinned(config: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections in which the run left something open, with what it came to: threads, and the hub's commit."""
+    """Sections whose open settings are fixed to what the run used: threads, and the hub's commit."""
     trainer, model = dict(config["trainer"]), dict(config["model"])
     if trainer["threads"] is None:
         trainer["threads"] = origin["arithmetic"]["threads"]  # sums depend on it
@@ -175,7 +175,7 @@ def _pinned(config: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, A
 
 
 def _beside(run: Path) -> Path:
-    """A directory beside a run's that is not there yet."""
+    """An unused path for a directory beside a run's."""
     name, number = f"{run.name}-rerun", 1
     while (run.parent / name).exists():
         number += 1

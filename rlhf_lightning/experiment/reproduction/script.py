@@ -1,6 +1,6 @@
-"""`reproduce.sh` in a run directory: finds the code that the run executed, and has `rlhf rerun` do the rest.
+"""`reproduce.sh` in a run directory: finds the code that the run executed, and calls `rlhf rerun`.
 
-Nothing that was typed stands in it: the config is read from the run directory, wherever that lies by then.
+It contains nothing that the user typed: the config is read from the run directory, wherever that is moved to.
 """
 
 from __future__ import annotations

@@ -22,6 +22,6 @@ def _stage_function(module: str) -> StageFunction:
 STAGE_FUNCTIONS = {name: _stage_function(stage.module) for name, stage in STAGES.items()}
 
 TRAINING_STAGES = TRAINING
-"""The stages that all processes of a run take part in; the others are the first one's."""
+"""The stages that all processes of a run take part in; rank 0 alone runs the others."""
 
 __all__ = ["STAGE_FUNCTIONS", "TRAINING_STAGES"]

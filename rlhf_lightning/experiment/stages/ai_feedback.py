@@ -41,7 +41,7 @@ TIE = 0.5
 
 
 def run_ai_feedback(context: StageContext) -> StageResult:
-    """Sample replies, have them compared, and leave comparisons; go on where an interrupted stage has stopped."""
+    """Sample replies, have the judge compare them, and write comparisons; resumes an interrupted stage."""
     constitution = context.settings.constitution
     context.seed_everything()
     require_calibration(context)
@@ -71,7 +71,7 @@ def run_ai_feedback(context: StageContext) -> StageResult:
         "abstentions": dict(Counter(pair["reason"] for pair in labels if pair["reason"] is not None)),
         "confidence": sum(max(one, 1.0 - one) for one in given) / len(given),
         "option_mass": sum(pair["mass"] for pair in labels) / len(labels),
-        "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how much of the labels is length
+        "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how far length predicts the labels
         "questions": sum(row["questions"] for row in journal.rows),
         "input_tokens": sum(row["tokens"][0] for row in journal.rows),
         "output_tokens": sum(row["tokens"][1] for row in journal.rows),
@@ -85,8 +85,8 @@ def require_calibration(context: StageContext) -> None:
     """Refuses to label with a judge that is no better than a trivial baseline.
 
     Raises:
-        ArtifactError: it is not, or was calibrated in another way or under another constitution, or there is no
-            calibration there.
+        ArtifactError: it is no better, its calibration used other judge settings or another constitution, or there
+            is no calibration.
     """
     settings, constitution = context.settings.ai_feedback, context.settings.constitution
     name = settings.calibration_from
@@ -146,7 +146,7 @@ def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _label(context: StageContext, labeller: Labeller | None, journal: WorkJournal) -> None:
-    """Fills the journal: a row a prompt."""
+    """Fills the journal: one row per prompt."""
     settings, rollout = context.settings.ai_feedback, context.settings.rollout
     source = context.inputs.model(settings.policy_from)
     encoder = context.inputs.encoder(source)
@@ -178,7 +178,7 @@ def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None
 def _sampled(
     sampler: Sampler, prompts: Sequence[EncodedPrompt], start: int, replies: int, chunk_size: int
 ) -> list[list[Completion]]:
-    """So many replies to each prompt."""
+    """`replies` sampled replies to each prompt."""
     repeated = [prompt for prompt in prompts for _ in range(replies)]
     draws = range(start * replies, start * replies + len(repeated))
     said = [one for samples in sampler.sample_in_chunks(repeated, draws, chunk_size) for one in samples.completions]
@@ -196,14 +196,14 @@ def _rows(
         for place, (one, other) in enumerate(combinations(group, 2))
     ]
     before = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
-    # Without a principle every two replies are as good as each other.
+    # Without a principle all replies are equally good.
     labels = labeller.labels(pairs) if labeller is not None else [Label(TIE, None, TIE, ()) for _ in pairs]
     after = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
     questions, read, written = (new - old for new, old in zip(after, before, strict=True))
     rows = []
     for row, group in enumerate(groups):
         own = zip(combinations(range(len(group)), 2), labels[row * width : (row + 1) * width], strict=True)
-        first_of_batch = row == 0  # the whole batch's counts stand in its first row
+        first_of_batch = row == 0  # the counts of the whole batch are in its first row
         rows.append(
             {
                 **to_fields(group[0].prompt),

@@ -1,4 +1,4 @@
-"""Stage `comparisons`: what the reward model will learn from.
+"""Stage `comparisons`: training data of the reward model.
 
 Recorded data brings its comparisons; they are read, checked, split and counted. In the courtesy world there are none
 yet: the policy answers each prompt K times and annotators rank what it said, malformed replies included, because a

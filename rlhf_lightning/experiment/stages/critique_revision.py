@@ -45,7 +45,7 @@ Asked = tuple[Prompt, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Speakers:
-    """Who gives the replies, and who criticises and revises them."""
+    """The model that replies, and the one that criticises and revises."""
 
     policy: SampledSpeaker
     reviser: SampledSpeaker
@@ -53,7 +53,7 @@ class Speakers:
 
 
 def run_critique_revision(context: StageContext) -> StageResult:
-    """Write the chains and the helpful samples; go on where an interrupted stage has stopped."""
+    """Write the chains and the helpful samples; resumes an interrupted stage."""
     settings, constitution = context.settings.critique_revision, context.settings.constitution
     context.seed_everything()
     speakers = _open_speakers(context)
@@ -77,7 +77,7 @@ def run_critique_revision(context: StageContext) -> StageResult:
     write_demonstrations((*revised, *helpful), context.directory)
     pairs = [pair for chain in chains if (pair := revision_over_reply(chain)) is not None]
     Comparisons.split(pairs, settings.held_out_fraction).save(context.directory)
-    for journal in (written, sampled):  # at the end: what has its own name would be begun anew
+    for journal in (written, sampled):  # only at the end: a finished journal would be started anew
         journal.finish()
     return StageResult(
         {
@@ -144,7 +144,7 @@ def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) ->
 def _helpful_samples(
     context: StageContext, policy: SampledSpeaker, wanted: int, journal: WorkJournal
 ) -> list[Demonstration]:
-    """The policy's own replies to helpful prompts, which keep what it is taught by the revisions from being all."""
+    """The policy's own replies to helpful prompts, mixed in so that fine-tuning does not see revisions only."""
     settings = context.settings.critique_revision
     if wanted:
         data = context.inputs.data
@@ -164,7 +164,7 @@ def _helpful_samples(
         asked = _in_turn(pool, wanted, context.seed + 1)
         for start in track(range(len(journal.rows), wanted, settings.batch_size), "Sampling helpful replies"):
             batch = [prompt for prompt, _ in asked[start : start + settings.batch_size]]
-            # Draws below 0 are no chain's.
+            # Draws below 0 are not used by any chain.
             draws = [-1 - number for number in range(start, start + len(batch))]
             said = policy.say([prompt.text for prompt in batch], draws)
             journal.add(
@@ -178,7 +178,7 @@ def _helpful_samples(
 
 
 def _in_turn(pool: Sequence[Asked], count: int, seed: int) -> list[Asked]:
-    """So many of the pool, shuffled, each once before any comes twice."""
+    """`count` items of the shuffled pool, each used once before any is repeated."""
     kinds = dict(pool)
     stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], seed)
     return [(taken.prompt, kinds[taken.prompt]) for taken in stream.take(count)]

@@ -35,17 +35,17 @@ from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.worlds.courtesy import judge
 
 OBJECTIVE_SPLIT = "validation"
-"""Where there is such a split, a sweep is judged on it, so that the reported splits stay unseen."""
+"""Split on which a sweep's objective is measured, if the data has it, so that the reported splits stay unseen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a policy said on a split.
+    """A policy's replies on a split.
 
     Attributes:
         kl: per reply, summed over its tokens, in nats.
         entropy: mean of -log p over tokens, in nats.
-        proxy: per reply, what the reward model says of it; None without one.
+        proxy: reward model score per reply; None without a reward model.
     """
 
     completions: tuple[Completion, ...]
@@ -82,7 +82,7 @@ def run_evaluate(context: StageContext) -> StageResult:
 
 
 def evaluation_prompts(context: StageContext) -> dict[str, list[Prompt]]:
-    """The same prompts for every run: drawn with the evaluation's own seed.
+    """Prompts of each split, drawn with the evaluation's own seed: the same for every run.
 
     Raises:
         DataError: the data has no such split.
@@ -126,7 +126,7 @@ class PolicyProbe:
         )
 
     def answers(self, split: str, prompts: Sequence[Prompt]) -> Answers:
-        """What the policy says to the prompts of a split; the same whenever it is asked."""
+        """The policy's replies to the prompts of a split; the same on every call."""
         encoded, _ = self.encoder.prompts(prompts)
         if not encoded:
             raise DataError(
@@ -186,7 +186,7 @@ def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
 
 
 def judged_figures(context: StageContext, labeller: Labeller, completions: Sequence[Completion]) -> dict[str, Any]:
-    """How far replies follow each principle of the constitution, to the judge.
+    """Satisfaction of each principle of the constitution by the replies, according to the judge.
 
     Returns:
         `satisfaction`: by the principle's id, the mean probability of yes over the replies that it applies to and that

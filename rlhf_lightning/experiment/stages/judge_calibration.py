@@ -1,4 +1,4 @@
-"""Stage `judge_calibration`: how often the judge, under this constitution, is right where people have judged before.
+"""Stage `judge_calibration`: agreement of the judge, under this constitution, with human labels.
 
 It leaves `calibration.json` (figures), `calibration.md`, `judged.jsonl` (every pair) and, with `callbacks.plots`,
 `reliability.png`.
@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 JUDGED = "judged.jsonl"
 CHUNK = 64
-"""Pairs that the judge is asked about together."""
+"""Pairs per call of the judge."""
 
 
 @dataclass(frozen=True, slots=True)
 class HumanJudgement:
-    """What people said of a pair.
+    """Human labels of a pair.
 
     Attributes:
-        prefers_first: on the whole, or None where they prefer neither.
-        by_principle: the same under one principle alone, and whether each reply follows it; empty where nobody was
-            asked that.
+        prefers_first: overall preference; None for a tie.
+        by_principle: the preference under one principle alone, and whether each reply follows it; empty where that
+            was not labelled.
     """
 
     prefers_first: bool | None
@@ -52,7 +52,7 @@ class HumanJudgement:
 
 
 def run_judge_calibration(context: StageContext) -> StageResult:
-    """Have the judge label what people have labelled, and report how the two agree."""
+    """Label human-labelled pairs with the judge, and report the agreement."""
     settings, constitution = context.settings.judge_calibration, context.settings.constitution
     context.seed_everything()
     origin = {
@@ -94,7 +94,7 @@ def run_judge_calibration(context: StageContext) -> StageResult:
 
 
 def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudgement]]:
-    """Pairs, the better reply on either side by chance, and what people said of them.
+    """Pairs, the better reply on a random side, and their human labels.
 
     Raises:
         DataError: there are none.
@@ -147,7 +147,7 @@ def _under_each(recorded: RecordedJudgement, named: dict[str, str]) -> dict[str,
 
 
 def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
-    """A pair as the whole constitution sees it."""
+    """A pair judged under the whole constitution."""
     answered = [opinion for opinion in label.opinions if opinion.probability is not None]
     return JudgedPair(
         group=pair.prompt,
@@ -163,7 +163,7 @@ def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
 
 
 def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedPair]:
-    """The pair as each principle alone sees it, against what people said of that, or else on the whole."""
+    """The pair judged under each principle alone, against the human label for it, or else the overall one."""
 
     def preferred(opinion: Opinion) -> bool | None:
         if not human.by_principle:
@@ -188,7 +188,7 @@ def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[Judge
 
 
 def _replies(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedReply]:
-    """Each reply of which both a person and a pointwise judge said whether it follows a principle."""
+    """Each reply for which both a human label and a pointwise judgement say whether it follows a principle."""
     return [
         JudgedReply(pair.prompt, opinion.principle, said, opinion.yes[side], opinion.mass)
         for opinion in label.opinions

@@ -86,8 +86,8 @@ def run_reward_model(context: StageContext) -> StageResult:
 def _pairs(context: StageContext) -> tuple[list[Preference], list[Preference], int]:
     """Pairs for training, held-out pairs, and how many of the former come from `mix_from`.
 
-    What is mixed in is drawn at random, each pair once before any comes twice; the held-out pairs of both sources are
-    all measured on, but for prompts that the other source trains on.
+    Pairs of `mix_from` are drawn at random, each once before any is repeated. All held-out pairs of both sources are
+    measured on, except those with prompts that the other source trains on.
     """
     settings = context.settings.reward_model
     train, held_out = _comparisons(context, "comparisons_from", settings.comparisons_from).preferences(settings.pairing)

@@ -1,1 +1,1 @@
-"""Sweeps: jobs that are known before they start, run as processes of their own, and can be taken up again."""
+"""Sweeps: jobs that run as processes of their own, and can be resumed."""

@@ -1,4 +1,4 @@
-"""Sweeps whose sweeper chooses jobs as it goes, by how the last ones went (Optuna, for one)."""
+"""Adaptive sweeps, whose sweeper draws each job from the results of earlier ones (Optuna, for one)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class JobFailedError(RlhfError):
 
 
 class SweepStopped(BaseException):
-    """The sweep is being stopped. Not an `Exception`: Hydra takes those for the failure of one job, and goes on."""
+    """The sweep is being stopped. Not an `Exception`: Hydra takes those for the failure of one job, and continues."""
 
 
 def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequence[str] = ()) -> None:
-    """Has Hydra's sweeper draw jobs, runs them, and tells it their objectives.
+    """Lets Hydra's sweeper draw jobs, runs them, and reports their objectives to it.
 
     Args:
         sweep: held by this process.
@@ -39,7 +39,7 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
 
     Raises:
         LauncherError: a launcher's worker was killed, or what it had to run.
-        JobFailedError: no job has an objective, or more failed than the sweeper is told to bear.
+        JobFailedError: no job has an objective, or more failed than the sweeper tolerates.
     """
     own = as_hydra_reads(tree, [override for override in tree.parse(overrides) if is_of_the_sweep(override)])
     of_hydra = [*further, "hydra.sweeper.params=null", placed_by_hydra(sweep), "hydra.mode=MULTIRUN"]
@@ -59,10 +59,10 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
 
 
 def told_to_sweeper(tree: ConfigTree, overrides: Sequence[str]) -> list[str]:
-    """What Hydra's sweeper draws from, and what all jobs have in common, as overrides for Hydra.
+    """Overrides for Hydra's sweeper: the search space, and those that all jobs share.
 
-    The sweeper names a parameter as its override is written, and would not see that two spellings are one key: what is
-    in the config has no `++`.
+    The sweeper names a parameter by its override as written, and would take two spellings for two keys: keys that the
+    config has are written without `++`.
     """
     typed = tree.parse(overrides)
     config = shared_config(tree, typed)
@@ -71,10 +71,10 @@ def told_to_sweeper(tree: ConfigTree, overrides: Sequence[str]) -> list[str]:
 
 
 def draw_missing(sweep: Sweep) -> bool:
-    """Has the sweeper of a sweep that was stopped draw the jobs that it had not drawn yet.
+    """Resumes the sweeper of a stopped sweep for the jobs that it has not drawn yet.
 
     Returns:
-        Whether that can be done: the sweeper has a number of trials, and a storage that remembers the earlier ones.
+        True if that is possible: the sweeper has a number of trials, and a storage with the earlier ones.
     """
     plan = sweep.plan
     tree = ConfigTree.load(Path(plan.config_dir) if plan.config_dir else None)
@@ -86,7 +86,7 @@ def draw_missing(sweep: Sweep) -> bool:
     if drawn < wanted:
         seed = OmegaConf.select(sweeper, "sampler.seed")
         further = [f"hydra.sweeper.n_trials={wanted - drawn}"]
-        if seed is not None:  # else it would begin with the draws that were made already
+        if seed is not None:  # otherwise it would repeat the draws already made
             further.append(f"hydra.sweeper.sampler.seed={seed + drawn}")
         sweep.change_plan(drawn_before=drawn)
         draw(sweep, tree, plan.overrides, further)
@@ -94,28 +94,28 @@ def draw_missing(sweep: Sweep) -> bool:
 
 
 def run_drawn(config: DictConfig) -> float:
-    """What Hydra calls for each job that its sweeper draws, in whatever process.
+    """Run one job that the sweeper has drawn: the task function that Hydra calls, in any process.
 
     Returns:
         The job's objective, a finite number.
 
     Raises:
-        JobFailedError: there is none. The sweeper counts a failure.
-        SweepStopped: no further job shall be drawn.
+        JobFailedError: there is none. The sweeper counts it as a failure.
+        SweepStopped: the sweep is being stopped.
     """
     hydra = HydraConfig.get()
     sweep = Sweep(Path(hydra.sweep.dir))
     if sweep.stopped:
         raise SweepStopped
     directory = sweep.directory / str(sweep.plan.drawn_before + hydra.job.num)
-    if holds_a_run(directory):  # SLURM has started this job again
+    if holds_a_run(directory):  # SLURM has restarted this job
         job = RunDirectory.open(directory)
     else:
         settings = placed(job_settings(config, directory), sweep, directory)
         job = RunDirectory.create(directory, settings.model_dump(mode="json"), typed_overrides(), "pending")
     run_job(sweep, job)
     if sweep.stopped:
-        await_jobs(sweep.jobs)  # a launcher kills them when one of its workers gives up
+        await_jobs(sweep.jobs)  # a launcher kills them when one of its workers fails
         raise SweepStopped
     objective = (job.metrics or {}).get("objective")
     if job.status.state != "finished" or objective is None:

@@ -17,25 +17,25 @@ from rlhf_lightning.experiment.sweep.record import Sweep
 from rlhf_lightning.experiment.sweep.slots import leased, share_of
 
 CONSOLE_LOG = "console.log"
-"""What a job prints, where several run at once."""
+"""File for a job's output, where several jobs run at once."""
 
 POLL_SECONDS = 0.2
 
 
 def run_job(sweep: Sweep, job: RunDirectory) -> None:
-    """Runs a job from the config in its directory, and waits for its end; its status says how it ended.
+    """Runs a job from the config in its directory, and waits for its end; the outcome is in its status.
 
-    A process each, because a job may start others (Lightning's ranks replay the command line, which here would be the
-    whole sweep), and because what one job leaves in memory or environment is then no other's concern.
+    Each job is a process of its own, because it may start others (Lightning's ranks replay the command line, which
+    here would be the whole sweep), and so that no job inherits memory or environment of another.
 
-    Nothing happens if the sweep is being stopped or the job has finished: a job that SLURM started again, for one.
+    Nothing is run if the sweep is being stopped or the job has finished (when SLURM restarted it, for one).
     """
     plan = sweep.plan
     if os.getppid() == plan.pid:
         end_with_parent()
     if os.getpid() != plan.pid:
-        # A launcher's worker gets the terminal's Ctrl-C too. It is the sweep's to answer, which stops all jobs; a
-        # worker that went down with it would take others' jobs along.
+        # A launcher's worker gets the terminal's Ctrl-C too. The sweep handles it and stops all jobs; a worker
+        # that ended on it would end the jobs of others as well.
         signal.signal(signal.SIGINT, lambda *_: None)
     with leased(sweep.directory, plan.slots, lambda: sweep.stopped is not None) as slot:
         if slot is None or job.status.state == "finished" or job.is_held:
@@ -56,11 +56,11 @@ def run_job(sweep: Sweep, job: RunDirectory) -> None:
 def call(
     command: Sequence[str], environment: Mapping[str, str], log: Path | None, interrupted: Callable[[], bool]
 ) -> int:
-    """Runs a process to its end. An interruption is passed on to it, and it gets the time to save its work.
+    """Runs a process to its end. An interruption is passed on to it, and it is given time to save its work.
 
     Args:
         environment: in addition to that of this process.
-        log: where its output goes; None: where ours does.
+        log: file for its output; None: the output of this process.
 
     Returns:
         Its exit code; minus the signal's number if one killed it.

@@ -31,29 +31,29 @@ class LauncherError(RlhfError):
 
 
 class PreparedJobs:
-    """Stands for the config loader and the callbacks that Hydra's launchers ask about each job they start.
+    """The config loader and callbacks that Hydra's launchers use for each job they start.
 
-    A job has a config of its own already, and was checked: composing it again takes half a second.
+    A job's config is composed and checked already; composing it again would take half a second.
     """
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """The config of the sweep, for the job that its one override names."""
+        """The config of the sweep, for the job named by the only override."""
         config = copy.deepcopy(master_config)
         (override,) = sweep_overrides
         config.hydra.sweep.subdir = override.removeprefix(SUBDIR)
         return config
 
     def on_job_start(self, **_: Any) -> None:
-        """Nothing: Hydra's callbacks are refused before a sweep starts."""
+        """Do nothing: Hydra's callbacks are rejected before a sweep starts."""
 
     def on_job_end(self, **_: Any) -> None:
-        """Nothing, as before."""
+        """Do nothing, likewise."""
 
 
 def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
     """Runs jobs, each from the config in its directory, and waits for their end.
 
-    What Hydra is given on the way is the program's default config: a job has its own already.
+    Hydra is given the program's default config, since each job has its own already.
 
     Args:
         sweep: held by this process.
@@ -79,42 +79,42 @@ def launch(sweep: Sweep, jobs: Sequence[RunDirectory]) -> None:
         told = [[f"{SUBDIR}{job.path.name}"] for _, job in batch]
         try:
             launcher.launch(told, initial_job_idx=batch[0][0])
-        except RuntimeError as error:  # submitit's UncompletedJobError and joblib's TerminatedWorkerError are such
-            if sweep.stopped != "interrupted":  # else it is Ctrl-C that ended a worker
+        except RuntimeError as error:  # includes submitit's UncompletedJobError, joblib's TerminatedWorkerError
+            if sweep.stopped != "interrupted":  # otherwise Ctrl-C ended a worker
                 raise launcher_error(sweep, error) from error
         if plan.on_this_machine:
             await_jobs([job for _, job in batch])
 
 
 def launcher_error(sweep: Sweep, error: RuntimeError) -> LauncherError:
-    """The error for a launcher that gave up; how each job ended is in its directory."""
+    """The error for a launcher that failed; the status of each job is in its directory."""
     what = f"The launcher gave up: {str(error).strip().splitlines()[0]}"
     return LauncherError(what, where=str(sweep.directory), fix=f"rlhf sweep resume {sweep.directory}")
 
 
 def await_jobs(jobs: Sequence[RunDirectory]) -> None:
-    """Waits for jobs that are at work without their launcher: interrupted ones still save."""
+    """Waits for jobs that outlive their launcher: interrupted ones are still saving."""
     while any(job.is_held for job in jobs):
         time.sleep(POLL_SECONDS)
 
 
 def run_prepared(_: DictConfig) -> None:
-    """What Hydra calls for each job, in whatever process."""
+    """Run one job: the task function that Hydra calls, in any process."""
     hydra = HydraConfig.get()
     run_job(Sweep(Path(hydra.sweep.dir)), RunDirectory.open(Path(hydra.runtime.output_dir)))
 
 
 def placed_by_hydra(sweep: Sweep) -> str:
-    """The override that tells Hydra where a sweep lies."""
+    """The override that sets Hydra's sweep directory."""
     quoted = str(sweep.directory).replace("\\", "\\\\").replace("'", "\\'")
     return f"hydra.sweep.dir='{quoted}'"
 
 
 @contextmanager
 def stopped_by_signals(sweep: Sweep) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SLURM's SIGUSR1 stop a sweep: its jobs save their work, and no further one starts.
+    """Stop a sweep on Ctrl-C, SIGTERM or SLURM's SIGUSR1: its jobs save their work, and no further one starts.
 
-    A second Ctrl-C does not wait for that.
+    A second Ctrl-C does not wait for the jobs.
     """
     last = None
 

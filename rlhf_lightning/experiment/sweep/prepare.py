@@ -1,4 +1,4 @@
-"""Makes a sweep's directory, and those of its jobs, before the first job starts."""
+"""Create a sweep's directory, and those of its jobs, before the first job starts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rlhf_lightning.settings.sweeping import LauncherSettings
 def prepare(
     sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], checked: Sequence[Checked], config_dir: Path | None
 ) -> None:
-    """Writes down what a sweep was told and, where its jobs are known, makes their directories.
+    """Writes sweep.json and, if the jobs are known, their directories.
 
-    sweep.json comes last: a sweep that has one is complete.
+    sweep.json is written last: a sweep that has one is complete.
 
     Args:
         sweep: a new one, held by this process.
@@ -72,7 +72,7 @@ def launching(config: DictConfig, settings: Sequence[RunSettings]) -> dict[str, 
 
 
 def placed(settings: RunSettings, sweep: Sweep, directory: Path) -> RunSettings:
-    """The settings with the places that a job and its sweep really have."""
+    """The settings with the actual directories of a job and its sweep."""
     paths = settings.paths.model_copy(update={"run_dir": str(directory), "sweep_dir": str(sweep.directory)})
     return settings.model_copy(update={"paths": paths})
 
@@ -88,7 +88,7 @@ def _made(sweep: Sweep, jobs: Sequence[Sequence[str]], settings: Sequence[RunSet
 
 
 def _gpus(launcher: LauncherSettings, settings: Sequence[RunSettings]) -> list[str]:
-    """The GPUs that jobs at once share; none where one job at a time has them all, or SLURM assigns them."""
+    """The GPUs that concurrent jobs share; empty if one job at a time has them all, or SLURM assigns them."""
     shared = launcher.kind in ("joblib", "submitit_local")
     if not shared or all(one.trainer.accelerator == "cpu" for one in settings):
         return []
@@ -101,6 +101,6 @@ def _gpus(launcher: LauncherSettings, settings: Sequence[RunSettings]) -> list[s
 
 
 def _cores(launcher: LauncherSettings) -> int | None:
-    """The cores that jobs at once share; None where there is one at a time, or the user has said how many threads."""
+    """The cores that concurrent jobs share; None for one job at a time, or if the user set the number of threads."""
     shared = launcher.kind in ("joblib", "submitit_local")
     return len(os.sched_getaffinity(0)) if shared and "OMP_NUM_THREADS" not in os.environ else None

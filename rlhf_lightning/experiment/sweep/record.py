@@ -1,4 +1,4 @@
-"""A sweep's directory: what it was told, its jobs, who is at it, and whether it is being stopped."""
+"""A sweep's directory: its settings, its jobs, its lock, and its stop flag."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ GOING_ON_EXIT = 3
 """The exit code for a sweep, or a job of it, that another process is running."""
 
 JobState = RunState | Literal["dead"]
-"""`dead`: its status says that it is running, and no process is."""
+"""`dead`: the status says running, but no process is."""
 
 UNFINISHED: tuple[JobState, ...] = ("pending", "dead", "failed", "interrupted")
 
 Reason = Literal["failed", "interrupted"]
-"""Why a sweep is being stopped. `failed`: a job failed, and no further one shall start. `interrupted`: nor shall those
-that run go on."""
+"""Reason for stopping a sweep. `failed`: a job failed, and no further one is started. `interrupted`: running jobs are
+interrupted as well."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep was told: the content of sweep.json.
+    """Settings of a sweep: the content of sweep.json.
 
     Attributes:
         overrides: as the user typed them.
         config_dir: the user's own folder of configs.
         on_failure: `continue` or `stop`.
         launcher: the section `launcher`.
-        hydra_launcher: what Hydra was told of it, interpolations unresolved.
-        draws: whether the sweeper chooses jobs as it goes; they are then not in `jobs`.
-        drawn_before: the number of jobs that were there when the sweeper was last started.
+        hydra_launcher: Hydra's settings of its launcher, interpolations unresolved.
+        draws: whether the sweeper draws jobs from the results of earlier ones; they are then not in `jobs`.
+        drawn_before: the number of existing jobs when the sweeper was last started.
         jobs: the overrides of each, by its number.
         batch: how many jobs are handed to the launcher at a time; None: all.
         gpus: those that jobs at once share, as CUDA_VISIBLE_DEVICES names them.
-        cores: those that they share; None where somebody else divides them.
-        started: when, in ISO format.
+        cores: those that they share; None where something else divides them.
+        started: time, in ISO format.
         pid: of the process that runs it, or did last.
     """
 
@@ -76,12 +76,12 @@ class Plan:
 
     @property
     def on_this_machine(self) -> bool:
-        """Whether all jobs run here, and not each on a machine of its own."""
+        """True if all jobs run on this machine; False if each runs on one of its own."""
         return bool(self.launcher["kind"] != "submitit_slurm")
 
     @property
     def slots(self) -> int:
-        """How many jobs may run at once on this machine."""
+        """Number of jobs that may run at once on this machine."""
         return int(self.launcher.get("jobs", 1)) if self.on_this_machine else 1
 
 
@@ -109,7 +109,7 @@ class Sweep:
 
     @property
     def plan(self) -> Plan:
-        """What it was told."""
+        """The content of its sweep.json."""
         return Plan(**json.loads((self.directory / SWEEP).read_text(encoding="utf-8")))
 
     def write_plan(self, plan: Plan) -> None:
@@ -132,7 +132,7 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """Zero if every job finished, else what comes first of: one is running, one was interrupted, one did not."""
+        """Zero if every job finished, else the code for the first that applies: running, interrupted, unfinished."""
         states = {state_of(job) for job in self.jobs}
         if "running" in states or self.is_held:
             return GOING_ON_EXIT
@@ -142,7 +142,7 @@ class Sweep:
 
     @property
     def is_held(self) -> bool:
-        """Whether a process runs this sweep now."""
+        """True if a process runs this sweep now."""
         return is_locked(self.directory / LOCK)
 
     @contextlib.contextmanager
@@ -150,10 +150,10 @@ class Sweep:
         """Keeps other processes from running this sweep until the `with` block is left or this process ends.
 
         Args:
-            new: the directory shall not hold a run or sweep yet.
+            new: the directory must not hold a run or sweep yet.
 
         Raises:
-            RunDirectoryError: another process is at it, or there is something already.
+            RunDirectoryError: another process runs it, or the directory holds a run or sweep already.
         """
         with writing_to(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -177,17 +177,17 @@ class Sweep:
             lock.release()
 
     def stop(self, reason: Reason) -> None:
-        """Has no further job started and, if it is interrupted, those that run interrupted, wherever they run."""
+        """Requests a stop: no further job starts; `interrupted` also interrupts running jobs, on any machine."""
         if self.stopped != "interrupted":
             RunDirectory(self.directory).write_text(STOP, f"{reason}\n")
 
     def go_on(self) -> None:
-        """Forgets that the sweep was stopped."""
+        """Clears the request to stop."""
         (self.directory / STOP).unlink(missing_ok=True)
 
     @property
     def stopped(self) -> Reason | None:
-        """Why it is being stopped; None where it is not."""
+        """The reason for which it is being stopped; None if it is not."""
         try:
             said = (self.directory / STOP).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -196,6 +196,6 @@ class Sweep:
 
 
 def state_of(job: RunDirectory) -> JobState:
-    """How a job stands; what its status says, unless its process was killed."""
+    """State of a job: that of its status, or `dead` if its process was killed."""
     state = job.status.state
     return "dead" if state == "running" and not job.is_held else state

@@ -1,4 +1,4 @@
-"""What is left to do of a sweep that was stopped, and how it is taken up."""
+"""Resume a stopped sweep: its unfinished jobs, and changes to how they are launched."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rlhf_lightning.experiment.sweep.record import UNFINISHED, Sweep
 
 
 def left_to_do(sweep: Sweep) -> list[RunDirectory]:
-    """The jobs that did not finish and that no process runs, checked against what the machine has now.
+    """The unfinished jobs that no process runs, checked against this machine.
 
     Raises:
-        ConfigError: what a job's config names is no longer there.
-        RunDirectoryError: a job is one of another version of the program.
+        ConfigError: something that a job's config names no longer exists.
+        RunDirectoryError: a job was made by another version of the program.
     """
     tree = ConfigTree.load()
     jobs = sweep.in_state(*UNFINISHED)
@@ -32,14 +32,14 @@ def left_to_do(sweep: Sweep) -> list[RunDirectory]:
 
 
 def tell_anew(sweep: Sweep, overrides: Sequence[str]) -> None:
-    """Changes how a sweep's jobs are launched, and what it does when one fails.
+    """Changes a sweep's launcher settings, and what it does when a job fails.
 
     Args:
         sweep: held by this process.
         overrides: of sections `launcher` and `sweep`, and of Hydra's launcher.
 
     Raises:
-        ConfigError: they say something else, or what they say is wrong.
+        ConfigError: they set other sections, or wrong values.
     """
     plan = sweep.plan
     tree = ConfigTree.load(Path(plan.config_dir) if plan.config_dir else None)
@@ -60,7 +60,7 @@ def tell_anew(sweep: Sweep, overrides: Sequence[str]) -> None:
 
 
 def _merged(tree: ConfigTree, before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The overrides of a sweep with further ones; what the last launcher was told by Hydra's names goes with it."""
+    """The overrides of a sweep merged with new ones; a new launcher drops earlier `hydra.launcher.*` overrides."""
     if any(section_of(override) == "launcher" for override in tree.parse(now)):
         before = [text for text in before if not text.startswith("hydra.launcher.")]
     return merged_overrides(tree, before, now)

@@ -1,4 +1,4 @@
-"""Jobs that run at once on one machine: as many as there are slots, each with its share of the cores and GPUs."""
+"""Slots for concurrent jobs on one machine, each with its share of the cores and GPUs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ POLL_SECONDS = 0.2
 
 @contextmanager
 def leased(directory: Path, count: int, given_up: Callable[[], bool]) -> Iterator[int | None]:
-    """One of `count` slots, for as long as the `with` block runs; waits until one is free.
+    """Lease one of `count` slots for a `with` block; waits until one is free.
 
-    A slot is a lock on a file in the sweep's directory: it is free again when the process that has it ends, however it
-    ends.
+    A slot is a lock on a file in the sweep's directory: the operating system releases it when the process that holds
+    it ends, however it ends.
 
     Args:
-        given_up: whether to wait no longer; the slot is then None.
+        given_up: returns True to stop waiting; the slot is then None.
     """
     lock = None
     while lock is None and not given_up():
@@ -52,10 +52,10 @@ def _free(directory: Path, count: int) -> Iterator[tuple[int, FileLock]]:
 
 
 def share_of(slot: int, plan: Plan, trainer: Mapping[str, Any]) -> dict[str, str]:
-    """The environment that gives a job its share of the machine.
+    """Environment variables that give a job its share of the machine.
 
-    The slots get the GPUs in turn, `trainer.devices` each; where there are fewer than that, slots share them. A number
-    of threads that the job's config names is left alone.
+    The slots get the GPUs in turn, `trainer.devices` each; where there are fewer than that, slots share them. The
+    number of threads is not set if the job's config names one.
 
     Args:
         slot: its number.

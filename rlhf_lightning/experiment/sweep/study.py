@@ -1,7 +1,7 @@
-"""What Optuna knows when a sweep is taken up again: the jobs that finished, read from their directories.
+"""Optuna study of a resumed sweep, rebuilt from the directories of its finished jobs.
 
-The directories are the record, so that nothing has to be kept beside them. Optuna's own storage in a file would be
-another: the Optuna that Hydra's sweeper asks for cannot open it with today's SQLAlchemy.
+The directories are the only record. Optuna's own storage in a file is not used: the Optuna version that Hydra's
+sweeper requires cannot open it with current SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf_lightning.experiment.sweep.record import Sweep
 
 
 def finished_trials(directory: str, study_name: str, direction: str) -> Any:
-    """A storage of Optuna's, in memory, with a trial for each job that finished: `hydra.sweeper.storage` of a preset.
+    """An in-memory Optuna storage with a trial for each finished job, for `hydra.sweeper.storage` of a preset.
 
     Args:
         directory: of the sweep.
@@ -44,14 +44,14 @@ def finished_trials(directory: str, study_name: str, direction: str) -> Any:
 
 
 def _drawn(tree: ConfigTree, job: RunDirectory, distributions: dict[str, Any]) -> dict[str, Any]:
-    """The values that were drawn for a job, by the names that the sweeper gives them."""
+    """The values that were drawn for a job, by the sweeper's parameter names."""
     told = {override.get_key_element(): override.value() for override in tree.parse(job.overrides)}
     names = {name.lstrip("+"): name for name in distributions}
     return {names[key]: _as_drawn(value, distributions[names[key]]) for key, value in told.items() if key in names}
 
 
 def _as_drawn(value: Any, distribution: Any) -> Any:
-    """A value as its distribution has it: of a choice, the text that the sweeper chose from."""
+    """A value in the form of its distribution: for a categorical one, the text of the choice."""
     choices = getattr(distribution, "choices", None)
     if choices is None:
         return value

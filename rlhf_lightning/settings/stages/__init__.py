@@ -1,4 +1,4 @@
-"""The stages, each declared in a file of its own: what it is told, what it reads, what it takes in and leaves."""
+"""The stages, each declared in a file of its own: its settings, the keys it reads, its inputs and its model."""
 
 from __future__ import annotations
 

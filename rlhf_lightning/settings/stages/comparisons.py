@@ -1,4 +1,4 @@
-"""Stage `comparisons`: what the reward model learns from."""
+"""Stage `comparisons`: training data of the reward model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ComparisonsSettings(Section):
 
 
 def _are_there(settings: RunSettings) -> bool:
-    """Whether the data holds comparisons, which only have to be split."""
+    """True if the data holds comparisons, which only have to be split."""
     return not isinstance(settings.data, CourtesyData)
 
 

@@ -1,4 +1,4 @@
-"""Stage `judge_calibration`: how often the judge is right where people have judged before."""
+"""Stage `judge_calibration`: agreement of the judge with human labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class JudgeCalibrationSettings(Section):
-    """How often the judge is right where people have judged before."""
+    """Agreement of the judge with human labels."""
 
     pairs: Annotated[int, Field(ge=20)]
     data: FileRef | None
@@ -24,7 +24,7 @@ class JudgeCalibrationSettings(Section):
 
 
 def _unread(settings: RunSettings) -> frozenset[str]:
-    """Pairs are made of the data's rankings only: those of a file, or of the courtesy world, are pairs already."""
+    """`reward_model.pairing`, unless pairs are built from the data's rankings; else nothing."""
     of_the_data = not isinstance(settings.data, CourtesyData) and settings.judge_calibration.data is None
     return frozenset() if of_the_data else frozenset({"reward_model.pairing"})
 

@@ -1,4 +1,4 @@
-"""A stage as it declares itself: everything that others ask about stages is derived from this."""
+"""The declaration of a stage, from which all other facts about stages are derived."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from rlhf_lightning.settings.run import RunSettings
 
 FROM_DATA = "data"
-"""In the place of a stage: what the data group holds."""
+"""Stands for the records of the data group, in the place of a stage."""
 
 BY_EVERY_STAGE = frozenset({"model.dtype", "peft.quantization", "peft.double_quantization"})
-"""Keys of the base model, which every stage loads or what was made of it."""
+"""Keys that every stage reads, since each loads the base model or one made from it."""
 
 LENGTHS = ("data.max_prompt_length", "data.on_long_record")
 
 JUDGE = ("constitution", "judge")
-"""What a stage reads that asks the judge."""
+"""Sections that a stage reads if it asks the judge."""
 
 OF_CRITIQUES = frozenset(f"constitution.{key}" for key in ("revisions", "critique", "train_on", "mix_helpful"))
-"""What of a constitution no judge reads."""
+"""Keys of a constitution that no judge reads."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class TrainedModel:
     """The model that a stage leaves.
 
     Attributes:
-        title: what a model card says that it is.
-        started_from: the key of the stage's section that names the model it began as.
+        title: description in the model card.
+        started_from: the key of the stage's section that names its initial model.
     """
 
     title: str
@@ -86,7 +86,7 @@ def _always(_: RunSettings) -> bool:
 
 
 def never(_: RunSettings) -> bool:
-    """For what a stage does under no settings."""
+    """Predicate that is always False."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""What all supervised trainings are told."""
+"""Settings of all supervised trainings."""
 
 from __future__ import annotations
 
