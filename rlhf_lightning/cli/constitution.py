@@ -96,7 +96,7 @@ def _show(folders: Sequence[Path], arguments: argparse.Namespace) -> None:
 
 
 def _show_method(console: Console, constitution: ConstitutionSettings) -> None:
-    """Its name, its hash, and how it is gone by."""
+    """The name of a constitution, its hash, and how its principles are sampled."""
     heading = f"{constitution.name}, version {constitution.version}, hash {content_hash(constitution)}"
     console.print(Text(heading, style="bold"), soft_wrap=True)
     sampling = constitution.sampling

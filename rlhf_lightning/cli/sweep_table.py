@@ -1,4 +1,4 @@
-"""How a sweep stands, as a table: a line a job, and the totals."""
+"""Table of a sweep's progress: one line per job, and the totals."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class EncodedPreference:
 
 @dataclass(slots=True)
 class EncodingReport:
-    """What became of the records that were encoded.
+    """Counts of the encoded, truncated and dropped records.
 
     Attributes:
         records: how many were given.

@@ -1,4 +1,4 @@
-"""How a record is spelled in a file: checked fields in, records out, and back.
+"""Record formats: parse checked fields into records, and serialise records.
 
     demonstration   prompt + reply (or completion)       | messages, whose last assistant turn is the reply
     prompt          prompt                               | messages, which end with a user turn

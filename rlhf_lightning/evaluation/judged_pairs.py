@@ -1,4 +1,4 @@
-"""What a judge said where people have judged before: the records that its calibration is computed from."""
+"""Judgements of pairs that have human labels: the records that a judge's calibration is computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a judge's answers to labels: which of two replies is the better one under a constitution, and how surely.
+"""Preference labels from a judge's answers, under a constitution.
 
 Pairwise, P(A) is the share of option A in the mass of both options, averaged over both orders of the replies, which
 takes the position's bias out. Pointwise, each reply gets log-odds l of "yes, it follows the principle", and
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a judge thinks of a pair by one principle.
+    """A judge's opinion of a pair under one principle.
 
     Attributes:
         probability: that the first reply is the better one; None where it did not answer.
@@ -125,7 +125,7 @@ class Labeller:
         return [self._label(own, chosen) for own, chosen in zip(opinions, principles, strict=True)]
 
     def follows(self, replies: Sequence[tuple[Prompt, str, str | None]]) -> list[dict[str, float | None]]:
-        """How surely each reply follows each principle that applies to it.
+        """Probability that each reply follows each principle that applies to it.
 
         Args:
             replies: prompt, reply, and the kind of the prompt.
@@ -264,7 +264,7 @@ def weighted_mean(values: Mapping[str, float | None], weights: Mapping[str, floa
 
 
 def _disagree(first: float | None, second: float | None) -> bool:
-    """Whether the two orders name different replies."""
+    """True if the two orders prefer different replies."""
     return first is not None and second is not None and (first - 0.5) * (second - 0.5) < 0.0
 
 

@@ -1,4 +1,4 @@
-"""Trading time for memory: activations are computed anew in the backward pass."""
+"""Activation checkpointing: activations are recomputed in the backward pass to save memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen reference policy that the KL is measured to."""
+"""The frozen reference policy of the KL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning from which of two replies was preferred."""
+"""Losses of preference learning."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
 
 
 def reply_lengths(replies: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where each reply ends.
+    """Length of each reply.
 
     Args:
         replies: (batch, R) token ids as generated.
