@@ -59,7 +59,7 @@ class Preference:
     """Of two replies, the one that was preferred.
 
     Attributes:
-        margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None where nobody said.
+        margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None if not annotated.
         probability: that `chosen` is the better one (a soft label, at least one half), or None where it is taken as
             certain.
     """

@@ -28,7 +28,7 @@ def stderr() -> Console:
 
 
 def show_error(error: RlhfError) -> None:
-    """Prints an error that the user can mend."""
+    """Print an error that the user can fix."""
     console = stderr()
     if not console.is_terminal:
         console.print(Text(error.render()))

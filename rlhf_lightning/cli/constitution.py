@@ -21,7 +21,7 @@ from rlhf_lightning.experiment.config.suggestions import did_you_mean, similar
 from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
 
 ONLY_A_PATH = "file"
-"""The option that stands for a file of the user's own, and is no constitution itself."""
+"""The option for a file of the user's own; not a constitution itself."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -39,7 +39,7 @@ def named(key: str) -> str:
 
 
 def key_named(name: str, configs: Iterable[Flat]) -> str | None:
-    """The key that a name stands for; None where no config has it."""
+    """The full key of a name; None if no config has it."""
     known = {key for config in configs for key in config}
     return next((key for key in (name, f"{name}.kind", f"{name}.name") if key in known), None)
 

@@ -1,4 +1,4 @@
-"""Finding runs under directories and reading what they left, whatever state they are in."""
+"""Find runs under directories and read their records, whatever their state."""
 
 from __future__ import annotations
 

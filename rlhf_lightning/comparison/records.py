@@ -180,7 +180,7 @@ class Group:
     """Runs that are told the same, but for the seed.
 
     Attributes:
-        settings: what they are told apart from the other groups, by key, as one would type it.
+        settings: the values that distinguish the group, by key, as one would type them.
         runs: all of them, also those that did not finish.
         estimates: by metric name; a metric that none of its finished runs has is not in it.
         deltas: against the baseline, by metric name; empty for the baseline itself.

@@ -34,7 +34,7 @@ class Request:
 
 
 class Told(Protocol):
-    """Whatever is told apart by settings."""
+    """Anything with settings."""
 
     @property
     def settings(self) -> Mapping[str, str]: ...

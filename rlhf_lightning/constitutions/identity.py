@@ -34,7 +34,7 @@ def critique_hash(constitution: ConstitutionSettings) -> str:
 
 
 def judge_hash(constitution: ConstitutionSettings) -> str:
-    """A hash of what a judge goes by."""
+    """A hash of all that a judge is asked by."""
     sampling = constitution.sampling.model_dump(mode="json")
     return _hashed({"sampling": sampling, "principles": judge_part(constitution)})
 

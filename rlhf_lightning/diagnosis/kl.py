@@ -56,7 +56,7 @@ def nats_a_token(record: RunRecord) -> Curve | None:
 
 
 def noise_floor(batch_size: float) -> float:
-    """Largest negative value of the batch mean of k1 estimates that chance explains, in nats per reply.
+    """Magnitude of the most negative batch mean of k1 estimates that chance explains, in nats per reply.
 
     The log-ratio of two policies at a KL of K has mean K and, near zero, variance 2K. At z standard errors below, the
     mean of a batch of n is K - z sqrt(2K/n); the smallest value of that over all K is -z^2 / 2n.

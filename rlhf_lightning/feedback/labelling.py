@@ -28,7 +28,7 @@ class Pair:
 
     Attributes:
         number: of the pair in its stage; decides what is drawn for it.
-        kind: of the prompt; None where nobody knows, and then every principle applies.
+        kind: of the prompt; None if unknown: every principle applies.
     """
 
     number: int
@@ -146,7 +146,7 @@ class Labeller:
         return drawn(fitting, self.constitution.sampling, chain=pair.number, step=0, seed=self.seed)
 
     def _compare(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
-        """Which of the two?, in one order or both."""
+        """Pairwise verdicts, in one order or both."""
         orders = (False, True) if self.settings.swap else (False,)
         jobs = [
             (row, principle, swapped) for row, own in enumerate(principles) for principle in own for swapped in orders
@@ -173,7 +173,7 @@ class Labeller:
         return [[opinion(row, principle) for principle in own] for row, own in enumerate(principles)]
 
     def _rate(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
-        """Yes or no to each reply; one that stands in several pairs is asked about once."""
+        """Pointwise verdicts; a reply that is in several pairs is asked about once."""
         masses = self._verdicts(
             (pair.prompt, reply, principle)
             for pair, own in zip(pairs, principles, strict=True)

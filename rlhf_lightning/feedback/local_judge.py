@@ -178,6 +178,6 @@ class LocalJudgeModel:
 
 
 def _draw(question: Question) -> int:
-    """The number of the draw of its reasoning: a question's vote reasons alike, whatever is asked beside it."""
+    """Draw number of a question's reasoning: each vote's sample is independent of the rest of the batch."""
     content = "\0".join((*(turn.content for turn in question.turns), str(question.vote)))
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")

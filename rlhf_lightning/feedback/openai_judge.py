@@ -52,7 +52,7 @@ class JudgeUsage:
     """Requests, tokens and prices of a judge.
 
     Attributes:
-        requests: that the server answered, in whatever way.
+        requests: that the server answered, errors included.
         cached: questions that cost nothing, since they had been asked before.
         retries: tries that failed for a passing reason before a request was answered.
         malformed: answers that were no chat completions.

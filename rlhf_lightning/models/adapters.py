@@ -168,7 +168,7 @@ def switch(model: PreTrainedModel, name: str | None) -> None:
     """
     assert name is None or name in adapter_names(model), f"no adapter {name!r} among {adapter_names(model)}"
     for layer in tuner_layers(model):
-        # PEFT makes the adapter at work trainable, and the others not.
+        # PEFT makes the active adapter trainable, and the others not.
         assert isinstance(layer, nn.Module)
         flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         if name is None:

@@ -21,7 +21,7 @@ SAMPLED = 256
 
 @dataclass(frozen=True, slots=True)
 class BaseIdentity:
-    """Which base model an adapter belongs to, beyond its name.
+    """Identity of a base model, beyond its name.
 
     Attributes:
         dtype: of the weights when they were looked at.

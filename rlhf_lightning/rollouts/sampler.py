@@ -1,4 +1,4 @@
-"""Sampling replies from a policy's whole distribution."""
+"""Sample replies from a policy's full distribution."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ TRAITS: Final = {
         Trait("verbose", lambda gold: gold.fillers >= LONG_WINDED, "it is too short", _pad),
     )
 }
-"""By name. The last two are what nobody should want: controls that do damage when a principle asks for them."""
+"""By name. The last two are negative controls: a principle that asks for them does damage."""
 
 
 def has_trait(trait: Trait, meaning: PromptMeaning, reply: Reply) -> bool:
