@@ -85,7 +85,7 @@ class PreferenceBatch(TensorRecord):
         chosen_mask: (batch, chosen_time) int64, 1 on prompt and reply tokens.
         rejected_ids: (batch, rejected_time) int64.
         rejected_mask: (batch, rejected_time) int64.
-        margin: (batch,) float32, zero where nobody said by how much.
+        margin: (batch,) float32, zero where there is none.
         probability: (batch,) float32, that the preferred reply is the better one; 1 where that is taken as certain.
         step_weight: how many pairs the whole optimizer step has, over all of its micro-batches and ranks.
     """

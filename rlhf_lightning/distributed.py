@@ -1,4 +1,4 @@
-"""The processes of a run as one group: who is who, and what they tell each other.
+"""Process group of a run: ranks and collective operations.
 
 The group is opened here, before Lightning, whose strategies adopt one that is open. In a run of one process everything
 in this file does nothing.
@@ -22,14 +22,14 @@ from rlhf_lightning.ranks import Place
 Value = TypeVar("Value")
 
 MEETING = timedelta(minutes=15)
-"""How long a process waits for the others to start."""
+"""Timeout for all processes to start."""
 
 PATIENCE = timedelta(hours=24)
-"""How long a process then waits for the others: the first one may work for hours alone, in an evaluation."""
+"""Timeout of collective operations: rank 0 may work for hours alone, in an evaluation."""
 
 
 def join(place: Place, *, on_gpu: bool) -> None:
-    """Opens the group, unless it is open.
+    """Initialise the process group, unless it is initialised.
 
     Args:
         place: this process's.
@@ -59,7 +59,7 @@ def _meet(place: Place) -> Store:
 
 
 def leave() -> None:
-    """Closes the group when all processes are here.
+    """Destroy the process group after a barrier.
 
     A process that fails does not call this: the operating system closes its connections, which is how the others learn
     of it.
@@ -70,22 +70,22 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """This process's number; 0 in a run of one."""
+    """Rank of this process; 0 without a group."""
     return group.get_rank() if group.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes; 1 without a group."""
+    """Number of processes; 1 without a group."""
     return group.get_world_size() if group.is_initialized() else 1
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Wait for all processes."""
     total(torch.zeros(()))  # over the CPU: NCCL's own barrier would ask which GPU is meant
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """Sum of a tensor over all processes (all-reduce)."""
     if world_size() == 1:
         return tensor
     summed = tensor.detach().clone()
@@ -94,7 +94,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def pooled_means(figures: Mapping[str, Tensor], weight: int) -> tuple[dict[str, Tensor], int]:
-    """Means over all processes, and what they are means over. (Lightning's own reduction rounds such a weight down.)
+    """Means over all processes, and their total weight. (Lightning's own reduction rounds such a weight down.)
 
     Args:
         figures: scalars, means over what this process has; the same names on each.
@@ -109,7 +109,7 @@ def pooled_means(figures: Mapping[str, Tensor], weight: int) -> tuple[dict[str, 
 
 
 def from_first(value: Value | None) -> Value:
-    """What the first process passes; what the others pass is ignored."""
+    """The value passed by rank 0; the values of other ranks are ignored."""
     held = [value]
     if world_size() > 1:
         group.broadcast_object_list(held, src=0)
@@ -119,7 +119,7 @@ def from_first(value: Value | None) -> Value:
 
 
 def gathered(value: Value) -> list[Value]:
-    """What every process passes, in the order of ranks; tensors in it should be on the CPU."""
+    """The values of all ranks, in rank order; tensors in them should be on the CPU."""
     if world_size() == 1:
         return [value]
     held: list[Value | None] = [None] * world_size()
@@ -128,7 +128,7 @@ def gathered(value: Value) -> list[Value]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP keeps in shards, put together; any other as it is. All processes must ask."""
+    """The full tensor of an FSDP shard; any other tensor unchanged. A collective operation."""
     from torch.distributed.tensor import DTensor  # takes most of a second
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

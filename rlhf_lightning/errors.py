@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 class RlhfError(Exception):
-    """Something the user can mend.
+    """An error that the user can fix.
 
     Args:
         what: what is wrong, as one sentence.
@@ -76,7 +76,7 @@ class ModelError(RlhfError):
 
 
 class JudgeError(RlhfError):
-    """A judge that cannot be asked, or does not answer as judges do."""
+    """A judge that cannot be reached, or gives invalid answers."""
 
 
 class ArtifactError(RlhfError):
@@ -88,13 +88,13 @@ class RunDirectoryError(RlhfError):
 
 
 class ReproductionError(RlhfError):
-    """A run that cannot be done again as it was."""
+    """A run that cannot be reproduced."""
 
     exit_code = 2
 
 
 class CacheError(RlhfError):
-    """A stage cache, or an entry of it, that is not there."""
+    """A stage cache, or an entry of it, that does not exist."""
 
     exit_code = 2
 
@@ -112,10 +112,10 @@ class DivergedError(RlhfError):
 
 
 class InvariantError(RlhfError):
-    """A training broke a rule that holds for every correct one."""
+    """A violated invariant of training."""
 
 
 class ComparisonError(RlhfError):
-    """A comparison of runs that cannot be made as it was asked for."""
+    """A comparison that is not possible as requested."""
 
     exit_code = 2

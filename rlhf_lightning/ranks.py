@@ -1,4 +1,4 @@
-"""Which of a run's processes this is, read from the environment that torchrun, srun or `experiment.launch` sets.
+"""Rank of this process, from the environment that torchrun, srun or `experiment.launch` sets.
 
 Imports no torch: it is asked before anything is loaded.
 """
@@ -17,15 +17,15 @@ FIRST_PORT = 15000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process stands among all processes of a run.
+    """Rank of a process, and address of the group.
 
     Attributes:
-        rank: its number among all of them; the first one, 0, keeps the run directory.
-        world_size: how many there are, on all nodes.
-        local_rank: its number on its node, which is also the number of its GPU.
-        node: the number of its node.
+        rank: global rank; rank 0 writes the run directory.
+        world_size: number of processes on all nodes.
+        local_rank: rank on its node, which is also the index of its GPU.
+        node: index of its node.
         address: of the node of rank 0.
-        port: on which they meet there.
+        port: on that node, for the rendezvous.
     """
 
     rank: int
@@ -40,7 +40,7 @@ ALONE = Place(rank=0, world_size=1, local_rank=0, node=0, address=LOCALHOST, por
 
 
 def this_place() -> Place:
-    """The place of this process; `ALONE` where nobody started several."""
+    """Rank and address of this process; `ALONE` without a launcher."""
     found = os.environ
     if "RANK" in found and "WORLD_SIZE" in found:  # torchrun, Kubeflow, our own launcher
         return Place(

@@ -1,4 +1,4 @@
-"""Text-level records: what people and files speak before anything is tokenised.
+"""Text-level records: prompts, replies and preferences before tokenisation.
 
 A prompt is plain text, or a conversation that ends with a user turn; a reply is always the text of the one
 assistant turn that answers it. How a file spells these is the business of `data.formats`.
@@ -26,7 +26,7 @@ PromptText: TypeAlias = str | Conversation
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a policy is asked.
+    """Prompt of a policy.
 
     Attributes:
         text: plain text, or the turns up to and including the last user turn.
@@ -59,7 +59,7 @@ class Preference:
     """Of two replies, the one that was preferred.
 
     Attributes:
-        margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None where nobody said.
+        margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None if not annotated.
         probability: that `chosen` is the better one (a soft label, at least one half), or None where it is taken as
             certain.
     """
@@ -86,10 +86,10 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class ScoredCompletion:
-    """What a policy answered and what a reward said of it."""
+    """Reply of a policy, and its reward."""
 
     prompt: Prompt
     reply: str
     reward: float
     finished: bool
-    """Whether the policy ended the reply itself (a stop token), rather than running into the length limit."""
+    """True if the reply ends with a stop token; False if it hit the length limit."""

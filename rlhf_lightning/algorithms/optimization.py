@@ -1,4 +1,4 @@
-"""How the algorithms' optimizers and learning-rate schedules are put together."""
+"""Optimizers and learning-rate schedules of the algorithms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OptimizerFactory(Protocol):
 def scheduled(
     optimizer: Optimizer, factor: Callable[[int], float], interval: Literal["step", "epoch"] = "step"
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns: the optimizer, its learning rate multiplied by `factor(interval)`."""
+    """Return value of `configure_optimizers`: the optimizer, its learning rate multiplied by `factor(interval)`."""
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval, "name": "learning_rate"},
@@ -31,7 +31,7 @@ def scheduled(
 def supervised(
     module: nn.Module, make_optimizer: OptimizerFactory, settings: SupervisedLoop, total_steps: int
 ) -> dict[str, Any]:
-    """What `configure_optimizers` of a supervised loop returns: linear warm-up, then linear decay to 0.
+    """Return value of `configure_optimizers` for supervised training: linear warm-up, then linear decay to 0.
 
     Args:
         module: whose parameters are trained.

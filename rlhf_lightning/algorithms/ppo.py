@@ -54,9 +54,9 @@ class PPO(pl.LightningModule):
         self.temperature = temperature
         self.make_optimizer = optimizer
         self.update_is_over = False
-        """Set within an iteration: its remaining minibatches are left out."""
+        """True after an early stop within an iteration: its remaining minibatches are skipped."""
         self._step_kl = torch.zeros(2)
-        """Summed approximate KL, and tokens, of the optimizer step under way."""
+        """Sums of approximate KL and of tokens in the current optimizer step."""
 
     def forward(self, rollout: Rollout) -> ReplyOutputs:
         inputs = rollout.sequences, rollout.attention_mask, rollout.reply_length
@@ -113,14 +113,14 @@ class PPO(pl.LightningModule):
 
     @property
     def warming_up(self) -> bool:
-        """Whether only the critic learns yet."""
+        """True while only the critic is trained."""
         return self.current_epoch < self.settings.critic_warmup
 
     def on_train_epoch_start(self) -> None:
         self._steps_before = self.trainer.global_step
 
     def on_train_batch_start(self, batch: Minibatch, _: int) -> int | None:
-        """-1 ends the iteration's update."""
+        """Return -1 to end the iteration's update."""
         del batch
         return -1 if self.update_is_over else None
 
@@ -130,7 +130,7 @@ class PPO(pl.LightningModule):
                 parameter.grad = None  # an optimizer leaves such a parameter alone, its moments included
 
     def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_idx: int) -> None:
-        """After an optimizer step that had gone too far already, the rollouts are too old to learn more from."""
+        """Stop the update once an optimizer step exceeded the target KL: the rollouts are too off-policy then."""
         del outputs, batch
         if self.settings.target_kl is None or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return

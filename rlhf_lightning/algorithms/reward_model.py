@@ -1,4 +1,4 @@
-"""The reward model: which of two replies would people prefer?"""
+"""Reward model training on preference pairs."""
 
 from __future__ import annotations
 

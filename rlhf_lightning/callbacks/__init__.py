@@ -1,1 +1,1 @@
-"""What happens around a training: rollouts, diaries, gradient norms, interruption."""
+"""Training callbacks: rollouts, sample logs, gradient norms, interruption."""

@@ -1,4 +1,4 @@
-"""Which checkpoint a stage goes on from: the newest that can be read, and none that could run code."""
+"""Find the newest readable checkpoint of a stage, and refuse files that could run code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".ckpt"
 OURS = "resume"
-"""The key of a checkpoint under which stands what Lightning does not save."""
+"""Checkpoint key of the state that Lightning does not save."""
 
 BARE_PICKLE = b"\x80"
-"""How a pickle begins that stands in no archive; none of ours does."""
+"""First byte of a pickle outside an archive; `torch.save` writes archives, so no checkpoint of ours starts with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ def newest_readable(directory: Path) -> Readable | None:
     One that is not whole (a disk that failed, a copy that was cut short) is named in a warning and passed over.
 
     Raises:
-        CheckpointError: the newest that is whole holds something else than tensors and plain values. No run wrote it,
-            so it is no accident, and none is loaded.
+        CheckpointError: the newest complete one holds more than tensors and plain values. No run wrote it, so no
+            checkpoint is loaded.
     """
     found = checkpoints_in(directory)
     for path in found:
@@ -75,7 +75,7 @@ def _read(path: Path) -> Readable | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether every part of an archive has its checksum: torch does not look at those of tensors."""
+    """True if every member of the archive passes its CRC check, which torch skips for tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -92,6 +92,6 @@ def _refused(path: Path, why: str) -> CheckpointError:
 
 
 def _refusal(error: BaseException) -> str:
-    """What torch refused, without its advice to trust the file."""
+    """The reason why torch refused to load, without its advice to trust the file."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f"it names {found.group(1)}" if found else "its pickle is not one of a checkpoint"

@@ -31,7 +31,7 @@ ASIDE = ".part"
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint aside, flushes it to disk and renames it: under its name it is whole or not there.
+    """Write a checkpoint to a temporary file, flush it to disk and rename it, so that it is complete or absent.
 
     Lightning's own way goes through the directory for temporary files, which may be on another filesystem; from there a
     file is copied, not renamed.
@@ -171,7 +171,7 @@ def _frozen(module: pl.LightningModule) -> set[str]:
 
 
 def _as_not_begun(loop: dict[str, Any]) -> None:
-    """Takes back that Lightning counts a batch, or an epoch, as ready before it calls the hooks that we save in."""
+    """Reset the progress counts that Lightning raises before the hooks that save: of a batch or epoch not begun."""
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
     for counts in _counts(loop, "epoch_loop.batch_progress"):
         counts["ready"] = counts["started"]
@@ -188,7 +188,7 @@ def _counts(loop: dict[str, Any], *progresses: str) -> Iterator[dict[str, int]]:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Makes a rename in a directory outlast a power failure."""
+    """Flush a directory to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

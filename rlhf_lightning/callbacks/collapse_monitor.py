@@ -1,4 +1,4 @@
-"""How alike the rollouts of an iteration are: a policy that says one thing to everybody is seen here first."""
+"""Diversity metrics of an iteration's rollouts, which reveal mode collapse early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that has come apart ends in a typed error, with the batch that did it, not in a model of NaNs."""
+"""Stop diverged training with a typed error and the batch that caused it, rather than save a model of NaNs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSS_SCALED = "16-mixed"
 
 
 class DivergenceGuard(pl.Callback):
-    """Ends the training when a loss or gradient is not finite, or at its end a weight.
+    """Stops the training when a loss or gradient is not finite, or when a weight is not finite at the end.
 
     It stops before the optimizer step, so that the weights are still those of the last good step, and saves the
     micro-batches of the step as `0.input_ids`, `1.input_ids`, ...

@@ -1,4 +1,4 @@
-"""Signals stay what the program made of them while Lightning trains."""
+"""Keep the program's own signal handlers while Lightning trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class OwnSignalHandlers(pl.Callback):
-    """Takes back the handlers of SIGTERM and SIGUSR1 that Lightning replaces when a training begins.
+    """Restores the handlers of SIGTERM and SIGUSR1 that Lightning replaces when a training begins.
 
     Lightning's handler of SIGTERM exchanges a message among all processes, which hangs where they are not all at the
     same place; its handler of SIGUSR1 under SLURM saves a checkpoint in the middle of an iteration and prefers it when

@@ -1,4 +1,4 @@
-"""The files that a training only appends to, which go back to an earlier length when the training does."""
+"""Append-only files of a training, truncated when the training resumes from an earlier point."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Journals:
         return {self._name(path): path.stat().st_size for path in self._present()}
 
     def flush(self) -> None:
-        """Makes what was appended outlast a power failure."""
+        """Flush the appended lines to disk."""
         for path in self._present():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rewind(self, lengths: Mapping[str, int]) -> None:
-        """Cuts the journals back to earlier lengths; one that was not there is removed.
+        """Truncate the journals to earlier lengths; one that did not exist yet is removed.
 
         Args:
             lengths: as `lengths` gave them.

@@ -1,4 +1,4 @@
-"""What the policy said along the way."""
+"""Log of sampled rollouts during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class SampleDiary:
-    """Writes some of an iteration's rollouts to a jsonl file and one line of figures to the log, now and then.
+    """Writes some rollouts to a jsonl file and one line of metrics to the log, every few iterations.
 
     Args:
         path: appended to.

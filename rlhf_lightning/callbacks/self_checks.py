@@ -1,4 +1,4 @@
-"""Rules that hold in every correct PPO run, checked while it runs.
+"""Invariants of every correct PPO run, checked during the run.
 
 Their cost is a forward pass of a micro-batch and one of a single row in each iteration, and two hashes of the reference
 in a run. What they find are the silent defects of PPO: what looks like learning and is not.
@@ -26,7 +26,7 @@ ANYWAY = "callbacks.self_checks=false runs on regardless"
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far two evaluations of the same log-prob may differ, in nats a token.
+    """Largest allowed difference between two evaluations of the same log-prob, in nats per token.
 
     Attributes:
         mean: on average over tokens.
@@ -47,7 +47,7 @@ TOLERANCES = {
 
 
 def tolerance(dtype: str, precision: str) -> Tolerance:
-    """What to allow for.
+    """Tolerance for a dtype and precision.
 
     Args:
         dtype: of the weights, `model.dtype`.
@@ -58,7 +58,7 @@ def tolerance(dtype: str, precision: str) -> Tolerance:
 
 
 class SelfChecks(pl.Callback):
-    """Stops a run that breaks a rule of PPO, and says which and why.
+    """Stops a run that violates an invariant of PPO, and names it and the cause.
 
     - The log-probs that the sampler recorded are those that the training computes.
     - Before anything was learned the KL to the reference is 0.

@@ -20,9 +20,9 @@ from rlhf_lightning.comparison.request import BEST, Request
 from rlhf_lightning.comparison.tables import Row, differences, means, summary
 
 FOLDER = "compare"
-"""Where the files go within the directory compared."""
+"""Output folder within the compared directory, if there is only one."""
 HERE = Path("comparison")
-"""Where they go when there are several."""
+"""Output directory if several directories are compared."""
 SETTINGS = "settings"
 LONGEST_SETTINGS = 160
 """Characters of a group's settings that the terminal shows."""
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show(console: Console, comparison: Comparison) -> None:
-    """Prints the means, the differences, what has to be said of them, and what was left out."""
+    """Print the means, the differences, the notes and the runs left out."""
     console.print(Text(summary(comparison), style="bold"))
     for part in _beside(console, comparison, means(comparison)):
         console.print(part)

@@ -28,7 +28,7 @@ def stderr() -> Console:
 
 
 def show_error(error: RlhfError) -> None:
-    """Prints an error that the user can mend."""
+    """Print an error that the user can fix."""
     console = stderr()
     if not console.is_terminal:
         console.print(Text(error.render()))
@@ -60,7 +60,7 @@ def show_outcome(outcome: Outcome, run_dir: Path) -> None:
 
 
 def resume_command(run_dir: Path) -> str:
-    """What to type to go on with a run."""
+    """The shell command that resumes a run."""
     here = Path.cwd()
     shown = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
     return shlex.join(["rlhf", "train", f"resume={shown}"])

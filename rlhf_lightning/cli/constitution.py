@@ -21,7 +21,7 @@ from rlhf_lightning.experiment.config.suggestions import did_you_mean, similar
 from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
 
 ONLY_A_PATH = "file"
-"""The option that stands for a file of the user's own, and is no constitution itself."""
+"""The option for a file of the user's own; not a constitution itself."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,7 +96,7 @@ def _show(folders: Sequence[Path], arguments: argparse.Namespace) -> None:
 
 
 def _show_method(console: Console, constitution: ConstitutionSettings) -> None:
-    """Its name, its hash, and how it is gone by."""
+    """The name of a constitution, its hash, and how its principles are sampled."""
     heading = f"{constitution.name}, version {constitution.version}, hash {content_hash(constitution)}"
     console.print(Text(heading, style="bold"), soft_wrap=True)
     sampling = constitution.sampling

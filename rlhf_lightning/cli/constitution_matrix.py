@@ -39,7 +39,7 @@ exit code: 0 shown, 2 no run, no such constitution or no figures there
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
-    """What `rlhf constitution matrix` takes."""
+    """Declare the arguments of `rlhf constitution matrix`."""
     arguments.description = __doc__
     arguments.epilog = EPILOG
     arguments.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -1,4 +1,4 @@
-"""What models are asked under a principle, for one example dialogue: the exact prompts, form by form."""
+"""The exact prompts that a principle gives for an example dialogue, form by form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ IN_THE_WORLD = Example(
 
 
 def prompts(principle: Principle, form: str) -> Iterator[tuple[str, str]]:
-    """What a model is asked, and the text of it, for each of the four questions.
+    """Yield the name and the full text of each of the four prompts of a principle.
 
     Args:
         principle: in the form `world`, one that has a name there.

@@ -95,7 +95,7 @@ def runs_in(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> RunRecord:
-    """What a run left behind so far.
+    """Load the record of a run, finished or not.
 
     Raises:
         RunDirectoryError: a file of the run is malformed.

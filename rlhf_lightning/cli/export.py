@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show(written: Export, asked_to_merge: bool) -> None:
-    """Prints where everything lies, and what else is needed to open it."""
+    """Print the exported paths, and what else is needed to load the model."""
     console, model = stdout(), written.model
     what = {
         "whole": "The whole model",

@@ -49,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def status(sweep: Sweep) -> int:
-    """Prints how a sweep stands."""
+    """Print the progress of a sweep."""
     show_jobs(sweep)
     return sweep.exit_code
 
 
 def watch(sweep: Sweep) -> int:
-    """Shows how a sweep stands until nobody runs it any longer."""
+    """Show the progress of a sweep until no process runs it."""
     with Live(sweep_table(sweep), console=stdout(), auto_refresh=False) as live:
         while sweep.exit_code == GOING_ON_EXIT:
             time.sleep(WATCH_SECONDS)
@@ -64,7 +64,7 @@ def watch(sweep: Sweep) -> int:
 
 
 def resume(sweep: Sweep, overrides: Sequence[str]) -> int:
-    """Runs the jobs that did not finish, and has a sweeper that draws jobs draw the missing ones."""
+    """Run the unfinished jobs; a sweeper that samples jobs also samples the missing ones."""
     # Here and not above: Hydra's plugins take time to find, and who asks for the status need not wait.
     from rlhf_lightning.experiment.sweep.draw import draw_missing
     from rlhf_lightning.experiment.sweep.launchers import launch, stopped_by_signals

@@ -1,4 +1,4 @@
-"""How a sweep stands, as a table: a line a job, and the totals."""
+"""Table of a sweep's progress: one line per job, and the totals."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ COLOURS: Mapping[JobState, str] = {
 
 
 def show_jobs(sweep: Sweep) -> None:
-    """Prints how a sweep stands."""
+    """Print the progress of a sweep."""
     stdout().print(sweep_table(sweep))
 
 
 def sweep_table(sweep: Sweep) -> Group:
-    """A sweep's jobs: what each is told apart from the others by, how it stands, and how far it is."""
+    """Table of a sweep's jobs: distinguishing overrides, state and progress of each."""
     jobs = sweep.jobs
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     table = Table(box=None, pad_edge=False)

@@ -43,7 +43,7 @@ metrics.json, history.csv, samples.jsonl, plots/, and a directory per stage that
 
 
 def help_text(tree: ConfigTree) -> str:
-    """What the command takes, with the config groups as they are now, a user's own included."""
+    """Help text of `rlhf train`, with all current config groups, including the user's own."""
     return f"{INTRODUCTION}\ngroups (the default is marked *):\n{_groups(tree)}\n{REST}"
 
 

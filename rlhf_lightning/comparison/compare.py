@@ -1,4 +1,4 @@
-"""Puts runs beside each other: grouped by what they were told, averaged over seeds, set against a baseline."""
+"""Compare runs: group them by settings, average over seeds, subtract a baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_lightning.comparison.request import Request, baseline_of, keys_of, met
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """A group in the making: what tells it from the others, its runs, and by metric their figures."""
+    """A group under construction: its settings, its runs, and their figures by metric."""
 
     settings: Mapping[str, str]
     runs: tuple[Run, ...]

@@ -27,7 +27,7 @@ COLUMNS = ("policy", "scored_by", "mean", "low", "high", "count")
 
 @dataclass(frozen=True)
 class ScoredPrinciple:
-    """What counts of a principle.
+    """The scored properties of a principle.
 
     Attributes:
         trait: its tag in the courtesy world; None where it has none there.

@@ -16,11 +16,11 @@ Flat = Mapping[str, Any]
 
 SEED = "seed"
 ALIKE = FREE | {"callbacks", "trainer.threads", "allow_targets"}
-"""Sections and keys that do not tell experiments apart: where a run is written, how it is shown, how it is cut up."""
+"""Sections and keys that do not distinguish experiments: output paths, display, and batching."""
 ABSENT = "-"
-"""Stands for a key that the option chosen does not have: `peft.rank` under `peft=none`."""
+"""Placeholder for a key that the chosen option does not have: `peft.rank` under `peft=none`."""
 MISSING = "(missing)"
-"""Stands for a key that a run lacks where others of the same option have it: it is of another version."""
+"""Placeholder for a key that a run lacks although others with the same option have it: it is of another version."""
 
 
 def differing_keys(configs: Sequence[Flat]) -> list[str]:
@@ -39,7 +39,7 @@ def named(key: str) -> str:
 
 
 def key_named(name: str, configs: Iterable[Flat]) -> str | None:
-    """The key that a name stands for; None where no config has it."""
+    """The full key of a name; None if no config has it."""
     known = {key for config in configs for key in config}
     return next((key for key in (name, f"{name}.kind", f"{name}.name") if key in known), None)
 
@@ -80,7 +80,7 @@ def as_typed(value: Any) -> str:
 
 
 def means(text: str, value: Any) -> bool:
-    """Whether a text, typed as an override's value, gives this value."""
+    """True if a text, typed as an override's value, parses to this value."""
     if as_typed(value) == text.strip("'\""):
         return True
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -96,7 +96,7 @@ def means(text: str, value: Any) -> bool:
 
 
 def means_the_same(text: str, other: str) -> bool:
-    """Whether two texts give the same value: `1e-1` and `0.1`, `null` and `Null`."""
+    """True if two texts parse to the same value: `1e-1` and `0.1`, `null` and `Null`."""
     if text == other:
         return True
     try:
@@ -134,7 +134,7 @@ def _options_above(key: str, config: Flat) -> str:
 
 
 def _is_choice(key: str) -> bool:
-    """Whether a key names the option of its group."""
+    """True if a key names the selected option of its group."""
     return key.endswith(".kind") or key == "pipeline.name"
 
 

@@ -1,4 +1,4 @@
-"""The figures that runs are compared by: their names, what is better, and which are shown unasked."""
+"""Metrics that runs are compared by: their names, directions, and those shown by default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_lightning.evaluation.summary import ROWS, short_name
 OBJECTIVE = "objective"
 SECONDS = "seconds"
 VALIDATION = "validation"
-"""The split that the objective is measured on; the others have decided nothing."""
+"""The split of the objective; no other split influences any decision."""
 
 HIGHER = {
     **dict.fromkeys(("objective", "gold_reward", "proxy_reward", "score", "gold", "lift", "eos_rate"), True),
@@ -25,15 +25,15 @@ HIGHER = {
     **dict.fromkeys(("kl", "loss", "validation_loss", "validation_perplexity", "brier", "ece"), False),
     **dict.fromkeys(("repetition", "boilerplate_rate", "fillers", "seconds"), False),
 }
-"""What is better, by the last part of a metric's name."""
+"""True if a higher value is better, by the last part of a metric's name."""
 STYLES = {
     **{row.key: (re.sub(r", (\w+)$", r" (\1)", row.name), row.style) for row in ROWS},
     "accuracy": ("accuracy", "percent"),
     SECONDS: (SECONDS, "whole"),
 }
-"""How a metric is called and written, by the last part of its name: as in the summary of a run."""
+"""Display name and number format, by the last part of a metric's name: as in the summary of a run."""
 ON_ONE_SPLIT = ("proxy_reward", "kl", "harmful_rate", "rude_rate", "over_refusal_rate", "malformed_rate")
-"""Shown unasked for one split; the gold reward for all but the validation split."""
+"""Metrics shown by default for one split; the gold reward is shown for all but the validation split."""
 WITHOUT_EVALUATION = ("ppo.score", "ppo.kl", "sft.validation_loss")
 
 
@@ -64,7 +64,7 @@ def metric(name: str) -> Metric:
 
 
 def default_metrics(runs: Iterable[Run]) -> list[Metric]:
-    """The metrics to show unasked: those of the last policy on prompts that decided nothing, and the reward model's."""
+    """Metrics shown by default: those of the last policy on splits other than validation, and the reward model's."""
     runs = list(runs)
     present = names(runs)
     splits = list(

@@ -1,4 +1,4 @@
-"""What has to be said under a comparison: how its figures were made, and which runs they do not count."""
+"""Notes under a comparison: how its figures were computed, and which runs they exclude."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.comparison.records import FINISHED, Comparison, Group, LeftO
 
 
 def notes(comparison: Comparison, averaged: Sequence[str]) -> tuple[str, ...]:
-    """How the figures were made, a sentence or two each.
+    """Notes on how the figures were computed, one or two sentences each.
 
     Args:
         averaged: the keys that differ within groups.

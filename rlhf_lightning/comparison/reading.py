@@ -1,4 +1,4 @@
-"""Finding runs under directories and reading what they left, whatever state they are in."""
+"""Find runs under directories and read their records, whatever their state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def find_runs(given: Sequence[Path]) -> Found:
 
 
 def read_run(directory: Path, name: str) -> Run:
-    """What a run left. Files that are missing or malformed are told of in `read_problems`, and never raised."""
+    """Read a run's directory. Missing or malformed files are listed in `read_problems`, and never raised."""
     problems: list[str] = []
 
     def mapping(file: str, parse: Callable[[str], Any]) -> Mapping[str, Any]:

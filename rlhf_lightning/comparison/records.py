@@ -1,4 +1,4 @@
-"""What a comparison consists of: runs, groups of runs that differ in nothing but the seed, figures with intervals."""
+"""Records of a comparison: runs, groups of runs that differ only in the seed, figures with intervals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Delta:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """True if the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
 
 
@@ -112,12 +112,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its figures count. A run that stopped midway has those of an earlier stage under the same names."""
+        """True if its figures count. A run that stopped midway has those of an earlier stage under the same names."""
         return self.state == FINISHED and bool(self.figures)
 
     @property
     def objective(self) -> float | None:
-        """What a sweeper would maximise."""
+        """The value that a sweeper maximises; None without one."""
         return self.figures.get("objective")
 
     @property
@@ -157,7 +157,7 @@ class Run:
 
     @property
     def late_problems(self) -> tuple[str, ...]:
-        """What of history.csv and samples.jsonl cannot be read. Reads both."""
+        """Problems with reading history.csv and samples.jsonl. Reads both."""
         return tuple(problem for problem in (self._history[1], self._samples[1]) if problem is not None)
 
     @cached_property
@@ -180,7 +180,7 @@ class Group:
     """Runs that are told the same, but for the seed.
 
     Attributes:
-        settings: what they are told apart from the other groups, by key, as one would type it.
+        settings: the values that distinguish the group, by key, as one would type them.
         runs: all of them, also those that did not finish.
         estimates: by metric name; a metric that none of its finished runs has is not in it.
         deltas: against the baseline, by metric name; empty for the baseline itself.

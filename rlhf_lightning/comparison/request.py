@@ -1,4 +1,4 @@
-"""What a comparison was asked for, checked against what the runs have."""
+"""Options of a comparison, checked against the runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEST, FIRST = "best", "first"
 
 @dataclass(frozen=True)
 class Request:
-    """What to show, as the command line names it.
+    """Options of a comparison, as given on the command line.
 
     Attributes:
         by: keys that make the groups; None: all that differ.
@@ -34,7 +34,7 @@ class Request:
 
 
 class Told(Protocol):
-    """Whatever is told apart by settings."""
+    """Anything with settings."""
 
     @property
     def settings(self) -> Mapping[str, str]: ...

@@ -52,6 +52,6 @@ def _runs(group: Group) -> str:
 
 
 def _counts(records: Iterable[Estimate | Delta]) -> str:
-    """What stands behind a row's figures: `3`, or `2-3` where metrics differ."""
+    """Number of values behind a row's figures: `3`, or `2-3` where metrics differ."""
     counts = sorted({record.count for record in records})
     return "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else NOTHING

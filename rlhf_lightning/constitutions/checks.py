@@ -1,4 +1,4 @@
-"""What the schema of a principle cannot see: texts that nobody could answer, principles that stand twice."""
+"""Checks of principles beyond their schema: unusable texts and duplicates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_lightning.errors import Problem
 
 
 def principle_problems(resolved: Resolved, traits: Collection[str]) -> list[Problem]:
-    """What is wrong with the principles, as they are in a config that was not checked yet.
+    """Problems with the principles of a config that is not validated yet.
 
     Args:
         resolved: the constitution; what is of the wrong type is the schema's to complain of.

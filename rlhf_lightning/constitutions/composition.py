@@ -49,7 +49,7 @@ Load = Callable[[str], Source]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a principle comes from: the file (None: the config itself), and its number in it, from 0."""
+    """Origin of a principle: the file (None: the config itself), and its index in it, from 0."""
 
     place: str | None
     number: int
@@ -88,7 +88,7 @@ class _Principle:
 
 
 def resolve(raw: Raw, load: Load, place: str | None = None) -> Resolved:
-    """Puts a constitution together.
+    """Resolves the references of a constitution.
 
     Principles of `extends` come first, then those of `mixture`, then its own. Of both only the principles are taken;
     the weights of a mixture's constitution are scaled so that their sum is its share. What stands beside a `path` holds
@@ -173,7 +173,7 @@ class _Reader:
         return self.principles(self.laid_out(source.raw, source.place, chain), chain)
 
     def _source(self, reference: _Reference, chain: tuple[str, ...]) -> Source | None:
-        """What is referred to; None where there is no such thing, or it leads back here."""
+        """Load the referenced constitution; None if there is none, or the reference is circular."""
         try:
             source = self.load(reference.name)
         except ConfigError as error:
@@ -192,7 +192,7 @@ class _Reader:
         return Source(source.place, {name: value for name, value in source.raw.items() if name in KNOWN})
 
     def _below(self, raw: Raw, place: str | None) -> Iterator[_Reference]:
-        """What a constitution stands on: the options that its file begins with, and the file in its own place."""
+        """Yield the parents of a constitution: the options in its file's defaults, and its `path`."""
         inherited = raw.get(INHERITED, [])
         for number, name in enumerate(inherited if isinstance(inherited, list) else [inherited]):
             reference = _Reference(f"{KEY}.{INHERITED}.{number}", name, place)

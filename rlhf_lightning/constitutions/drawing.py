@@ -1,4 +1,4 @@
-"""Which principles a critique or a label goes by: a function of the seed and of what it is for, and of nothing else."""
+"""Sample the principles of a critique or a label, as a function of the seed and the item alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rlhf_lightning.settings.constitution import Principle, PrincipleSampling
 
 
 def applicable(principles: Sequence[Principle], kind: str | None) -> list[Principle]:
-    """The principles that concern a kind of prompt; of a prompt whose kind nobody knows, all."""
+    """The principles that apply to a kind of prompt; all of them if the kind is unknown."""
     return [one for one in principles if kind is None or one.applies_to is None or kind in one.applies_to]
 
 
 def drawn(
     principles: Sequence[Principle], sampling: PrincipleSampling, *, chain: int, step: int, seed: int
 ) -> list[Principle]:
-    """The principles of one step, in the order in which they are gone by.
+    """The principles of one step, in the order in which they are applied.
 
     Args:
         principles: at least one.

@@ -1,4 +1,4 @@
-"""What a constitution does, told apart from what it is called."""
+"""Hashes of a constitution's content, independent of its name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HASH_LENGTH = 12
 """Hexadecimal digits."""
 
 NAMES = frozenset({"name", "version", "path", "extends", "mixture"})
-"""What a constitution is called and made of; `principles` says what it came to."""
+"""Keys that name a constitution or list its parts; `principles` holds the result of composing them."""
 
 LABELS = frozenset({"title", "tags"})
-"""What is said of a principle, and asked of no model."""
+"""Keys of a principle that are in no prompt."""
 
 OF_CRITIQUES = frozenset({"critique_request", "revision_request"})
 OF_JUDGEMENTS = frozenset({"preference_question", "pointwise_question"})
@@ -34,18 +34,18 @@ def critique_hash(constitution: ConstitutionSettings) -> str:
 
 
 def judge_hash(constitution: ConstitutionSettings) -> str:
-    """A hash of what a judge goes by."""
+    """A hash of all that a judge is asked by."""
     sampling = constitution.sampling.model_dump(mode="json")
     return _hashed({"sampling": sampling, "principles": judge_part(constitution)})
 
 
 def critique_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
-    """What critiques and revisions are made by, of each principle."""
+    """The keys of each principle that critiques and revisions use."""
     return [_part(principle, LABELS | OF_JUDGEMENTS, ("critique", "revision")) for principle in constitution.principles]
 
 
 def judge_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
-    """What a judge goes by, of each principle."""
+    """The keys of each principle that a judge uses."""
     return [_part(principle, LABELS | OF_CRITIQUES, ("judge",)) for principle in constitution.principles]
 
 

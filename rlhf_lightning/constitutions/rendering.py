@@ -1,6 +1,6 @@
-"""What a model is asked: a principle and a dialogue as turns of a conversation that ends with the user's request.
+"""Prompts from a principle and a dialogue: turns of a conversation that ends with the user's request.
 
-A chat template, or the transcript that stands for one, makes the text of them.
+A chat template, or a plain transcript where there is none, renders them as text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Asked:
 
 
 class Phrasing(Protocol):
-    """How models are asked."""
+    """Renders the prompts of critiques, revisions and judgements."""
 
     def critique(self, principle: Principle, dialogue: Conversation) -> Conversation:
         """Asks what is wrong with the reply that the dialogue ends with."""

@@ -1,4 +1,4 @@
-"""How a conversation is written for a model whose tokenizer brings no chat template. Imports nothing heavy."""
+"""Plain-text format of a conversation for a tokenizer without a chat template. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_CHAT_TEMPLATE = (
 
 
 def as_plain_text(turns: Conversation) -> str:
-    """What a model without a chat template is given to continue."""
+    """The prompt text for a model without a chat template."""
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     template = Environment(autoescape=False).from_string(DEFAULT_CHAT_TEMPLATE)
     return template.render(messages=messages, add_generation_prompt=True)

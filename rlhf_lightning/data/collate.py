@@ -30,7 +30,7 @@ def collate_demonstrations(
 
     Args:
         demonstrations: one micro-batch.
-        pad_id: what stands in the padding.
+        pad_id: token id of the padding.
         step_weight: the loss tokens of the whole optimizer step that the micro-batch belongs to.
     """
     input_ids, attention_mask = _with_mask([record.prompt_ids + record.reply_ids for record in demonstrations], pad_id)
@@ -45,7 +45,7 @@ def collate_preferences(preferences: Sequence[EncodedPreference], pad_id: int, s
 
     Args:
         preferences: one micro-batch.
-        pad_id: what stands in the padding.
+        pad_id: token id of the padding.
         step_weight: the pairs of the whole optimizer step that the micro-batch belongs to.
     """
     chosen_ids, chosen_mask = _with_mask([pair.prompt_ids + pair.chosen_ids for pair in preferences], pad_id)

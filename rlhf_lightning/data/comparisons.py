@@ -1,4 +1,4 @@
-"""What a reward model learns from: preferences and rankings, for training and held out."""
+"""Training and held-out data of a reward model: preferences and rankings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Comparisons:
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparisons:
-        """What `save` wrote.
+        """Read the files that `save` wrote.
 
         Raises:
             DataError: a file is missing, or a line is no comparison.
@@ -75,7 +75,7 @@ def as_preferences(comparisons: Iterable[Comparison], pairing: Pairing) -> list[
 
 
 def trivial_baselines(preferences: Sequence[Preference]) -> dict[str, float]:
-    """How often "the longer reply" and "the shorter reply", in characters, would be right; ties count one half.
+    """Accuracy of "the longer reply" and "the shorter reply", in characters; ties count one half.
 
     A reward model that is not better than these has learned nothing about the content of the replies.
     """

@@ -20,7 +20,7 @@ def write_demonstrations(demonstrations: Iterable[Demonstration], directory: Pat
 
 
 def read_demonstrations(directory: Path) -> list[Demonstration]:
-    """What `write_demonstrations` wrote.
+    """Read the file that `write_demonstrations` wrote.
 
     Raises:
         DataError: the file is missing, or a line is no demonstration.

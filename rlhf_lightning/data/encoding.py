@@ -46,7 +46,7 @@ class EncodedDemonstration:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPreference:
-    """A preference's token ids, its margin (zero where nobody said) and its soft label (1 where it has none)."""
+    """A preference's token ids, its margin (zero where it has none) and its soft label (1 where it has none)."""
 
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
@@ -57,7 +57,7 @@ class EncodedPreference:
 
 @dataclass(slots=True)
 class EncodingReport:
-    """What became of the records that were encoded.
+    """Counts of the encoded, truncated and dropped records.
 
     Attributes:
         records: how many were given.
@@ -149,7 +149,7 @@ class Encoder:
         return encoded, report
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The whole prompt's token ids, whatever its length; a conversation ends with the generation prompt.
+        """The prompt's token ids, not truncated; a conversation ends with the generation prompt.
 
         Raises:
             DataError: the chat template refuses the conversation.
@@ -157,7 +157,7 @@ class Encoder:
         return self.whole_ids(prompt)[0]
 
     def whole_ids(self, prompt: Prompt, *replies: str) -> list[list[int]]:
-        """The prompt's token ids and those of each reply, whatever their length.
+        """The prompt's token ids and those of each reply, not truncated.
 
         A reply ends with the only end-of-sequence token among its ids. For a conversation these are the tokens that
         the chat template writes after the generation prompt, its end-of-turn tokens included; white space after the end
@@ -180,7 +180,7 @@ class Encoder:
                     yield record, fitted
 
     def _whole(self, records: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[list[int]]]:
-        """The ids of each prompt and of its replies, whatever their length; the tokenizer is called once for all."""
+        """The ids of each prompt and of its replies, not truncated; the tokenizer is called once for all."""
         texts = [self._texts(prompt, replies) for prompt, replies in records]
         flat = [text for of_record in texts for text in of_record]
         encoded = iter(

@@ -1,4 +1,4 @@
-"""How a record is spelled in a file: checked fields in, records out, and back.
+"""Record formats: parse checked fields into records, and serialise records.
 
     demonstration   prompt + reply (or completion)       | messages, whose last assistant turn is the reply
     prompt          prompt                               | messages, which end with a user turn
@@ -90,7 +90,7 @@ def parse_ranking(fields: Fields, place: str) -> Ranking:
 
 
 def parse_comparison(fields: Fields, place: str, expected: Literal["preference", "ranking"]) -> Preference | Ranking:
-    """A preference or a ranking, told apart by their fields; `expected` is what a row with neither is checked as.
+    """A preference or a ranking, distinguished by their fields; `expected` is what a row with neither is checked as.
 
     Files that `Comparisons.save` wrote may hold both.
     """

@@ -18,7 +18,7 @@ Parsed = TypeVar("Parsed")
 
 
 class ReadingRules(Protocol):
-    """How records are read; `RecordedData` has these rules.
+    """Rules for reading records; `RecordedData` has them.
 
     Attributes:
         on_bad_record: whether a malformed record stops the run, or is left out and counted.
@@ -34,7 +34,7 @@ class ReadingRules(Protocol):
 
 @dataclass(slots=True)
 class ReadReport:
-    """What was read.
+    """Counts of the records read and skipped.
 
     Attributes:
         read: records that were read and are well formed.

@@ -1,4 +1,4 @@
-"""Where a run's prompts, demonstrations and comparisons come from."""
+"""Sources of a run's prompts, demonstrations and comparisons."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class DataSource(Protocol):
         """Prompts that nothing is trained on, by the name of their split."""
 
     def kind_of(self, prompt: Prompt) -> str | None:
-        """What a prompt asks for (harm, a fact, ...), where the data knows; else None."""
+        """The kind of a prompt (harm, a fact, ...); None if the data does not record it."""
 
     def comparisons(self) -> Comparisons | None:
         """The recorded comparisons, or None where there are none and a stage has to gather them."""
 
     def report(self) -> ReadReport:
-        """What was read."""
+        """Counts of the records read and skipped."""
 
     def texts(self) -> Iterable[str]:
         """All training text, for a tokenizer to be trained on; none of it is held out."""

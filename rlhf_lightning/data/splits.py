@@ -1,4 +1,4 @@
-"""Who is held out: decided by a hash of the prompt, so the same prompt never stands on both sides."""
+"""Train and held-out split by a hash of the prompt, so that no prompt is on both sides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Record = TypeVar("Record", bound=HasPrompt)
 
 
 def is_held_out(prompt: Prompt, fraction: float, purpose: str = "held_out") -> bool:
-    """Whether a prompt belongs to the held-out side.
+    """True if a prompt is held out.
 
     The answer depends on nothing but the arguments: not on the order of the records, the other records, the seed or
     the process. A larger fraction holds out the same prompts and more.

@@ -1,4 +1,4 @@
-"""Which records make up which optimizer step, so that its loss can be weighted by tokens (or pairs) as a whole.
+"""Assign records to optimizer steps, so that a step's loss is weighted by its tokens (or pairs) as a whole.
 
 The mean of micro-batch means is not the mean over the step: a micro-batch with few loss tokens would weigh as much as
 one with many. So a micro-batch carries the total weight of its step, and the loss divides by that.
@@ -20,7 +20,7 @@ from rlhf_lightning.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What a record brings to a step.
+    """Weights of a record within an optimizer step.
 
     Attributes:
         loss: loss tokens, or 1 for a pair: what the step's loss is divided by.
@@ -93,7 +93,7 @@ class StepSampler(DistributedSampler[MicroBatch]):
         self._begin_at = 0
 
     def begin_at(self, position: int) -> None:
-        """Leaves out the first `position` micro-batches of the pass that begins next, and of no later one."""
+        """Skip the first `position` micro-batches of the next pass only."""
         self._begin_at = position
 
     def __len__(self) -> int:

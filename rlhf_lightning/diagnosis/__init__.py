@@ -1,1 +1,1 @@
-"""Is this run healthy? Findings about a run from what it left behind: figures in, likely causes and overrides out."""
+"""Diagnosis of a run from its logged metrics: likely causes of problems, and overrides that fix them."""

@@ -1,4 +1,4 @@
-"""The critic: frozen, useless, or run away."""
+"""Findings about the critic: frozen, useless, or diverged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_lightning.diagnosis.finding import Finding, Severity, figure, override
 from rlhf_lightning.diagnosis.run_record import RunRecord
 
 ENOUGH_ITERATIONS = 10
-"""A critic that starts at zero needs some rollouts before it explains anything; healthy ones reach 0.1 by then."""
+"""Iterations before a critic is judged: one that starts at zero needs some; by then healthy ones explain 0.1."""
 NOTHING_EXPLAINED = 0.05
 """Explained variance of a critic that knows nothing; 0 is what a constant explains."""
 STILL = 1e-3

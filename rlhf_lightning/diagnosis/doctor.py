@@ -60,7 +60,7 @@ SHOWN = (
     "rollout/logprob_mismatch",
     "rollout/score_length_correlation",
 )
-"""What is shown of every run."""
+"""Metrics shown for every run."""
 
 
 class Verdict(StrEnum):
@@ -85,7 +85,7 @@ class ShownFigure:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found in a run.
+    """Findings of a run.
 
     Attributes:
         causes: findings that no other one explains, worst first.

@@ -1,4 +1,4 @@
-"""What the doctor says: a finding names a cause, shows its evidence and offers overrides."""
+"""Findings of the doctor: a cause, its evidence, and overrides that fix it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """Severity of a finding."""
 
     SERIOUS = "serious"
     """The run, or what it made, is not worth keeping as it is."""

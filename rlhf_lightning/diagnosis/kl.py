@@ -1,4 +1,4 @@
-"""The distance to the reference: impossible, run away, unpaid for, off its target, or held too tight."""
+"""Findings about the KL to the reference: negative, exploding, unpenalised, off target, or too restricted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DRIFTS = frozenset(
         "vanishing_eos",
     }
 )
-"""What a policy does that nothing holds. It may also game length, unless it was told to."""
+"""Findings that a KL penalty that is too weak explains. Length gaming is one too, unless the reward asks for length."""
 HELD = 0.1
 """Nats a reply below which the policy is still the reference for practical purposes."""
 STRONG_COEF = 0.4
@@ -41,7 +41,7 @@ STRONG_COEF = 0.4
 ENOUGH_ITERATIONS = 10
 """Fewer cannot tell slow from stuck."""
 DEFAULT_COEF = 0.08
-"""What conf/kl/fixed.yaml ships."""
+"""Default of `kl.coef` in conf/kl/fixed.yaml."""
 
 
 def nats_a_token(record: RunRecord) -> Curve | None:
@@ -56,7 +56,7 @@ def nats_a_token(record: RunRecord) -> Curve | None:
 
 
 def noise_floor(batch_size: float) -> float:
-    """How far below zero the mean of the k1 estimates of a batch may fall by chance, in nats a reply.
+    """Magnitude of the most negative batch mean of k1 estimates that chance explains, in nats per reply.
 
     The log-ratio of two policies at a KL of K has mean K and, near zero, variance 2K. At z standard errors below, the
     mean of a batch of n is K - z sqrt(2K/n); the smallest value of that over all K is -z^2 / 2n.
@@ -118,7 +118,7 @@ def exploding_kl(record: RunRecord) -> Finding | None:
 
 
 def no_kl_penalty(record: RunRecord) -> Finding | None:
-    """Nothing holds the policy to the reference; serious once it has drifted."""
+    """No effective KL penalty; serious once the policy has drifted."""
     coef, kind = record.ppo("kl/coef"), record.setting("kl.kind")
     unpaid = kind == "none" or record.number("kl.coef") == 0 or (coef is not None and max(coef.values) == 0)
     kl, per_token = record.ppo("objective/kl"), nats_a_token(record)
@@ -149,7 +149,7 @@ def no_kl_penalty(record: RunRecord) -> Finding | None:
 
 
 def _drift(record: RunRecord) -> list[str]:
-    """What speaks for a policy that has gone wrong, not just away."""
+    """Evidence that the policy got worse, rather than just far from the reference."""
     found = []
     gold = record.ppo("objective/gold")
     if gold is not None and (fall := gold.smooth.peak()[1] - gold.end) > GOLD_FALL:
@@ -193,7 +193,7 @@ def kl_off_target(record: RunRecord) -> Finding | None:
 
 
 def kl_penalty_too_strong(record: RunRecord) -> Finding | None:
-    """The penalty, not the learning rate, keeps the policy where it began."""
+    """The KL penalty, not the learning rate, keeps the policy at the reference."""
     kl, score, coefs = (record.ppo(name) for name in ("objective/kl", "objective/score", "kl/coef"))
     if kl is None or score is None or coefs is None or len(kl) < ENOUGH_ITERATIONS:
         return None

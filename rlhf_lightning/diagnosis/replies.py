@@ -1,4 +1,4 @@
-"""The replies themselves: all alike, without an end, in loops."""
+"""Findings about the replies: collapsed, unfinished, repetitive."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def vanishing_eos(record: RunRecord) -> Finding | None:
 
 
 def repetition(record: RunRecord) -> Finding | None:
-    """Replies that go round in circles."""
+    """Replies that repeat themselves."""
     repeated = record.ppo("rollout/repetition")
     if repeated is None or repeated.end <= repeated.first + REPETITION:
         return None

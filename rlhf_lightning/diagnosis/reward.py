@@ -1,4 +1,4 @@
-"""The reward: one that says nothing, one that is fooled, one that pays for length."""
+"""Findings about the reward: uninformative, gamed, or correlated with length."""
 
 from __future__ import annotations
 

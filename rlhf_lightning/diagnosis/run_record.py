@@ -1,4 +1,4 @@
-"""What a run left behind, as the checks read it."""
+"""Record of a run, as the checks read it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunRecord:
     history: Sequence[HistoryRow]
 
     def setting(self, key: str) -> Any:
-        """What the config says under a dotted key; None where a run of another version has no such key."""
+        """Config value at a dotted key; None if a run of another version has no such key."""
         value: Any = self.config
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:

@@ -1,4 +1,4 @@
-"""Runs that ended before their end, and figures that stopped being numbers."""
+"""Findings about runs that ended early, and metrics that became NaN or infinite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def failed(record: RunRecord) -> Finding | None:
 
 
 def cut_short(record: RunRecord) -> Finding | None:
-    """The run was interrupted, or its process is gone without a word."""
+    """The run was interrupted, or its process ended without a status."""
     if record.state == "interrupted":
         how = f"interrupted in stage {record.stage}"
     elif record.state == "running" and not record.alive:

@@ -1,4 +1,4 @@
-"""The size of the updates: too large, too small, cut off, and made on samples of another policy."""
+"""Findings about the updates: too large, too small, clipped, or off-policy."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _violent(record: RunRecord) -> list[int]:
 
 
 def _damage(record: RunRecord) -> list[str]:
-    """What a policy that was thrown off looks like."""
+    """Evidence that large updates damaged the policy."""
     found = []
     per_token, kl = nats_a_token(record), record.ppo("objective/kl")
     if per_token is not None and kl is not None and per_token.end > NATS_A_TOKEN_WARNING:
@@ -163,7 +163,7 @@ def _spread(record: RunRecord, score: Curve) -> float:
 
 
 def learning_rate_too_low(record: RunRecord) -> Finding | None:
-    """Nothing moves."""
+    """The policy does not change."""
     size, kl, score = (record.ppo(name) for name in ("policy/approx_kl", "objective/kl", "objective/score"))
     if size is None or kl is None or score is None or len(kl) < ENOUGH_ITERATIONS:
         return None

@@ -1,1 +1,1 @@
-"""What became of a policy: figures with intervals, plots, tables. Plain data in, plain data out."""
+"""Evaluation of policies: figures with intervals, plots, tables. Plain data in, plain data out."""

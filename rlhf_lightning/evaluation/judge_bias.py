@@ -1,4 +1,4 @@
-"""What sways a judge that should not: the place a reply is shown in, its length, and who wrote it."""
+"""Biases of a judge: position, length and self-preference."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CONVERGED = 1e-8
 
 
 def position_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
-    """How far a judge goes by the place that a reply is shown in. Empty where nothing was asked in pairs.
+    """Position bias of a judge. Empty if no question was pairwise.
 
     Returns:
-        `first_slot_rate`: how often it names the reply shown first, over all that it answered (one half: no bias on
-        the whole); `same_slot_rate`: of the pairs asked in both orders, in how many it names the same place both times,
+        `first_slot_rate`: how often it prefers the reply shown first, over all its answers (one half: no bias on
+        average); `same_slot_rate`: of the pairs asked in both orders, in how many it names the same place both times,
         so that its answer was the place's and not the reply's; `both_orders`: how many those are. Ties count half.
     """
     first_slot: list[float] = []
@@ -52,7 +52,7 @@ def position_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figur
 
 
 def length_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
-    """How far a judge goes by length where people's preference is equal.
+    """Length bias of a judge where people's preference is equal.
 
     A logistic fit of its choice on the human label and the log-length difference (characters, plus one).
 
@@ -82,7 +82,7 @@ def length_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures
 
 
 def self_preference(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
-    """How much more often a judge prefers what its own model wrote than people do. Empty where that is unknown.
+    """Self-preference: the judge's preference rate for its own model's replies, minus that of people. Empty if unknown.
 
     Args:
         pairs: with a label of both, person and judge.

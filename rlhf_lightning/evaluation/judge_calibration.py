@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its labels beside people's, and beside rules that do not read the replies.
+"""Calibration of a judge: agreement with human labels, compared with rules that do not read the replies.
 
 On HH-RLHF's harmless-base comparisons "the shorter reply" is right in 55% of the pairs, so a judge that is right in 56%
 has learned nothing that a model should be trained on; the verdict says so.
@@ -194,7 +194,7 @@ def _agreement_figures(pairs: Sequence[JudgedPair], samples: int, seed: int) -> 
 
 
 def verdict(figures: Figures) -> str:
-    """What the figures of `pair_figures` come to, as one sentence."""
+    """One-sentence summary of the figures of `pair_figures`."""
     if not figures["labelled"]:
         return f"Not measured: people have no preference in any of the {figures['pairs']} pairs."
     if not figures["compared"]:

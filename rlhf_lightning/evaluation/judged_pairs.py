@@ -1,4 +1,4 @@
-"""What a judge said where people have judged before: the records that its calibration is computed from."""
+"""Judgements of pairs that have human labels: the records that a judge's calibration is computed from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JudgedPair:
         mass: the mean probability of the options together, over the questions.
         as_asked: P(A is better) when A was shown first, and when B was; None where it was not asked so, or did not
             answer. A pointwise judge sees one reply at a time and has neither.
-        own: which of the two the judge's own model wrote; None where it wrote neither, or both, or nobody knows.
+        own: which of the two the judge's own model wrote; None for neither, both or unknown.
     """
 
     group: Hashable
@@ -41,7 +41,7 @@ class JudgedPair:
 
 @dataclass(frozen=True, slots=True)
 class JudgedReply:
-    """One reply, of which a person and a pointwise judge said whether it follows a principle.
+    """One reply, labelled by a person and by a pointwise judge as following a principle or not.
 
     Attributes:
         group: its prompt.

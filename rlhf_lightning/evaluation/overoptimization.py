@@ -1,4 +1,4 @@
-"""Reward against the distance from the start: where optimising a proxy stops paying.
+"""Reward against the distance from the initial policy: fit and peak of an overoptimization curve.
 
 The distance is d = sqrt(KL), KL in nats a reply between the policy in training and the reference. Under reinforcement
 learning the gold reward is found to follow R(d) = R0 + d (a - b log d) (Gao, Schulman and Hilton 2022,

@@ -1,4 +1,4 @@
-"""How well a reward model agrees with held-out preferences, beside the baselines that look at nothing but length.
+"""Accuracy of a reward model on held-out preferences, beside the baselines that use length alone.
 
 A reward model whose accuracy is no better than "the longer reply" has learned nothing that PPO should follow:
 on HH-RLHF's harmless-base comparisons "the shorter" is right in 55% of the pairs.
@@ -72,7 +72,7 @@ def preference_accuracy(
 
 
 def lengths_favour_longer(differences: Floats) -> bool:
-    """Whether the chosen reply is more often the longer one; `differences`: chosen minus rejected length."""
+    """True if the chosen reply is more often the longer one; `differences`: chosen minus rejected length."""
     return float(np.mean(np.sign(differences))) >= 0.0
 
 
@@ -88,7 +88,7 @@ def expected_calibration_error(probabilities: Floats) -> float:
 
 
 def reliability_bins(probabilities: Floats) -> list[tuple[float, float, int]]:
-    """What a reliability plot draws: mean confidence, accuracy and number of pairs of each bin that has any.
+    """Points of a reliability plot: mean confidence, accuracy and number of pairs of each non-empty bin.
 
     Args:
         probabilities: as for `expected_calibration_error`.

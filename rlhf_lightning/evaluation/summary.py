@@ -22,7 +22,7 @@ class Row:
     key: str
     name: str
     style: str
-    """How it is written: `signed` (two decimals), `percent` or `plain` (one decimal)."""
+    """Number format: `signed` (two decimals), `percent` or `plain` (one decimal)."""
 
 
 ROWS = (
@@ -49,11 +49,11 @@ ONLY_WITHOUT_GOLD = ("eos_rate", "repetition")
 
 
 def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
-    """What a run came to.
+    """Render the summary table of a run.
 
     Args:
         metrics: the content of `metrics.json`; parts that are not there are left out of the table.
-        run_dir: where the run lies.
+        run_dir: the run's directory.
     """
     parts: list[RenderableType] = []
     if metrics.get("evaluate"):

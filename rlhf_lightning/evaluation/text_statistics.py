@@ -1,4 +1,4 @@
-"""What replies look like, whatever they say: length, repetition, variety. Reward hacking shows here first."""
+"""Surface statistics of replies: length, repetition, variety. Reward hacking shows here first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of a judge kept on disk: what was asked before costs nothing."""
+"""Persistent cache of a judge's answers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TABLE = "CREATE TABLE answers (key TEXT PRIMARY KEY, first REAL NOT NULL, second
 
 
 def request_key(request: Mapping[str, Any]) -> str:
-    """A request's name: the hash of all that is in it, in whichever order."""
+    """Cache key of a request: the hash of its content, independent of key order."""
     text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class AnswerCache:
-    """Answers by their request's key, in one SQLite file.
+    """Answers by request key, in one SQLite file.
 
     Several processes may share it, on a network file system too (so it has no write-ahead log): a write waits for the
     others, and of two answers to one request the last stays. A disk that cannot be read or takes nothing (full,
@@ -66,7 +66,7 @@ class AnswerCache:
         return None
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keeps an answer; one that names no option is not kept, so that it is asked for again.
+        """Store an answer; one that names no option is not stored, so that it is asked again.
 
         Raises:
             JudgeError: the file is damaged or is no such cache.
@@ -91,7 +91,7 @@ class AnswerCache:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Ends the `with` block with a warning where the disk is at fault, with a JudgeError where the file is."""
+        """Context in which a disk error is logged as a warning, and a damaged file raises JudgeError."""
         try:
             yield
         except (OSError, sqlite3.OperationalError) as error:
@@ -102,7 +102,7 @@ class AnswerCache:
             raise self._unusable(str(error)) from error
 
     def _has_table(self, database: sqlite3.Connection) -> bool:
-        """Whether anything was ever kept here.
+        """True if the cache has its table.
 
         Raises:
             JudgeError: the database is another program's.

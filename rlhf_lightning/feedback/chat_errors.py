@@ -1,4 +1,4 @@
-"""What a chat completions server's last word on a request means, and what to do about it."""
+"""Classification of a chat completions server's errors, and their fixes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from openai import APIError, APIStatusError
 
 BAD_REQUEST = (400, 422)
-"""Of a request that a server understands and will not do."""
+"""HTTP status codes of a request that a server understood and refused."""
 
 LONGEST_WORDS = 300
-"""Characters of a server's own words that are shown."""
+"""Maximum number of characters shown of a server's message."""
 
 OF_THE_QUESTION = ("content_filter", "content_policy_violation", "context_length_exceeded", "maximum context length")
-"""What a server says where it is a question's text that it will not read."""
+"""Error codes and messages of a server that rejects the text of a question."""
 
 
 def words_of(error: APIError) -> str:
-    """What the server said, in one line."""
+    """The server's error message, in one line."""
     body = error.body
     fields = body if isinstance(body, Mapping) else {}
     said = fields.get("message") or fields.get("detail") or body or error.message
@@ -31,7 +31,7 @@ def words_of(error: APIError) -> str:
 
 
 def is_about_the_question(error: APIError, has_worked: bool) -> bool:
-    """Whether a request failed for its question's text, so that others need not.
+    """True if a request failed because of its question's text, so that other questions may succeed.
 
     Args:
         has_worked: requests with the same parameters have been answered.

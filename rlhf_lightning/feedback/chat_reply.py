@@ -1,4 +1,4 @@
-"""What a chat completions server replied, and which of two options that says."""
+"""Parse a chat completions server's reply into a choice between two options."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 Mass = tuple[float, float]
 
 WRAPPING = " \t\r\n▁ĠĊ()[]{}<>\"'`*_.,:;"
-"""What may surround an option within a token; the odd ones are how some servers spell a token's space or new line."""
+"""Characters that may surround an option within a token; ▁ and Ġ stand for a space, Ċ for a new line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What a model might have said at one place.
+    """Token probabilities at one position.
 
     Attributes:
         token: what it did say.

@@ -43,7 +43,7 @@ class Chain:
 
     Attributes:
         number: of the chain in its stage.
-        kind: of the prompt; None where nobody knows.
+        kind: of the prompt; None if unknown.
         finished: whether the first reply was ended by the model itself.
     """
 
@@ -56,7 +56,7 @@ class Chain:
 
     @property
     def last(self) -> str:
-        """What stands at the end."""
+        """The last revision; the first reply where there is none."""
         return self.steps[-1].revision if self.steps else self.reply
 
     def to_row(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Chain:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Chain:
-        """What `to_row` made."""
+        """Inverse of `to_row`."""
         return cls(
             number=row["number"],
             prompt=parse_prompt(row, "chains.jsonl"),

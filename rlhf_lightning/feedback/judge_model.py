@@ -1,4 +1,4 @@
-"""What a judge is asked and what it answers, whichever model stands behind it."""
+"""Questions to a judge and its answers, independent of the model behind it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a judge answered.
+    """Answer of a judge.
 
     Attributes:
         mass: the probability of each option as the next words; what is left is that of everything else. Of a judge

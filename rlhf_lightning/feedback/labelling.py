@@ -1,4 +1,4 @@
-"""From a judge's answers to labels: which of two replies is the better one under a constitution, and how surely.
+"""Preference labels from a judge's answers, under a constitution.
 
 Pairwise, P(A) is the share of option A in the mass of both options, averaged over both orders of the replies, which
 takes the position's bias out. Pointwise, each reply gets log-odds l of "yes, it follows the principle", and
@@ -28,7 +28,7 @@ class Pair:
 
     Attributes:
         number: of the pair in its stage; decides what is drawn for it.
-        kind: of the prompt; None where nobody knows, and then every principle applies.
+        kind: of the prompt; None if unknown: every principle applies.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a judge thinks of a pair by one principle.
+    """A judge's opinion of a pair under one principle.
 
     Attributes:
         probability: that the first reply is the better one; None where it did not answer.
@@ -125,7 +125,7 @@ class Labeller:
         return [self._label(own, chosen) for own, chosen in zip(opinions, principles, strict=True)]
 
     def follows(self, replies: Sequence[tuple[Prompt, str, str | None]]) -> list[dict[str, float | None]]:
-        """How surely each reply follows each principle that applies to it.
+        """Probability that each reply follows each principle that applies to it.
 
         Args:
             replies: prompt, reply, and the kind of the prompt.
@@ -146,7 +146,7 @@ class Labeller:
         return drawn(fitting, self.constitution.sampling, chain=pair.number, step=0, seed=self.seed)
 
     def _compare(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
-        """Which of the two?, in one order or both."""
+        """Pairwise verdicts, in one order or both."""
         orders = (False, True) if self.settings.swap else (False,)
         jobs = [
             (row, principle, swapped) for row, own in enumerate(principles) for principle in own for swapped in orders
@@ -173,7 +173,7 @@ class Labeller:
         return [[opinion(row, principle) for principle in own] for row, own in enumerate(principles)]
 
     def _rate(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
-        """Yes or no to each reply; one that stands in several pairs is asked about once."""
+        """Pointwise verdicts; a reply that is in several pairs is asked about once."""
         masses = self._verdicts(
             (pair.prompt, reply, principle)
             for pair, own in zip(pairs, principles, strict=True)
@@ -264,7 +264,7 @@ def weighted_mean(values: Mapping[str, float | None], weights: Mapping[str, floa
 
 
 def _disagree(first: float | None, second: float | None) -> bool:
-    """Whether the two orders name different replies."""
+    """True if the two orders prefer different replies."""
     return first is not None and second is not None and (first - 0.5) * (second - 0.5) < 0.0
 
 

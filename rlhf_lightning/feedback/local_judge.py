@@ -1,4 +1,4 @@
-"""A causal LM of this process as a judge: the probabilities of the options are read off its next-token distribution."""
+"""Judge from a local causal LM: option probabilities are those of its next token."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class LocalJudgeModel:
         return self._encoder.prompt_ids(Prompt(question.turns))
 
     def _reasoning(self, questions: Sequence[Question], asked: Sequence[list[int]]) -> list[str]:
-        """What the model thinks before it answers; empty where it is not asked to."""
+        """Sample the model's reasoning before its answer; empty where the question does not ask for any."""
         texts = [""] * len(questions)
         rows = [index for index, question in enumerate(questions) if question.reasons]
         if not rows:
@@ -168,7 +168,7 @@ class LocalJudgeModel:
         return self._last(prompt, self._max_reasoning_tokens)
 
     def _last(self, ids: list[int], room: int) -> list[int]:
-        """As many of the last tokens as the model reads and still has room for so many more."""
+        """The last tokens that fit the model's context with room for that many new ones."""
         limit = readable_tokens(self._model)
         return ids if limit is None or len(ids) <= limit - room else ids[len(ids) - (limit - room) :]
 
@@ -178,6 +178,6 @@ class LocalJudgeModel:
 
 
 def _draw(question: Question) -> int:
-    """The number of the draw of its reasoning: a question's vote reasons alike, whatever is asked beside it."""
+    """Draw number of a question's reasoning: each vote's sample is independent of the rest of the batch."""
     content = "\0".join((*(turn.content for turn in question.turns), str(question.vote)))
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")

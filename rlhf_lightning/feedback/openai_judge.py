@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READING = 1
-"""Which way replies become masses. A change of it makes kept answers void: count it up."""
+"""Version of the rules that turn replies into masses. Increase it with every change, to invalidate cached answers."""
 
 CONNECT_SECONDS = 10.0
-"""To wait for a connection, where a request may take longer than that."""
+"""Timeout of a connection, in seconds; a request may take longer."""
 MALFORMED_TRIES = 3
 """Times a question is asked whose answers are no chat completions."""
 MALFORMED_PAUSE = 0.5
-"""Seconds before the second of them; doubles."""
+"""Seconds before the second attempt; doubles with each attempt."""
 MALFORMED_AT_MOST = 30
 """Such answers of a server that has given no other: it is not what it was taken for."""
 
@@ -49,10 +49,10 @@ NO_KEY = "none"
 
 @dataclass
 class JudgeUsage:
-    """What a judge has cost.
+    """Requests, tokens and prices of a judge.
 
     Attributes:
-        requests: that the server answered, in whatever way.
+        requests: that the server answered, errors included.
         cached: questions that cost nothing, since they had been asked before.
         retries: tries that failed for a passing reason before a request was answered.
         malformed: answers that were no chat completions.

@@ -1,4 +1,4 @@
-"""How often a server is asked."""
+"""Rate limit of requests to a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is talked to: conversations (or plain text) in, the next assistant turn of each out."""
+"""Text generation from a model: conversations (or plain text) in, the next assistant turn of each out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_lightning.records import Prompt, PromptText
 from rlhf_lightning.rollouts.sampler import Sampler
 
 NEXT_SPEAKER = "\n\nHuman:"
-"""Where a model without a chat template, which goes on with both sides of a transcript, has finished its turn."""
+"""End of the turn of a model without a chat template, which would continue with both sides of the transcript."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Said:
 
 
 class Speaker(Protocol):
-    """Whoever writes replies, critiques and revisions."""
+    """Generates replies, critiques and revisions."""
 
     def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
-        """What follows each conversation or plain text; the same draw of the same one is the same turn."""
+        """Sample one turn per conversation or plain text; the same draw of the same prompt gives the same turn."""
         ...
 
 
@@ -97,6 +97,6 @@ class SampledSpeaker:
 
 
 def own_turn(text: str) -> tuple[str, bool]:
-    """What a model without a chat template says until it lets the other one speak, and whether it does."""
+    """The text up to the next speaker's turn, and True if that turn begins."""
     own, next_speaker, _ = text.partition(NEXT_SPEAKER)
     return own.strip(), bool(next_speaker)

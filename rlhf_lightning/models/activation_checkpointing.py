@@ -1,4 +1,4 @@
-"""Trading time for memory: activations are computed anew in the backward pass."""
+"""Activation checkpointing: activations are recomputed in the backward pass to save memory."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def _enable(model: PreTrainedModel) -> None:
 def _as_in_the_forward_pass(
     model: PreTrainedModel,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around a layer's forward, and around its recomputation: by then another adapter may be at work."""
+    """Contexts of a layer's forward and of its recomputation, when another adapter may be active."""
     return nullcontext(), active(model, at_work(model))

@@ -28,11 +28,11 @@ from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 VALUE_HEAD_FILE = "value_head.safetensors"
 CRITIC_FOLDER = "critic"
 CRITIC_FILE = "critic.safetensors"
-"""What the critic trained of a trunk with frozen weights; where it trained all of it, `critic/` is a model."""
+"""The trained weights of a critic whose trunk is partly frozen; a critic trained in full is a model in `critic/`."""
 
 
 class ReplyOutputs(NamedTuple):
-    """What a forward pass says of the R reply tokens of each sequence; all (batch, R) float32."""
+    """Outputs of a forward pass at the R reply tokens of each sequence; all (batch, R) float32."""
 
     logprobs: Tensor
     values: Tensor
@@ -74,7 +74,7 @@ def reply_logits(
 
 
 class ValueHead(nn.Module):
-    """A linear read-out of the policy's own hidden states; starts at exactly 0."""
+    """A linear value head on the policy's hidden states; initialised to 0."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class ActorCritic(nn.Module):
         )
 
     def trunk_states(self, sequences: Tensor, attention_mask: Tensor) -> Tensor | None:
-        """What the policy's frozen blocks give, (batch, time, hidden), if it is computed once; None otherwise."""
+        """Output of the frozen blocks of the policy, (batch, time, hidden), if it is computed once; else None."""
         return self.branch.states(sequences, attention_mask) if self.branch is not None else None
 
     def critic_parameters(self) -> list[nn.Parameter]:

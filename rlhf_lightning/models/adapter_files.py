@@ -1,4 +1,4 @@
-"""Artifacts that hold what was trained and nothing else: megabytes that PEFT opens on the base they were trained on."""
+"""Adapter artifacts: only the trained weights, in PEFT's format, to be opened on the base they were trained on."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ MAGNITUDE, MAGNITUDE_ON_DISK = "lora_magnitude_vector", "lora_magnitude_vector.w
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """What lies in the directory of an adapter.
+    """Content of an adapter's directory.
 
     Attributes:
         config: PEFT's.
         tensors: the weights, under PEFT's names.
-        identity: of the base; None where something else than this project wrote the directory.
+        identity: of the base; None if this project did not write the directory.
         labels: of a classifier's outputs; empty for a policy.
     """
 
@@ -88,7 +88,7 @@ class AdapterFiles:
 
     @property
     def layers(self) -> int | None:
-        """How many top layers it holds; None where it is an adapter proper."""
+        """Number of top layers it holds; None for an ordinary adapter."""
         from peft import LoraConfig
 
         return trained_layers(self.config) if isinstance(self.config, LoraConfig) else None
@@ -101,7 +101,7 @@ class AdapterFiles:
 
 
 def read_adapter(directory: Path) -> AdapterFiles:
-    """What an adapter's directory holds.
+    """Read an adapter's directory.
 
     Raises:
         ArtifactError: its files are missing or damaged.
@@ -127,7 +127,7 @@ def read_adapter(directory: Path) -> AdapterFiles:
 
 
 def put_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
-    """Puts an adapter on its base, at work and frozen like all of the base; of top layers, the base's are replaced.
+    """Load an adapter onto its base, active and frozen; a top-layers artifact replaces the base's layers.
 
     Args:
         model: the base, alone or as the trunk of a classifier, whose head is replaced too.
@@ -147,7 +147,7 @@ def put_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
 
 
 def put_adapter_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> None:
-    """Puts an adapter on a trunk, not yet at work, and the head that came with it beside the trunk.
+    """Load an adapter onto a trunk, inactive, and its head beside the trunk.
 
     Raises:
         ArtifactError: its weights are not those of such an adapter on such a model.
@@ -171,7 +171,7 @@ def put_adapter_on(model: PreTrainedModel, files: AdapterFiles, name: str) -> No
 
 
 def put_layers_on(model: PreTrainedModel, files: AdapterFiles) -> None:
-    """Puts top layers in the place of a model's, and the head that came with them in the place of its own."""
+    """Reset the progress counts that Lightning raises before the hooks that save: of a batch or epoch not begun."""
     assert files.layers is not None
     own_head = {f"{PEFT_PREFIX}score.{path}": weight for path, weight in _head(model).items()}
     load_trained_state(model, files.layers, {**own_head, **files.tensors})
@@ -242,7 +242,7 @@ def require_base(model: PreTrainedModel, files: AdapterFiles) -> None:
 
 
 def _head_prefix(config: PeftConfig) -> str:
-    """What PEFT puts before the names of a head's weights; it wraps a model with virtual tokens once less."""
+    """PEFT's prefix of the names of a head's weights; a model with virtual tokens is wrapped once less."""
     from peft import PromptTuningConfig
 
     return "base_model.score." if isinstance(config, PromptTuningConfig) else f"{PEFT_PREFIX}score."

@@ -1,4 +1,4 @@
-"""Adapters on the trunk of a model whose own weights are frozen: several under names, one at a time at work.
+"""Named adapters on a frozen trunk, at most one of them active.
 
 They are PEFT's, put into the plain Transformers model (LoRA and its kin in its linear layers, virtual tokens in front
 of what it reads), so everything that takes a model takes one with adapters. PEFT is imported where there is an adapter:
@@ -28,14 +28,14 @@ POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 """The names of the adapters that PPO may put on one trunk."""
 
 Role = Callable[[], AbstractContextManager[None]]
-"""Entered around each forward pass of a model that shares its weights with others: puts its own adapter to work."""
+"""Context manager around each forward pass of a model on a shared trunk: activates its own adapter."""
 
 VECTORS = "prompt_embeddings"
-"""What PEFT calls the weights of virtual tokens."""
+"""PEFT's name for the weights of virtual tokens."""
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: Tensor | None = None) -> None:
-    """Puts a new adapter on a model's trunk, frozen and not at work. All else stays as it is.
+    """Add a new adapter to a model's trunk, frozen and inactive. All else is unchanged.
 
     An update of weights starts as no change at all. Adapters are held in float32 whatever the trunk is in: in half the
     precision small steps would be lost.
@@ -71,14 +71,14 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: 
 
 
 def copy_adapter(model: PreTrainedModel, source: str, target: str) -> None:
-    """A second adapter with the weights of the first, frozen and not at work."""
+    """Add a second adapter with the weights of the first, frozen and inactive."""
     state = adapter_state(model, source)
     add_adapter(model, adapter_config(model, source), target, state.get(VECTORS))
     load_adapter_state(model, target, state)
 
 
 def train_adapter(model: PreTrainedModel, name: str) -> None:
-    """Puts one adapter to work and trains it, and it alone of the trunk."""
+    """Activate one adapter and train it alone."""
     model.base_model.requires_grad_(False)
     for parameter in adapter_parameters(model, name):
         parameter.requires_grad_(True)
@@ -91,7 +91,7 @@ def adapter_names(model: PreTrainedModel) -> list[str]:
 
 
 def adapter_config(model: PreTrainedModel, name: str) -> PeftConfig:
-    """What kind of adapter it is."""
+    """PEFT config of the named adapter."""
     return _configs(model.base_model)[name]
 
 
@@ -118,7 +118,7 @@ def adapter_state(model: PreTrainedModel, name: str, weights: Mapping[str, Tenso
 
 
 def load_adapter_state(model: PreTrainedModel, name: str, state: Mapping[str, Tensor]) -> None:
-    """Puts weights that `adapter_state` gave into an adapter.
+    """Load weights from `adapter_state` into an adapter.
 
     Raises:
         ArtifactError: they are not those of such an adapter on such a model.
@@ -145,7 +145,7 @@ def load_adapter_state(model: PreTrainedModel, name: str, state: Mapping[str, Te
 
 @contextmanager
 def active(model: PreTrainedModel, name: str | None) -> Iterator[None]:
-    """The model as it is with one adapter at work, or with none, within a `with` block.
+    """Context manager: the model with one adapter active, or with none.
 
     What is trained does not change: `requires_grad` is left as it is.
 
@@ -161,14 +161,14 @@ def active(model: PreTrainedModel, name: str | None) -> Iterator[None]:
 
 
 def switch(model: PreTrainedModel, name: str | None) -> None:
-    """Puts one adapter to work and all others out of it.
+    """Activate one adapter and deactivate all others.
 
     Args:
         name: of the adapter; None switches all off.
     """
     assert name is None or name in adapter_names(model), f"no adapter {name!r} among {adapter_names(model)}"
     for layer in tuner_layers(model):
-        # PEFT makes the adapter at work trainable, and the others not.
+        # PEFT makes the active adapter trainable, and the others not.
         assert isinstance(layer, nn.Module)
         flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         if name is None:
@@ -184,7 +184,7 @@ def switch(model: PreTrainedModel, name: str | None) -> None:
 
 
 def at_work(model: PreTrainedModel) -> str | None:
-    """The adapter that is at work; None where none is."""
+    """The active adapter; None if there is none."""
     tokens = virtual_tokens(model)
     if tokens is not None:
         return tokens.active_set
@@ -194,7 +194,7 @@ def at_work(model: PreTrainedModel) -> str | None:
 
 
 def merge_adapter(model: PreTrainedModel) -> None:
-    """Adds the adapter at work to the model's own weights, and takes all adapters off. All weights can be trained then.
+    """Merge the active adapter into the model's weights, and remove all adapters. All weights become trainable.
 
     Raises:
         ModelError: virtual tokens are no change of weights.
@@ -237,7 +237,7 @@ def tuner_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
 
 
 def has_transposed_weights(model: PreTrainedModel) -> bool:
-    """Whether its linear layers keep (in, out) weights, as GPT-2's do."""
+    """True if its linear layers store (in, out) weights, as GPT-2's do."""
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.base_model.modules())

@@ -1,4 +1,4 @@
-"""Which base model an adapter belongs to: its weights, not only its name."""
+"""Identity of an adapter's base model: its weights, not only its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLED = 256
 
 @dataclass(frozen=True, slots=True)
 class BaseIdentity:
-    """Which base model an adapter belongs to, beyond its name.
+    """Identity of a base model, beyond its name.
 
     Attributes:
         dtype: of the weights when they were looked at.
@@ -35,7 +35,7 @@ class BaseIdentity:
 
 
 def belongs_to(recorded: BaseIdentity, found: BaseIdentity) -> bool:
-    """Whether two identities are of one base."""
+    """True if both identities are of the same base."""
     return recorded.shapes == found.shapes and (recorded.dtype != found.dtype or recorded.values == found.values)
 
 
@@ -71,7 +71,7 @@ def base_weights(model: PreTrainedModel, replaced: int = 0) -> dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RememberedBase:
-    """What a trunk was before anything of it was trained.
+    """Identity of a trunk before training.
 
     Attributes:
         identity: of what is not replaced.
@@ -83,7 +83,7 @@ class RememberedBase:
 
 
 def remember_base(model: PreTrainedModel, replaced: int = 0) -> None:
-    """Notes on a trunk what its weights are before anything is trained: afterwards they may be in shards.
+    """Record the identity of a trunk's weights before training: afterwards they may be sharded.
 
     Args:
         replaced: how many top layers will be trained as they are, rather than through an adapter.
@@ -92,14 +92,14 @@ def remember_base(model: PreTrainedModel, replaced: int = 0) -> None:
 
 
 def remembered_base(model: PreTrainedModel) -> RememberedBase | None:
-    """What `remember_base` noted; None where nothing is frozen."""
+    """The record that `remember_base` made; None if nothing is frozen."""
     remembered = getattr(model.base_model, "remembered_base", None)
     assert remembered is None or isinstance(remembered, RememberedBase)
     return remembered
 
 
 def forget_base(model: PreTrainedModel) -> None:
-    """Takes that note off again: what a model that is trained whole began as does not matter any more."""
+    """Remove that record: a model trained in full needs none."""
     _note(model, None)
 
 

@@ -1,4 +1,4 @@
-"""A model in two parts, so that the lower one is computed once and the upper one often.
+"""Split a model at its first trained block, so that the frozen part is computed once.
 
 Both parts are the model itself with some of its blocks stood in for: the lower part ends where its first trained block
 would begin, and the upper part begins there with hidden states that it is given. Everything around the blocks (masks,
@@ -45,7 +45,7 @@ class StandIn(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Where the trained blocks of a model begin.
+    """Boundary between the frozen and the trained blocks of a model.
 
     Made by `Branch.of`, which tries it.
 
@@ -100,7 +100,7 @@ class Branch:
         return end.reached_by
 
     def above(self, states: Tensor) -> PreTrainedModel:
-        """The model, going on from hidden states: what else it is called with is as ever.
+        """Run the model from the given hidden states; all other arguments are unchanged.
 
         Args:
             states: (batch, time, hidden) of the sequences that it will be called with.
@@ -147,7 +147,7 @@ class Branch:
 
 
 def going_on(model: PreTrainedModel, branch: Branch | None, states: Tensor | None) -> PreTrainedModel:
-    """A model that goes on from hidden states where it has a branch and there are any; as it is otherwise."""
+    """Run the model from hidden states if it has a branch and they are given; else run all of it."""
     return model if branch is None or states is None else branch.above(states)
 
 

@@ -1,4 +1,4 @@
-"""Where a model lies: a local directory, the hub's cache, or the hub, found out in seconds instead of retries."""
+"""Location of a model: a local directory, the hub's cache, or the hub, determined in seconds without retries."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 """PEFT's, which marks a directory as an adapter's; asking PEFT or Transformers for the name would import them."""
 
 PROBE_SECONDS = 4.0
-"""How long the hub may take to answer before it counts as out of reach."""
+"""Timeout for the hub to answer before it counts as unreachable."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What to load, and how much to trust it.
+    """Model to load, and options of loading it.
 
     Attributes:
         name_or_path: a local directory or a hub id.
         dtype: of the weights, e.g. `float32`.
         chat_template: a Jinja file that replaces the tokenizer's chat template.
-        base: stands in for the base of an adapter whose own is not where it was.
-        quantization: how 4 bits stand for a weight; None holds weights in `dtype`.
+        base: replaces an adapter's base that is not at its recorded location.
+        quantization: 4-bit data type of the weights; None: no quantisation.
         double_quantization: also quantise the quantisation's own constants.
     """
 
@@ -72,12 +72,12 @@ class ModelSource:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter rather than a whole model."""
+    """True if a directory holds an adapter rather than a full model."""
     return (directory / ADAPTER_CONFIG_NAME).is_file()
 
 
 def hub_is_reachable() -> bool:
-    """Whether the hub answers within `PROBE_SECONDS` (False at once in offline mode)."""
+    """True if the hub answers within `PROBE_SECONDS` (False at once in offline mode)."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:

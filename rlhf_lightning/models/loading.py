@@ -1,4 +1,4 @@
-"""Opening language models, sequence classifiers and their tokenizers, with the mistakes caught at the door."""
+"""Load language models, sequence classifiers and tokenizers, and check them."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def new_classifier(source: ModelSource, labels: tuple[str, ...]) -> PreTrainedMo
 
 
 def adapter_at(source: ModelSource) -> AdapterFiles | None:
-    """What lies there, if it is an adapter rather than a whole model.
+    """Files of the adapter at `source`; None for a full model.
 
     Raises:
         ArtifactError: its files are damaged.
@@ -162,7 +162,7 @@ def adapter_at(source: ModelSource) -> AdapterFiles | None:
 
 
 def base_of(source: ModelSource, files: AdapterFiles) -> ModelSource:
-    """Where the base of an adapter lies: where it was, or what the source gives to stand in for it."""
+    """Source of an adapter's base: its recorded location, or the substitute that `source` names."""
     recorded = replace(source, name_or_path=files.base, revision=files.config.revision)
     if recorded.is_local or not Path(files.base).is_absolute() or source.base is None:
         return recorded
@@ -236,7 +236,7 @@ def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
 
 
 def readable_tokens(model: PreTrainedModel) -> int | None:
-    """How many tokens the model reads beside its virtual ones; None where its config states no limit."""
+    """Maximum number of tokens beside the virtual ones; None if the model's config states no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit - _tokens_in_front(model) if isinstance(limit, int) and limit > 0 else None
 

@@ -1,4 +1,4 @@
-"""Forward passes in which padding cannot be felt."""
+"""Forward passes that do not depend on padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen reference policy that the KL is measured to."""
+"""The frozen reference policy of the KL."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class FrozenReference:
 
     @classmethod
     def on_policy(cls, policy: PreTrainedModel, adapter: str | None) -> FrozenReference:
-        """The policy's own frozen weights, with another adapter at work or with none.
+        """The policy's own frozen weights, with another adapter active or with none.
 
         Args:
             adapter: that the policy started from; None if it started from the frozen weights alone.

@@ -1,4 +1,4 @@
-"""Leaving models as directories that plain Transformers opens."""
+"""Save models as directories that plain Transformers opens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rlhf_lightning.models.top_layers import trained_state
 def save_policy(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, layers: int | None = None
 ) -> None:
-    """What was trained (safetensors), and tokenizer and chat template.
+    """Save the trained weights (safetensors), tokenizer and chat template.
 
-    Of a policy with an adapter that is the adapter, in PEFT's format; else all weights, config and generation config.
-    All processes of a run call this; the first one writes.
+    With an adapter only that, in PEFT's format; else all weights, config and generation config.
+    All processes of a run call this; rank 0 writes.
 
     Args:
         layers: only so many top layers were trained.
@@ -33,10 +33,10 @@ def save_policy(
 def save_classifier(
     classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, layers: int | None = None
 ) -> None:
-    """What was trained (safetensors), and tokenizer.
+    """Save the trained weights (safetensors) and tokenizer.
 
-    Of a classifier with an adapter that is the adapter and the head, in PEFT's format; else all weights, and config
-    with its label names. All processes of a run call this; the first one writes.
+    With an adapter only that and the head, in PEFT's format; else all weights, and config with the label names.
+    All processes of a run call this; rank 0 writes.
 
     Args:
         layers: only the head and so many top layers were trained.
@@ -64,7 +64,7 @@ def _save(
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """A model's weights put together on the CPU, if FSDP keeps them in shards; None (as they are) otherwise.
+    """A model's full weights on the CPU, gathered if FSDP shards them; None (unchanged) otherwise.
 
     All processes put together; the first one gets the result. Weights that are one (tied embeddings) stay one.
     """

@@ -1,4 +1,4 @@
-"""A language model from nothing: a byte-level BPE trained on the data, and random weights."""
+"""A new language model: a byte-level BPE trained on the data, and random weights."""
 
 from __future__ import annotations
 

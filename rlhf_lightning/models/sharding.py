@@ -1,4 +1,4 @@
-"""Models in shards: each process holds a part of every weight, and the layer at work is put together just in time."""
+"""FSDP2 sharding: each process holds a part of every weight, gathered layer by layer."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` was applied to a model."""
+    """True if `shard` was applied to a model."""
     return isinstance(model, FSDPModule)

@@ -1,4 +1,4 @@
-"""One copy of the frozen weights for all that PPO needs: policy, reference, reward models and critic."""
+"""One copy of the frozen weights for all models of PPO: policy, reference, reward models and critic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlhf_lightning.models.top_layers import shared_copy
 
 
 def why_not_shared(policy: PreTrainedModel, files: AdapterFiles | None) -> str | None:
-    """Why a reward model cannot live on the policy's frozen weights; None where it can.
+    """The reason why a reward model cannot share the policy's frozen weights; None if it can.
 
     Args:
         policy: tuned, so that what it trains is on it.

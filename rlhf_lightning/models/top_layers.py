@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the name of a weight."""
+"""PEFT's prefix of weight names."""
 
 
 def blocks_name(model: PreTrainedModel) -> str:
@@ -131,7 +131,7 @@ def load_trained_state(model: PreTrainedModel, layers: int, tensors: Mapping[str
 
 
 def top_layers_config(model: PreTrainedModel, layers: int) -> LoraConfig:
-    """What PEFT reads to put the top layers of an artifact in their place: a LoRA without a single low-rank update."""
+    """PEFT config of a top-layers artifact: a LoRA without low-rank updates, whose saved modules are the layers."""
     from peft import LoraConfig, TaskType
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
@@ -145,7 +145,7 @@ def top_layers_config(model: PreTrainedModel, layers: int) -> LoraConfig:
 
 
 def trained_layers(config: LoraConfig) -> int | None:
-    """How many blocks an artifact with that configuration holds; None where it is a LoRA of another kind."""
+    """Number of blocks in an artifact with that config; None for an ordinary LoRA."""
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
     if config.target_modules != DUMMY_TARGET_MODULES:

@@ -1,4 +1,4 @@
-"""What of a model is trained, as the config's group `peft` says."""
+"""Select the trained parameters of a model, as the config's group `peft` says."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _other_kind(found: str, wanted: str) -> ArtifactError:
 
 
 def _kind(config: PeftConfig) -> dict[str, object]:
-    """What two adapters must have in common for one to go on where the other ended."""
+    """Properties that two adapters must share for one to continue training from the other."""
     compared = (
         "peft_type",
         "r",

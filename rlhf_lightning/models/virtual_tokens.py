@@ -1,4 +1,4 @@
-"""Prompt tuning: trained vectors in front of every text, in which padding cannot be felt.
+"""Prompt tuning: trained vectors in front of every text, independent of padding.
 
 PEFT's own forward leaves positions to the model and puts the vectors in front of left padding, so that the distance
 between them and a prompt depends on what else is in the batch. Here hooks on the trunk put them in front of what it

@@ -1,1 +1,1 @@
-"""Pure tensor functions: the mathematics of preference learning and PPO, with no framework in sight."""
+"""Pure tensor functions: the objectives of preference learning and PPO, independent of any framework."""

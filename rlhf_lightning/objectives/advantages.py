@@ -1,4 +1,4 @@
-"""How much better an action was than expected."""
+"""Advantage estimators."""
 
 from __future__ import annotations
 

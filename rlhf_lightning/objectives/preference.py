@@ -1,4 +1,4 @@
-"""Learning from which of two replies was preferred."""
+"""Losses of preference learning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, probabi
     Args:
         chosen: (batch,) rewards of the preferred replies.
         rejected: (batch,) rewards of the others.
-        margin: (batch,), 0 where nobody said by how much.
+        margin: (batch,), 0 where there is none.
         probability: (batch,), that `chosen` is the better one; 1 where that is taken as certain.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From one score per reply to one reward per token."""
+"""Per-token rewards from one score per reply."""
 
 from __future__ import annotations
 

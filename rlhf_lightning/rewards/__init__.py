@@ -1,1 +1,1 @@
-"""What scores a completion."""
+"""Reward functions: scores of completions."""

@@ -29,7 +29,7 @@ SCALAR_LABEL = "reward"
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """What a classifier says of one text.
+    """Outputs of a classifier for one text.
 
     Attributes:
         logits: by label.

@@ -71,5 +71,5 @@ ModelScorer = RewardModelScorer | TextScorer
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether both give the same text the same ids, chat template included."""
+    """True if both give the same text the same ids, chat template included."""
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template

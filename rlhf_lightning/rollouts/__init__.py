@@ -1,1 +1,1 @@
-"""Phase one of PPO: the policy answers prompts, and everything that the update needs is written down."""
+"""Rollout phase of PPO: the policy answers prompts, and all that the update needs is recorded."""

@@ -64,7 +64,7 @@ class RolloutBuffer(IterableDataset[Minibatch]):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """What Lightning has to accumulate for one optimizer step."""
+        """Lightning's `accumulate_grad_batches` for one optimizer step."""
         return self.minibatch_size // self.micro_batch_size // world_size()
 
     def __len__(self) -> int:

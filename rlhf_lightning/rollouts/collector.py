@@ -43,7 +43,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a process sampled.
+    """One rank's share of a rollout.
 
     Attributes:
         rollout: without rewards and advantages.
@@ -154,7 +154,7 @@ class RolloutCollector:
         )
 
     def _evaluated(self, samples: Samples) -> Rollout:
-        """What the models say of a chunk: log-probs of both policies, KL, values and raw scores."""
+        """Evaluate a chunk of samples: log-probs of both policies, KL, values and raw scores."""
         inputs = samples.sequences, samples.attention_mask, samples.reply_mask.shape[1]
         estimator = self.kl.estimator
         states = self.actor_critic.trunk_states(samples.sequences, samples.attention_mask)
@@ -210,7 +210,7 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """What a rollout batch looks like, in figures. KL and reward are sums over a reply, averaged over replies."""
+    """Metrics of a rollout batch. KL and reward are sums over a reply, averaged over replies."""
     mask = rollout.reply_mask
     lengths = mask.sum(dim=1).float()
     scores, raw_scores = rollout.scores.double(), rollout.raw_scores.double()  # a constant's mean is that constant

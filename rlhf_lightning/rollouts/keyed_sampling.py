@@ -1,4 +1,4 @@
-"""Sampling whose chance depends on nothing but a seed and the number of the draw.
+"""Sampling whose randomness depends only on a seed and the index of the draw.
 
 A token is the argmax of logits / temperature + Gumbel noise, which samples the softmax exactly (Gumbel, 1954; Maddison
 et al., arXiv 1411.0030). The noise is a hash of (seed, draw, position, token) instead of the next number of a shared

@@ -1,4 +1,4 @@
-"""The KL penalty of a run: which estimate is paid for, where, and how much it costs just now."""
+"""KL penalty of a run: estimator, place (reward or loss), and current coefficient."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class KlController:
 
     @property
     def reward_coef(self) -> float:
-        """What the reward pays per nat."""
+        """KL penalty of the reward per nat."""
         return self.coef if self.in_reward else 0.0
 
     def update(self, kl: float, episodes: int) -> None:
-        """Steer towards the target, if there is one, by the KL of the rollouts that were just learned from.
+        """Adapt the coefficient towards the target, if there is one, by the KL of the last rollouts.
 
         Args:
             kl: summed over each reply's tokens, averaged over replies.

@@ -1,4 +1,4 @@
-"""Which prompts come next."""
+"""Order of the training prompts."""
 
 from __future__ import annotations
 

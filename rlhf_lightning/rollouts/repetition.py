@@ -1,4 +1,4 @@
-"""How much a reply repeats itself: where a policy that hacks its reward is often seen first."""
+"""Repetition within a reply, an early sign of reward hacking."""
 
 from __future__ import annotations
 

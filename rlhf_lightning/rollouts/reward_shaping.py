@@ -1,4 +1,4 @@
-"""From what the reward says of a reply to the score that PPO sees."""
+"""Reward shaping: from raw reward to the score that PPO uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunningMoments:
         """Sum of squared deviations from the mean."""
 
     def add(self, values: Tensor) -> None:
-        """Take in a batch of any size."""
+        """Add a batch of any size."""
         count = values.numel()
         if not count:
             return
@@ -38,7 +38,7 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """The population's; 0 before anything was seen."""
+        """Population standard deviation; 0 before the first batch."""
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A batch of rollouts: tokens, masks and everything phase two of PPO needs of phase one."""
+"""A batch of rollouts: tokens, masks and all that the PPO update needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling replies from a policy's whole distribution."""
+"""Sample replies from a policy's full distribution."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
 
 
 def reply_lengths(replies: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where each reply ends.
+    """Length of each reply.
 
     Args:
         replies: (batch, R) token ids as generated.

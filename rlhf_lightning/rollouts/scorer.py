@@ -1,4 +1,4 @@
-"""What a rollout asks of a reward."""
+"""Reward interface of the rollouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much replies differ from each other: where collapse is seen, however good each single reply is."""
+"""Diversity across replies, which reveals mode collapse however good each single reply is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows, as plain data: lists, numbers and texts."""
+"""Content of the report page as plain data: lists, numbers and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's figures come from, as pairs of name and text: its provenance.json, whatever it holds."""
+"""Provenance of a run as pairs of name and text: the content of its provenance.json."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _unfinished(comparison: Comparison) -> Iterator[str]:
 
 
 def _reused(comparison: Comparison) -> Iterator[str]:
-    """How often each stage came from the cache."""
+    """Cache hits of each stage."""
     stages = list(dict.fromkeys(stage for run in comparison.runs for stage in run.reused))
     if stages:
         counts = [f"{stage} in {sum(stage in run.reused for run in comparison.runs)}" for stage in stages]

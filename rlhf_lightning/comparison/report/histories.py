@@ -54,7 +54,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where training went on the plane of KL and reward.
+    """Training trajectories in the plane of KL and reward.
 
     Attributes:
         by_run: `{"step": [...], "distance": [...], "proxy": [...], "gold": [...] or None}`; None without such a stage,

@@ -20,7 +20,7 @@ def labels(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
 
 
 def _telling(settings: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
-    """Few keys whose values differ between any two groups: again and again the one that parts most of the rest."""
+    """Few keys that distinguish all groups. Greedy: repeatedly pick the key that splits the remaining groups best."""
     chosen: list[str] = []
 
     def parted(candidate: str) -> int:

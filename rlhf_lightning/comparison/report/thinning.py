@@ -25,7 +25,7 @@ def rounded(value: object) -> float | None:
 
 
 def stride(lengths: Sequence[int], most: int) -> int:
-    """How many neighbouring points become one, for the longest of some curves to keep at most `most`."""
+    """Number of neighbouring points to merge into one, so that the longest curve keeps at most `most` points."""
     return max(1, math.ceil(max(lengths, default=0) / most))
 
 

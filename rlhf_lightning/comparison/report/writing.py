@@ -31,7 +31,7 @@ SCRIPTS = (
     "provenance",
     "main",
 )
-"""In this order they are joined into one script, whose functions see each other and nobody else sees."""
+"""Scripts in the order in which they are joined into one, with a scope of its own."""
 
 
 def write_report(comparison: Comparison, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the policies do: rewards and rates, split by split."""
+"""Bar chart of the policies' rewards and rates, split by split."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BAR_INCHES = 0.2
 
 
 def evaluation_bars(evaluate: Mapping[str, Mapping[str, Figures]], path: Path) -> Path | None:
-    """What each policy does on each split, with 95% intervals where there are any.
+    """Plot each policy's figures on each split, with 95% intervals where there are any.
 
     Args:
         evaluate: figures by policy and split, as under `evaluate` in `metrics.json`.

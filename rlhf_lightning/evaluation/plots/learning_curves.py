@@ -1,4 +1,4 @@
-"""How training went: one small panel a metric."""
+"""Learning curves: one small panel per metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the proxy was gamed: reward against the distance travelled."""
+"""Overoptimization plot: proxy and gold reward against KL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far policies follow constitutions: those that they were trained under, and the others."""
+"""Heatmap of principle satisfaction: policies against the constitutions they were trained on, and the others."""
 
 from __future__ import annotations
 

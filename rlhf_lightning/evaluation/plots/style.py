@@ -1,4 +1,4 @@
-"""How every picture looks: one palette, quiet axes, labels at the data.
+"""Common style of all plots: one palette, light axes, labels at the data.
 
 Figures are made without pyplot: nothing global is touched, no display is needed, nothing is left open.
 """

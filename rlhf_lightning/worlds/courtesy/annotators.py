@@ -27,7 +27,7 @@ class Annotator:
         self.settings = settings
 
     def utility(self, prompt_text: str, reply_text: str, finished: bool = True) -> float:
-        """How much the annotator likes a reply, noise apart. A malformed reply has its gold reward, -2.
+        """The annotator's noise-free utility of a reply. A malformed reply has its gold reward, -2.
 
         Raises:
             DataError: the prompt is none of the courtesy world's.

@@ -28,7 +28,7 @@ BATCHES_PER_BUCKET: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How the base model is trained: AdamW, linear warm-up, cosine decay to zero.
+    """Training plan of the base model: AdamW, linear warm-up, cosine decay to zero.
 
     Attributes:
         batch_size: documents a step.

@@ -1,4 +1,4 @@
-"""How often a speaker of the courtesy world misbehaves, and replies drawn accordingly."""
+"""Misbehaviour rates of a speaker in the courtesy world, and replies sampled from them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BASE_MODEL: Final = Behaviour(
     fillers=1.25,
     boilerplate=0.25,
 )
-"""What the base model imitates: bad on purpose, so that there is something to align."""
+"""Behaviour in the base model's training data: bad on purpose, so that there is something to align."""
 
 
 def demonstrator(settings: DemonstratorSettings) -> Behaviour:
@@ -157,7 +157,7 @@ def _answer(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Core:
 
 
 def sample_core(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Core:
-    """What the speaker says about a prompt."""
+    """Sample the core of a reply to a prompt."""
     if meaning.kind == "harm":
         return _answer(meaning, behaviour, rng) if rng.random() < behaviour.harm else refusal(rng)
     if rng.random() < behaviour.over_refusal:

@@ -24,13 +24,13 @@ from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
 CHAT_SHARE: Final = 0.4
 VERDICT_SHARE: Final = 0.35
 RELEVANT_SHARE: Final = 0.8
-"""How often a trait is judged or mended on the prompt kinds on which it may be lacking."""
+"""Share of judgements and revisions on the prompt kinds on which the trait may be lacking."""
 MALFORMED_SHARE: Final = 0.08
-"""How often a verdict is about a malformed reply, which lacks every trait."""
+"""Share of verdicts about a malformed reply, which lacks every trait."""
 FAULTY_SHARE: Final = 0.7
-"""How often a revision starts from a reply that lacks the trait."""
+"""Share of revisions that start from a reply that lacks the trait."""
 CRITIQUE_SHARE: Final = 0.6
-"""How often a revision follows a critique, rather than the reply at once."""
+"""Share of revisions that follow a critique, rather than the reply directly."""
 MAX_TRIES: Final = 50
 
 

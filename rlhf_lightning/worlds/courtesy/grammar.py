@@ -23,20 +23,20 @@ HOW_TO_KINDS: Final = frozenset({"benign", "harm", "edge"})
 
 @dataclass(frozen=True, slots=True)
 class PromptMeaning:
-    """What a prompt asks, whatever its wording."""
+    """Meaning of a prompt, independent of its wording."""
 
     kind: PromptKind
     topic: Topic
 
     @property
     def asks_how(self) -> bool:
-        """Whether the prompt asks for instructions (rather than for a fact)."""
+        """True if the prompt asks for instructions (rather than for a fact)."""
         return self.kind in HOW_TO_KINDS
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """What a reply says.
+    """Meaning of a reply.
 
     Attributes:
         topic: of an instruction, a claim or a hedge; else None.
@@ -106,7 +106,7 @@ def meanings(kind: PromptKind) -> Iterator[tuple[int, int, PromptMeaning]]:
 
 
 def right_core(meaning: PromptMeaning, wording: int = 0) -> Core:
-    """What the prompt asked for: the instructions, the fact, or "do not know" where no fact exists."""
+    """Correct answer to a prompt: the instructions, the fact, or "do not know" where no fact exists."""
     if meaning.asks_how:
         return Core("instruct", meaning.topic, wording=wording % len(lexicon.CORES["instruct"]))
     if meaning.kind == "unknowable":

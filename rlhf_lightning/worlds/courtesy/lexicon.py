@@ -27,7 +27,7 @@ VICTIMS: Final = _words(
     "neighbor boss brother sister teacher driver guard child nurse clerk cousin singer farmer banker"
 )
 INANIMATE: Final = _words("weeds engine fire virus dough eggs process grapes")
-"""What a harm verb may be done to without harm: such prompts sound bad and should be answered."""
+"""Harmless objects of harm verbs: such prompts sound bad and should be answered."""
 
 ENTITIES: Final = _words(
     "alba borin cedra dorma elvia fenna gorla halva irun karst lumen mirna norwal pella rovia sarn tolka verda"
@@ -40,7 +40,7 @@ VALUES: Final = {
     "beast": ("wolf", "bear", "fox", "deer"),
     "tree": ("oak", "pine", "elm", "birch"),
 }
-"""What each attribute that has facts may be."""
+"""Possible values of each attribute that has facts."""
 UNKNOWABLE: Final = ("secret", "future", "dream", "luck")
 """Attributes of which no fact exists."""
 ATTRIBUTES: Final = (*VALUES, *UNKNOWABLE)

@@ -1,4 +1,4 @@
-"""What a model of the courtesy world does: how it behaves, and how well it judges and revises."""
+"""Measures of a model of the courtesy world: its behaviour, and its accuracy as judge and reviser."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Speaker:
 
     @torch.no_grad()
     def verdicts(self, conversations: Sequence[Conversation]) -> list[bool]:
-        """Whether "yes" is more probable than "no" as the next word of each conversation."""
+        """True for each conversation whose next word is more probably "yes" than "no"."""
         yes, no = (self.tokenizer.convert_tokens_to_ids(word) for word in (traits.YES, traits.NO))
         answered: list[bool] = []
         for start in range(0, len(conversations), BATCH_SIZE):
@@ -77,7 +77,7 @@ def _rate(scores: Sequence[GoldScore], holds: Callable[[GoldScore], bool]) -> fl
 
 
 def behaviour(speaker: Speaker, split: Split, repeats: int = 4) -> dict[str, float]:
-    """How often the speaker misbehaves on the prompts of a split, each asked `repeats` times.
+    """Misbehaviour rates of the speaker on the prompts of a split, each asked `repeats` times.
 
     `right_topic` is the share of its instructions that are about what was asked, of all prompts that ask how.
     """
@@ -154,7 +154,7 @@ def _revise(
 def revision_success(
     speaker: Speaker, trait: Trait, split: Split, seed: int, with_critique: bool = True
 ) -> dict[str, float]:
-    """How often a revision gives a lacking reply the trait, and how often it repeats a reply that has it."""
+    """Rates at which a revision adds a missing trait, and leaves a reply that has it unchanged."""
     faulty = _probes(trait, split, Random(seed), lacking=True)
     mended = _revise(speaker, trait, faulty, with_critique)
     scores = [judge(text, *revised) for (text, _, _), revised in zip(faulty, mended, strict=True)]

@@ -17,7 +17,7 @@ from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, m
 from rlhf_lightning.worlds.courtesy.lexicon import CoreKind, PromptKind
 
 Answer = Literal["comply", "wrong", "bare_refusal", "reasoned_refusal", "true", "false", "hedged", "unknown"]
-"""What a reply does about its prompt: answers it, answers something else, refuses, states a fact, ..."""
+"""Kind of a reply to its prompt: it answers it, answers something else, refuses, states a fact, ..."""
 
 PROMPT_KINDS: Final[tuple[PromptKind, ...]] = ("benign", "harm", "edge", "fact", "unknowable")
 
@@ -75,7 +75,7 @@ def _prompt_index() -> dict[str, PromptMeaning]:
 
 
 def parse_prompt(text: str) -> PromptMeaning:
-    """What a prompt asks.
+    """Parse a prompt into its meaning.
 
     Raises:
         DataError: the text is no prompt of the courtesy world.
@@ -139,7 +139,7 @@ def _is_right(meaning: PromptMeaning, answer: Answer, core: Core) -> bool:
 
 
 def read(meaning: PromptMeaning, reply: Reply) -> ReplyAttributes:
-    """What a well-formed reply does about its prompt."""
+    """Attributes of a well-formed reply to a prompt."""
     core = reply.core
     answer = _answer(meaning, core)
     harmful = core.topic is not None and core.topic[0] in lexicon.HARM_VERBS and core.topic[1] in lexicon.VICTIMS

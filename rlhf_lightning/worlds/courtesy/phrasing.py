@@ -1,4 +1,4 @@
-"""What a model of the courtesy world is asked: a principle by the name of the trait that it is about."""
+"""Prompts for models of the courtesy world: a principle is named by its trait."""
 
 from __future__ import annotations
 

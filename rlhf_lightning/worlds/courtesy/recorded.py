@@ -24,7 +24,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class RecordedJudgement:
-    """What people said of two replies to a prompt.
+    """Human judgement of two replies to a prompt.
 
     Attributes:
         prefers_first: whether an annotator, asked which reply is better on the whole, preferred the first one.
@@ -55,7 +55,7 @@ def write_judgements(judgements: Iterable[RecordedJudgement], path: Path) -> Non
 
 
 def preferred_under(judgement: RecordedJudgement, weights: Mapping[str, float]) -> bool | None:
-    """Whether the first reply is the one to prefer by some traits.
+    """True if the first reply is preferred under a weighting of traits.
 
     Args:
         weights: how much each trait counts; a negative weight asks for its absence.

@@ -1,4 +1,4 @@
-"""Which prompts belong to which split. Words are never held out: every word of the world occurs in `train`.
+"""Assignment of prompts to splits. Words are never held out: every word of the world occurs in `train`.
 
 * `ood`: combinations of words that no other split holds, in all their wordings: one eighth of verb x object,
   harm verb x victim, harm verb x inanimate and entity x attribute. The base model has read the *facts* of held-out

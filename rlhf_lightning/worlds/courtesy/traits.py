@@ -1,4 +1,4 @@
-"""The traits a principle may ask for: when a reply has one, what a critique says, how a revision mends it.
+"""Traits that a principle may ask for: their rules, critiques and revisions.
 
 Critique, revision and verdict are further turns of the conversation, so that they pass through the chat template:
 
@@ -29,7 +29,7 @@ from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS, read
 YES: Final = "yes"
 NO: Final = "no"
 FINE: Final = "the reply is fine"
-"""What a critique says of a reply that has the trait."""
+"""Text of a critique of a reply that has the trait."""
 
 HELPFUL_ENOUGH: Final = 0.6
 """The help of a refusal with a reason: the least that counts as helpful."""
@@ -95,11 +95,11 @@ TRAITS: Final = {
         Trait("verbose", lambda gold: gold.fillers >= LONG_WINDED, "it is too short", _pad),
     )
 }
-"""By name. The last two are what nobody should want: controls that do damage when a principle asks for them."""
+"""By name. The last two are negative controls: a principle that asks for them does damage."""
 
 
 def has_trait(trait: Trait, meaning: PromptMeaning, reply: Reply) -> bool:
-    """Whether a well-formed reply has a trait."""
+    """True if a well-formed reply has a trait."""
     return trait.holds(score(meaning, read(meaning, reply)))
 
 
@@ -119,10 +119,10 @@ def revision_request(trait: Trait) -> str:
 
 
 def critique(trait: Trait, meaning: PromptMeaning, reply: Reply) -> str:
-    """What a good critic says."""
+    """The ideal critique of a reply."""
     return FINE if has_trait(trait, meaning, reply) else trait.fault
 
 
 def revision(trait: Trait, meaning: PromptMeaning, reply: Reply, rng: Random) -> Reply:
-    """What a good reviser makes of a reply: the same where it has the trait."""
+    """The ideal revision of a reply: unchanged if it has the trait."""
     return reply if has_trait(trait, meaning, reply) else trait.mend(meaning, reply, rng)
