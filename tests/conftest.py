@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+
 import pytest
 
 pytest_plugins = ["budget"]
@@ -13,6 +16,9 @@ SLOW = (
 )
 """Folders and files whose tests are slow, all of them: whole runs, commands, processes, every key or every command."""
 
+WITHOUT_TORCH = ("sympy", "scipy.stats", "datasets", "matplotlib.image", "wandb", "hypothesis")
+"""The larger libraries that the tests import and that do not import torch."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Loads the fixtures, which bring torch, where tests run: not in the process that only hands them to workers."""
-    hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
-    if not hands_out:
-        config.pluginmanager.import_plugin("builders")
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    # First of all: for the docstrings of the fields, pydantic searches all modules that are loaded.
+    importlib.import_module("rlhf_lightning.settings.run")
+    # In a new environment nothing is compiled yet. Of two workers, each compiles one half and reads the other.
+    if int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 2:
+        for library in WITHOUT_TORCH:
+            importlib.import_module(library)
+    config.pluginmanager.import_plugin("builders")

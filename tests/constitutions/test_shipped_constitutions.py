@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 
 import pytest
@@ -32,6 +33,7 @@ WORLD_WEIGHTS = {
 """What the principles of each come to in the courtesy world, where those of a trait are the same words."""
 
 
+@functools.cache
 def load(name: str) -> ConstitutionSettings:
     return load_constitution(name, FOLDERS)
 

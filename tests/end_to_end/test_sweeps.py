@@ -13,7 +13,6 @@ import forked
 import pytest
 import yaml
 from tiny_runs import ONE_ITERATION, fingerprints, finished_metrics, placed, train, without_times
-from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.config.compose import conf_directory
@@ -47,6 +46,8 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> Non
 
 
 def test_the_command_of_a_wandb_agent_is_a_run(tiny: RunDirectory, tmp_path: Path) -> None:
+    from wandb.sdk.launch.sweeps import utils as wandb_sweeps  # seconds that only this test needs
+
     sweep = yaml.safe_load((conf_directory() / "wandb_sweep.yaml").read_text(encoding="utf-8"))
     assert sweep["metric"] == {"name": "objective", "goal": "maximize"}
     chosen = {"kl.coef": {"value": 0.05}, "seed": {"value": 2}}
