@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Loads the fixtures, which bring torch, where tests run: not in the process that only hands them to workers."""
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
+    # What is imported stays: the garbage collector would go through it again and again, a tenth of the whole time.
+    gc.disable()
     # First of all: for the docstrings of the fields, pydantic searches all modules that are loaded.
     importlib.import_module("rlhf_lightning.settings.run")
     # In a new environment nothing is compiled yet. Of two workers, each compiles one half and reads the other.
@@ -38,3 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         for library in WITHOUT_TORCH:
             importlib.import_module(library)
     config.pluginmanager.import_plugin("builders")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
