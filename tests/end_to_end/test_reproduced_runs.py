@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_runs import fingerprints, finished_metrics, placed
 
@@ -40,7 +41,7 @@ def changed(once: Callable[[str, Callable[[Path], None]], Path]) -> RunDirectory
     def build(directory: Path) -> None:
         checkout = directory / "a checkout"
         for name in ("rlhf_lightning", "conf"):
-            shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+            shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("local"))
         shutil.copy(ROOT / ".gitignore", checkout)
         git(checkout, "init")
         git(checkout, "add", ".")
@@ -60,9 +61,10 @@ def changed(once: Callable[[str, Callable[[Path], None]], Path]) -> RunDirectory
 
 
 def test_other_code_is_refused_or_comes_to_other_figures(
-    changed: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changed: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The code of this process, without the change."""
+    monkeypatch.setattr(subprocess, "Popen", forked.Forked)
     rerun = ["rerun", str(changed.path), "--to", str(tmp_path / "again")]
     assert main(rerun) == 2
     assert "the code of rlhf_lightning" in capsys.readouterr().err
