@@ -159,7 +159,8 @@ def test_other_choices_hold_together(
     choice: tuple[str, ...], adapted: Callable[[str], RunDirectory], tmp_path: Path
 ) -> None:
     start = adapted("lora").path
-    run = train(*PPO, *LORA, *choice, *inputs(start / "sft", start / "reward_model"), *placed(tmp_path))
+    sizes = ("rollout.batch_size=8", "rollout.max_new_tokens=8")
+    run = train(*PPO, *sizes, *LORA, *choice, *inputs(start / "sft", start / "reward_model"), *placed(tmp_path))
     assert finished_metrics(run)["stages"]["ppo"]["iterations"] >= 1
     assert load_file(run.path / "ppo" / "adapter_model.safetensors").keys() == (
         load_file(start / "sft" / "adapter_model.safetensors").keys()
