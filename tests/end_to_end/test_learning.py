@@ -25,7 +25,7 @@ REWARD_MODEL = (
 )
 PPO = (
     *("pipeline.stages=[ppo,evaluate]", "ppo.policy_from=base", "evaluate.reference_from=base"),
-    *("rollout.batch_size=64", "ppo.minibatches=2", "ppo.iterations=10", "ppo.learning_rate=1e-3"),
+    *("rollout.batch_size=64", "ppo.minibatches=2", "ppo.iterations=7", "ppo.learning_rate=1e-3"),
     *("evaluate.policies=[base,ppo]", "evaluate.splits=[validation]", "evaluate.prompts=100"),
 )
 
