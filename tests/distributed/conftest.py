@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from once import once
-from runs import FIRST_UPDATE, SMALL, from_stages_of, train, train_alone
+from runs import SMALL, from_stages_of, train, train_alone
 from trainings import TRAININGS
 
 
@@ -17,7 +17,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def run(name: str, strategy: str | None = None) -> Path:
         start, overrides, alone = TRAININGS[name]
-        base = (*SMALL, *FIRST_UPDATE) if start is None else from_stages_of(run(start))
+        base = SMALL if start is None else from_stages_of(run(start))
 
         def build(world: Path) -> None:
             if strategy is None:
@@ -34,5 +34,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def alone(trained: Callable[..., Path]) -> Path:
-    """The whole pipeline in one process; PPO ends after its first optimizer step."""
+    """The whole pipeline in one process."""
     return trained("pipeline")

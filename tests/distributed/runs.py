@@ -31,9 +31,6 @@ SMALL = (
 )
 """The whole pipeline within seconds, at a step size at which the policy moves."""
 
-FIRST_UPDATE = ("ppo.iterations=1", "ppo.epochs=1", "ppo.minibatches=1")
-"""PPO ends after one optimizer step."""
-
 LIMIT = 120.0
 """Seconds after which a run counts as stuck."""
 

@@ -11,8 +11,6 @@ from runs import assert_alike, history
 PAIRS = [
     ("pipeline", "ddp", ""),
     ("pipeline", "fsdp", ""),
-    ("iterations", "ddp", ""),
-    ("iterations", "fsdp", ""),
     ("limits", "ddp", ""),
     ("frozen blocks", "ddp", ""),
     ("virtual tokens", "fsdp", ""),

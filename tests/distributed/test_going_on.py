@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import pytest
 from runs import distances, ended, from_stages_of, history, started
 from trainings import TRAININGS
 
@@ -18,10 +17,9 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 PATIENCE = 120.0
 
 
-@pytest.fixture(scope="session")
-def longer(alone: Path) -> tuple[str, ...]:
-    """Overrides of the training that is interrupted here."""
-    return (*from_stages_of(alone), *TRAININGS["iterations"].overrides, "trainer.accelerator=cpu")
+def ppo_of(whole: Path) -> tuple[str, ...]:
+    """Overrides of the training that is interrupted here: PPO of the whole pipeline, from the stages before it."""
+    return (*from_stages_of(whole), *TRAININGS["pipeline"].overrides, "trainer.accelerator=cpu")
 
 
 def wait_for(path: Path) -> None:
@@ -32,10 +30,10 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
-    longer: tuple[str, ...], trained: Callable[..., Path], tmp_path: Path
+    trained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    cut = tmp_path / "cut"
-    process = started("train", *longer, "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
+    whole, cut = trained("pipeline", "ddp"), tmp_path / "cut"
+    process = started("train", *ppo_of(whole), "trainer=ddp", f"paths.run_dir={cut}", cwd=tmp_path)
     wait_for(cut / "checkpoints" / "ppo" / "iteration=000001.ckpt")
     process.kill()
     code, said = ended(process)
@@ -55,28 +53,26 @@ def test_a_launcher_and_then_a_process_are_killed_and_the_run_goes_on(
     assert status.error is not None
     assert status.error.what == "Process 1 of 2 was killed by SIGKILL."
 
-    assert_goes_on(cut, trained("iterations", "ddp"))
+    assert_goes_on(cut, whole)
 
 
-def test_a_run_of_shards_that_is_told_to_stop_goes_on(
-    longer: tuple[str, ...], trained: Callable[..., Path], tmp_path: Path
-) -> None:
-    cut = tmp_path / "cut"
-    process = started("train", *longer, "trainer=fsdp", f"paths.run_dir={cut}", cwd=tmp_path)
+def test_a_run_of_shards_that_is_told_to_stop_goes_on(trained: Callable[..., Path], tmp_path: Path) -> None:
+    whole, cut = trained("pipeline", "fsdp"), tmp_path / "cut"
+    process = started("train", *ppo_of(whole), "trainer=fsdp", f"paths.run_dir={cut}", cwd=tmp_path)
     wait_for(cut / "checkpoints" / "ppo" / "iteration=000001.ckpt")
     process.send_signal(signal.SIGTERM)
     code, said = ended(process)
     assert code == 130, said
     assert RunDirectory.open(cut).status.state == "interrupted"
-    assert_goes_on(cut, trained("iterations", "fsdp"))
+    assert_goes_on(cut, whole)
 
 
 def assert_goes_on(cut: Path, whole: Path) -> None:
     code, said = ended(started("train", f"resume={cut}", cwd=cut.parent))
     assert code == 0, said
     assert "goes on from" in said
-    assert {distance.largest for distance in distances(whole, cut).values()} == {0.0}
-    assert history(whole) == history(cut)
+    assert {distance.largest for distance in distances(whole / "ppo", cut / "ppo").values()} == {0.0}
+    assert {key: value for key, value in history(whole).items() if key[0] == "ppo"} == history(cut)
 
 
 def wait_until_nobody_is_at(run: Path) -> None:
