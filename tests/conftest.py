@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What is imported stays: the garbage collector would go through it again and again, a tenth of the whole time.
     gc.disable()
     # First of all: for the docstrings of the fields, pydantic searches all modules that are loaded.
-    importlib.import_module("rlhf_lightning.settings.run")
+    importlib.import_module("rlhf_lightning.stages.run_settings")
     # In a new environment nothing is compiled yet. Of two workers, each compiles one half and reads the other.
     if int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 2:
         for library in WITHOUT_TORCH:

@@ -28,9 +28,10 @@ from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
 from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.settings.stages.ppo import PpoSettings
+from rlhf_lightning.stages.ppo import PpoSettings
 
 PPO_VALUES: dict[str, Any] = {
+    "stage": "ppo",
     "policy_from": "sft",
     "reward_from": "reward_model",
     "critic": "policy_trunk",

@@ -27,7 +27,7 @@ PRELOADED = (
     *("peft", "wandb", "matplotlib.pyplot", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama"),
     *("rlhf_lightning.cli.train", "rlhf_lightning.experiment.pipeline", "rlhf_lightning.tracking.wandb_run"),
     *(
-        f"rlhf_lightning.experiment.stages.{stage}"
+        f"rlhf_lightning.stages.{stage}"
         for stage in ("sft", "comparisons", "reward_model", "ppo", "evaluate", "critique_revision", "ai_feedback")
     ),
 )

@@ -18,14 +18,14 @@ from rlhf_lightning.experiment.config.compose import ConfigTree, conf_directory
 from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.target_policy import target_nodes
-from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.settings.section import Section
+from rlhf_lightning.stages.run_settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if "local" not in path.parts)
 
-EXPLAINED_BY_THE_FILE = {"kind", "name", "stages", "_target_"}
+EXPLAINED_BY_THE_FILE = {"kind", "stage", "name", "stages", "_target_"}
 """Keys that say what the file's first line says."""
 
 KEY = re.compile(r"^\s*(\w+):(.*)$")

@@ -9,12 +9,13 @@ import shlex
 import subprocess
 import tomllib
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from documents import (
     README_FILES,
     ROOT,
@@ -39,7 +40,7 @@ from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.models.saving import save_policy
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.settings.peft import Ia3
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.worlds.courtesy import asset_path
 from rlhf_lightning.worlds.courtesy.base_model import new_model
 from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
@@ -79,19 +80,24 @@ def arguments_of(*beginning: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the files and artifacts that the commands name, on a machine with GPUs."""
     for name in FILES:
         (tmp_path / name).touch()
     for name in (*ARTIFACTS, "mine/experiment"):
         (tmp_path / name).mkdir(parents=True)
-    (example,) = blocks("yaml")
+    examples = blocks("yaml")
+    (example,) = (block for block in examples if "plugins" not in block)
+    (tmp_path / "mine" / "experiment" / "norms.yaml").write_text(*(block for block in examples if "plugins" in block))
+    (tmp_path / "my_stages.py").write_text(*(block for block in blocks("python") if "@register" in block))
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
     (tmp_path / "mine" / "experiment" / "first.yaml").write_text("# @package _global_\nppo:\n  epochs: 7\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    return tmp_path
+    yield tmp_path
+    STAGES.pop("norms", None)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +120,7 @@ def test_every_train_command_passes_the_preflight(words: tuple[str, ...]) -> Non
         return
     settings = check_run(tree, arguments.overrides, to_show=bool(arguments.cfg)).settings
     assert settings is not None
-    assert (settings.ppo.epochs == 7) == bool(arguments.config_dir)
+    assert (settings.ppo.epochs == 7) == ("experiment=first" in arguments.overrides)
 
 
 def test_commands_of_the_help_and_of_prose_are_among_them() -> None:
@@ -246,8 +252,12 @@ def test_the_table_of_groups_is_what_stands_in_conf(tree: ConfigTree) -> None:
     }
 
 
-def test_the_table_of_stages_names_them_all_in_order() -> None:
-    assert [codes(stage)[0] for stage, *_ in table("Stages")] == list(STAGES)
+def test_the_table_of_stages_names_their_sections_in_order() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "train.yaml").read_text(encoding="utf-8"))
+    names = [choice for default in config["defaults"] if isinstance(default, dict) for choice in default]
+    sections = [name.removeprefix("stage@") for name in names if name.startswith("stage@")]
+    assert [codes(stage)[0] for stage, *_ in table("Stages")] == sections
+    assert set(STAGES) <= set(sections)
 
 
 def test_the_example_records_are_read_as_what_they_are_called() -> None:
@@ -268,7 +278,8 @@ def test_the_table_of_rooms_has_them_all_in_the_order_of_the_imports() -> None:
         "contracts"
     ]
     (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
-    assert [f"rlhf_lightning.{codes(room)[0]}" for room, *_ in table("Rooms")] == layers
+    rooms = [room for layer in layers for room in layer.split(" : ")]
+    assert [f"rlhf_lightning.{codes(room)[0]}" for room, *_ in table("Rooms")] == rooms
 
 
 LINKING = README_FILES | {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "CHANGELOG.md")}

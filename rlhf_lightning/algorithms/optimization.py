@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlhf_lightning.settings.stages.supervised import SupervisedLoop
+if TYPE_CHECKING:
+    from rlhf_lightning.stages.supervised import SupervisedLoop
 
 
 class OptimizerFactory(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,7 +19,9 @@ from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_los
 from rlhf_lightning.rollouts.buffer import Minibatch
 from rlhf_lightning.rollouts.kl_controller import KlController
 from rlhf_lightning.rollouts.rollout import Rollout
-from rlhf_lightning.settings.stages.ppo import PpoSettings
+
+if TYPE_CHECKING:
+    from rlhf_lightning.stages.ppo import PpoSettings
 
 
 class PPO(pl.LightningModule):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +17,9 @@ from rlhf_lightning.models.loading import score_head
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
 from rlhf_lightning.rewards.classifier import classifier_logits
-from rlhf_lightning.settings.stages.reward_model import RewardModelSettings
+
+if TYPE_CHECKING:
+    from rlhf_lightning.stages.reward_model import RewardModelSettings
 
 
 class PairLogits(NamedTuple):

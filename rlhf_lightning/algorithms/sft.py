@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -15,7 +15,9 @@ from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import masked_sum
-from rlhf_lightning.settings.stages.sft import SftSettings
+
+if TYPE_CHECKING:
+    from rlhf_lightning.stages.sft import SftSettings
 
 
 class SupervisedFineTuning(pl.LightningModule):

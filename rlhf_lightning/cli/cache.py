@@ -18,7 +18,6 @@ from rlhf_lightning.errors import CacheError
 from rlhf_lightning.experiment.cache.entry import FILES, Entry
 from rlhf_lightning.experiment.cache.pruning import Limits, prune
 from rlhf_lightning.experiment.cache.store import Store
-from rlhf_lightning.settings.stages import STAGES
 
 DIRECTORY = "outputs/cache"
 SHOWN_DIGITS = 12
@@ -59,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     pruning.add_argument("--older-than", metavar="AGE", type=age, help="not used for so long: 30d, 12h, 2w")
     pruning.add_argument("--max-size", metavar="SIZE", type=size, help="the longest unused, down to this: 10GB, 500MB")
-    pruning.add_argument("--stage", action="append", choices=STAGES, help="of this stage only (may be repeated)")
+    pruning.add_argument("--stage", action="append", help="of this stage only (may be repeated)")
     pruning.add_argument("--dry-run", action="store_true", help="only say what would go")
     pruning.set_defaults(do=_prune)
     return arguments

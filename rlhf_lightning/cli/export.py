@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
-from rlhf_lightning.settings.stages import TRAINED
 
 if TYPE_CHECKING:
     from rlhf_lightning.experiment.export import Export
@@ -32,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of `rlhf export`."""
     arguments = argparse.ArgumentParser(prog="rlhf export", description=__doc__, allow_abbrev=False)
     arguments.add_argument("run", metavar="RUN_DIR", help="a run, such as outputs/latest")
-    arguments.add_argument(
-        "--stage", choices=tuple(TRAINED), help="whose model (default: the last that the run trained)"
-    )
+    arguments.add_argument("--stage", help="whose model (default: the last that the run trained)")
     arguments.add_argument(
         "--merge", action="store_true", help="add an adapter to its base: a whole model, which plain Transformers opens"
     )

@@ -14,7 +14,8 @@ from rich.text import Text
 from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.experiment.sweep.record import JobState, Sweep, state_of
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.plugins import stages_of
 from rlhf_lightning.tracking.history_file import read_history
 from rlhf_lightning.tracking.wandb_files import SWEEP_FOLDER
 
@@ -79,10 +80,11 @@ def _row(job: RunDirectory, state: JobState, shared: set[str]) -> list[Text]:
 
 def _progress(job: RunDirectory, stage: str | None) -> str:
     """Rounds that a stage has logged, of how many; empty for a stage without rounds."""
-    rounds = STAGES[stage].rounds if stage in STAGES else None
-    if stage is None or rounds is None:
-        return ""
     config: Any = job.config
+    declared = STAGES.get(stages_of(config).get(stage or "", ""))
+    rounds = declared.rounds if declared is not None else None
+    if rounds is None:
+        return ""
     epochs = [row.value for row in read_history(job.path) if row.stage == stage and row.name == "epoch"]
     return f"{int(epochs[-1]) + 1 if epochs else 0}/{config[stage][rounds]}"
 

@@ -29,7 +29,7 @@ from rlhf_lightning.experiment.resume import (
 from rlhf_lightning.experiment.run import joins_a_run
 from rlhf_lightning.experiment.run_directory import RunDirectory, holds_a_run, pin_latest, point_latest
 from rlhf_lightning.ranks import this_place
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 def main(argv: Sequence[str]) -> int:

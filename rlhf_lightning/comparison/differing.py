@@ -9,14 +9,16 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.settings.readers import FREE, is_among
+from rlhf_lightning.stages.plugins import stages_of
+from rlhf_lightning.stages.readers import is_among, without_effect
+from rlhf_lightning.stages.run_settings import schema_of
 
 Flat = Mapping[str, Any]
 """A config by dotted keys."""
 
 SEED = "seed"
-ALIKE = FREE | {"callbacks", "trainer.threads", "allow_targets"}
-"""Sections and keys that do not distinguish experiments: output paths, display, and batching."""
+ALIKE = frozenset({"callbacks", "trainer.threads", "allow_targets"})
+"""Sections and keys that do not distinguish experiments, beside those without effect on results."""
 ABSENT = "-"
 """Placeholder for a key that the chosen option does not have: `peft.rank` under `peft=none`."""
 MISSING = "(missing)"
@@ -24,13 +26,20 @@ MISSING = "(missing)"
 
 
 def differing_keys(configs: Sequence[Flat]) -> list[str]:
-    """The keys whose values differ, in the order of the configs; never one of `ALIKE`, nor the seed.
+    """The keys whose values differ, in the order of the configs; never the seed, nor one of `ALIKE` or without effect.
 
     Where a group's option differs (`peft=none`, `peft=lora`), the keys that come with an option are no differences of
     their own: they count if they differ between runs of the same option.
     """
     union = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in union if key != SEED and not is_among(key, ALIKE) and _differs(key, configs)]
+    left_out = ALIKE.union(*(without_effect(schema_of(_stages(config))) for config in configs))
+    return [key for key in union if key != SEED and not is_among(key, left_out) and _differs(key, configs)]
+
+
+def _stages(config: Flat) -> dict[str, str]:
+    """The sections of stages in a config: name -> stage. Those of earlier versions are named after their stage."""
+    names = dict.fromkeys(key.partition(".")[0] for key in config)
+    return stages_of({name: {"stage": config.get(f"{name}.stage", name)} for name in names})
 
 
 def named(key: str) -> str:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.data.chat_template import DEFAULT_CHAT_TEMPLATE
 from rlhf_lightning.errors import DataError, ModelError
 from rlhf_lightning.records import Demonstration, Preference, Prompt
-from rlhf_lightning.settings.data import Lengths
+from rlhf_lightning.settings.data import Records
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Encoder:
         ModelError: the tokenizer has no end-of-sequence token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, lengths: Records) -> None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "The tokenizer has no end-of-sequence token, so a reply could never end.",

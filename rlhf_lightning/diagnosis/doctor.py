@@ -9,6 +9,7 @@ from enum import StrEnum
 from rlhf_lightning.diagnosis import critic, kl, replies, reward, stops, updates
 from rlhf_lightning.diagnosis.finding import Finding, Severity
 from rlhf_lightning.diagnosis.run_record import RunRecord
+from rlhf_lightning.settings.pipeline import instances_of
 
 Check = Callable[[RunRecord], Finding | None]
 
@@ -138,7 +139,7 @@ def _verdict(record: RunRecord, findings: list[Finding]) -> Verdict:
         return Verdict.DOUBTFUL
     planned = record.setting("pipeline.stages")
     judged = record.iterations >= EARLY or record.state == "finished"
-    waits = isinstance(planned, list) and "ppo" in planned and not judged
+    waits = isinstance(planned, list) and any(stage == "ppo" for _, stage in instances_of(record.config)) and not judged
     return Verdict.TOO_EARLY if waits else Verdict.HEALTHY
 
 

@@ -140,7 +140,8 @@ def saturated_reward(record: RunRecord) -> Finding | None:
 
 def reward_model_at_chance(record: RunRecord) -> Finding | None:
     """A reward model that cannot tell the better reply, or only by its length."""
-    figures = record.metrics.get("stages", {}).get("reward_model", {})
+    stage = record.last_instance("reward_model")
+    figures = record.metrics.get("stages", {}).get(stage, {})
     accuracy, interval, lift = (figures.get(name) for name in ("accuracy", "accuracy_ci", "lift_ci"))
     if accuracy is None or interval is None:
         return None
@@ -154,8 +155,8 @@ def reward_model_at_chance(record: RunRecord) -> Finding | None:
             f"'prefer the {figures['best_baseline']}' is as good: lift {figures['lift']:.1%} "
             f"[{lift[0]:.1%}, {lift[1]:.1%}]"
         )
-    labels = record.setting("reward_model.comparisons_from") or "comparisons"
-    rate, prompts = record.number("reward_model.learning_rate"), record.number(f"{labels}.prompts")
+    labels = record.setting(f"{stage}.comparisons_from") or "comparisons"
+    rate, prompts = record.number(f"{stage}.learning_rate"), record.number(f"{labels}.prompts")
     return Finding(
         name="reward_model_at_chance",
         severity=Severity.SERIOUS if at_chance else Severity.WARNING,
@@ -164,8 +165,8 @@ def reward_model_at_chance(record: RunRecord) -> Finding | None:
         explanation="PPO against such a reward learns its noise. More or cleaner comparisons come first.",
         overrides=(
             *((f"{labels}.prompts={int(2 * prompts)}",) if prompts else ()),
-            "reward_model.epochs=2",
-            *((override("reward_model.learning_rate", rate / 3),) if rate else ()),
+            f"{stage}.epochs=2",
+            *((override(f"{stage}.learning_rate", rate / 3),) if rate else ()),
         ),
         explains=frozenset({"overoptimisation"}),
     )

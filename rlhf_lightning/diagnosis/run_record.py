@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from rlhf_lightning.diagnosis.curve import Curve
-from rlhf_lightning.evaluation.curves import HistoryRow
+from rlhf_lightning.evaluation.curves import HistoryRow, rollout_stage
+from rlhf_lightning.settings.pipeline import instances_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class RunRecord:
         """A setting that is a number."""
         value = self.setting(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def last_instance(self, stage: str) -> str:
+        """Name of the last instance of a stage in the pipeline; the stage's own where there is none."""
+        return next((name for name, each in reversed(list(instances_of(self.config))) if each == stage), stage)
 
     def ppo(self, name: str) -> Curve | None:
         """A metric of PPO over its iterations; None where it was not logged."""
@@ -89,4 +94,5 @@ class RunRecord:
 
     @cached_property
     def _ppo_rows(self) -> list[HistoryRow]:
-        return [row for row in self.history if row.stage == "ppo"]
+        stage = rollout_stage(self.history)
+        return [row for row in self.history if row.stage == stage]

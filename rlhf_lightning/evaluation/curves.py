@@ -39,3 +39,8 @@ def points(history: Iterable[HistoryRow], stage: str, name: str) -> list[Point]:
 
 def _is(row: HistoryRow, stage: str, name: str) -> bool:
     return row.stage == stage and row.name == name
+
+
+def rollout_stage(history: Iterable[HistoryRow]) -> str | None:
+    """The last stage that logged figures of rollouts; None without one."""
+    return next((row.stage for row in reversed(list(history)) if row.episodes is not None), None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_lightning.evaluation.curves import HistoryRow, points
+from rlhf_lightning.evaluation.curves import HistoryRow, points, rollout_stage
 
 Floats = NDArray[np.float64]
 
@@ -62,12 +62,13 @@ class RewardFit:
         return math.exp(exponent) if exponent < LARGEST_EXPONENT else None
 
 
-def reward_path(history: Iterable[HistoryRow], stage: str = "ppo") -> RewardPath | None:
+def reward_path(history: Iterable[HistoryRow]) -> RewardPath | None:
     """The path of a training from its history; None where it logged no score with a KL beside it.
 
     Iterations where one of the figures is missing or not finite are left out.
     """
     rows = list(history)
+    stage = rollout_stage(rows) or ""
     curves = {
         name: {point.step: point.value for point in points(rows, stage, f"objective/{name}")}
         for name in ("kl", "score", "gold")

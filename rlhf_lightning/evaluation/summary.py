@@ -59,8 +59,7 @@ def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
     if metrics.get("evaluate"):
         parts.append(PolicyTable(metrics["evaluate"]))
     stages: Metrics = metrics.get("stages", {})
-    if "accuracy" in stages.get("reward_model", {}):
-        parts.append(_reward_model(stages["reward_model"]))
+    parts += [_reward_model(name, figures) for name, figures in stages.items() if "training_pairs" in figures]
     if any("seconds" in figures for figures in stages.values()):
         parts.append(_seconds(stages))
     if any("cache" in figures for figures in stages.values()):
@@ -131,8 +130,9 @@ def written(value: float, style: str) -> str:
     return {"percent": f"{value:.1%}", "plain": f"{value:z.1f}", "signed": f"{value:+z.2f}"}[style]
 
 
-def _reward_model(figures: Metrics) -> Text:
-    text = Text.assemble(("Reward model ", "bold"), f"right on {_with_interval(figures, 'accuracy')}")
+def _reward_model(name: str, figures: Metrics) -> Text:
+    title = name.replace("_", " ").capitalize()
+    text = Text.assemble((f"{title} ", "bold"), f"right on {_with_interval(figures, 'accuracy')}")
     if "pairs" in figures:
         text.append(f" of {figures['pairs']} held-out pairs")
     baselines = [

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.experiment.rewards import RewardStatistics
-from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.experiment.trunk_reuse import reused_below
 from rlhf_lightning.models.actor_critic import SeparateCritic, ValueHead
 from rlhf_lightning.models.adapters import POLICY, REFERENCE, REWARD, adapter_names, copy_adapter
@@ -20,7 +19,9 @@ from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.tuning import tune
 from rlhf_lightning.rewards.scorers import same_tokenizer
 from rlhf_lightning.settings.peft import NoPeft, PromptTuning, TopLayers
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.context import StageContext
+from rlhf_lightning.stages.ppo import PpoSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Actors:
 
 def open_actors(context: StageContext, encoder: Encoder) -> Actors:
     """Policy and reference, as `peft`, `reference` and `model.share_backbone` say."""
-    policy = load_policy(context.inputs.model(context.settings.ppo.policy_from), context.device)
+    policy = load_policy(context.inputs.model(context.section(PpoSettings).policy_from), context.device)
     starts_from_adapter = POLICY in adapter_names(policy)
     tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
     branch = reused_below(context.settings, policy)
@@ -72,15 +73,16 @@ def open_critic(
     settings, policy = context.settings, actors.policy
     # FSDP gathers weights for a whole policy only, not for its trunk.
     shares = settings.model.share_backbone is not False and settings.trainer.strategy != "fsdp"
-    if settings.ppo.critic == "policy_trunk":
+    ppo = context.section(PpoSettings)
+    if ppo.critic == "policy_trunk":
         return None
-    if settings.ppo.critic == "separate":
+    if ppo.critic == "separate":
         if shares and isinstance(settings.peft, TopLayers):
             return SeparateCritic.on_trunk_of(policy, settings.peft.layers if actors.branch is not None else None)
         if shares and not isinstance(settings.peft, NoPeft):
             return SeparateCritic.on_policy(policy, POLICY)
         return SeparateCritic.from_policy(policy)
-    source = context.inputs.model(settings.ppo.reward_from)
+    source = context.inputs.model(ppo.reward_from)
     tokenizer = load_tokenizer(source)
     if not same_tokenizer(tokenizer, encoder.tokenizer):
         raise DataError(

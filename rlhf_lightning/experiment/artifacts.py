@@ -13,8 +13,7 @@ from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource, is_adapter
 from rlhf_lightning.settings.model import HubModel, ScratchModel
 from rlhf_lightning.settings.peft import QLora
-from rlhf_lightning.settings.run import RunSettings
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds import courtesy
 
 BASE = "base"
@@ -34,8 +33,8 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
     if name == BASE:
         source = _base(settings, run, data)
     else:
-        if name in STAGES:
-            name = str(finished(run.stage_dir(name), name))
+        if name in settings.sections_of_stages:
+            name = str(finished(run, name))
         base = _base(settings, run, data) if is_adapter(Path(name)) else None
         source = ModelSource(name, dtype=settings.model.dtype, base=base)
     if isinstance(peft, QLora):
@@ -43,12 +42,13 @@ def resolve_model(name: str, settings: RunSettings, run: RunDirectory, data: Dat
     return source
 
 
-def finished(directory: Path, stage: str) -> Path:
+def finished(run: RunDirectory, stage: str) -> Path:
     """Directory of a finished stage's artifact.
 
     Raises:
-        ArtifactError: it has not.
+        ArtifactError: it has left none.
     """
+    directory = run.stage_dir(stage)
     if not any(directory.glob("*")):
         raise ArtifactError(
             f"Stage {stage} left nothing to go on from.", where=str(directory), fix=f"run stage {stage} first"

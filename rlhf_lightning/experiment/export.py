@@ -22,7 +22,7 @@ from rlhf_lightning.models.hub import ModelSource, is_adapter
 from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer
 from rlhf_lightning.models.saving import save_classifier, save_policy
 from rlhf_lightning.models.virtual_tokens import virtual_tokens
-from rlhf_lightning.settings.stages import TRAINED
+from rlhf_lightning.stages.plugins import trained_models
 
 EXPORTED = "exported"
 CARD = "README.md"
@@ -55,7 +55,7 @@ def export(run_dir: Path, *, stage: str | None, merge: bool, target: Path | None
     """Writes a stage's model as a directory of its own.
 
     Args:
-        stage: `sft`, `reward_model` or `ppo`; None for the last of them that a finished run has.
+        stage: one that trains a model; None for the last of them that a finished run has.
         merge: add an adapter to its base's weights; a model that is whole already is written as it is.
         target: where to; new or empty. None for `exported/STAGE` (`exported/STAGE-merged`) in the run.
 
@@ -86,7 +86,7 @@ def _artifact(run: RunDirectory, stage: str | None) -> tuple[str, Path]:
         ArtifactError: it has not finished, or is no stage that leaves a model.
     """
     status = run.status
-    left = [name for name in TRAINED if name in status.artifacts]
+    left = [name for name in trained_models(run.config) if name in status.artifacts]
     if stage is None and status.state == "finished":
         stage = next((name for name in reversed(status.artifacts) if name in left), None)
     if stage is not None and stage in left:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.settings.stages import TRAINED
+from rlhf_lightning.stages.declaration import TrainedModel
+from rlhf_lightning.stages.plugins import trained_models
 from rlhf_lightning.worlds import courtesy
 
 Form = Literal["whole", "adapter", "merged"]
@@ -31,8 +32,13 @@ class ExportedModel:
     method: str | None = None
 
     @property
+    def trained(self) -> TrainedModel:
+        """The declaration of the model by its stage."""
+        return trained_models(self.run.config)[self.stage]
+
+    @property
     def is_policy(self) -> bool:
-        return TRAINED[self.stage].head == "policy"
+        return self.trained.head == "policy"
 
     @property
     def is_synthetic(self) -> bool:
@@ -76,7 +82,7 @@ def _outputs(model: ExportedModel) -> str:
     """The `num_labels` argument of a reward model's adapter, whose base does not define it."""
     if model.is_policy or model.form != "adapter":
         return ""
-    return f", num_labels={1 if model.run.config['reward_model']['head'] == 'scalar' else 2}"
+    return f", num_labels={1 if model.run.config[model.stage]['head'] == 'scalar' else 2}"
 
 
 def _as_chat(prompt: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_lightning.experiment.phrasing import open_encoder, phrasing_for
-from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.feedback.judge_model import JudgeModel
 from rlhf_lightning.feedback.labelling import Labeller
 from rlhf_lightning.feedback.local_judge import LocalJudgeModel
@@ -13,7 +12,9 @@ from rlhf_lightning.feedback.openai_judge import OpenAiJudgeModel
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.settings.judge import HubJudge, JudgeSettings, OpenAiJudge
-from rlhf_lightning.settings.readers import FREE, is_among
+from rlhf_lightning.stages.context import StageContext
+from rlhf_lightning.stages.readers import is_among, without_effect
+from rlhf_lightning.stages.run_settings import RunSettings
 
 CALIBRATION = "calibration.json"
 """File with the figures of stage `judge_calibration`."""
@@ -39,7 +40,8 @@ def judge_terms(settings: JudgeSettings) -> dict[str, Any]:
     The path of its model is left out: the same model may lie elsewhere, or come from the cache.
     """
     plain = settings.model_dump(mode="json", exclude={"model_from", "name_or_path"})
-    return {key: value for key, value in plain.items() if not is_among(f"judge.{key}", FREE)}
+    free = without_effect(RunSettings)
+    return {key: value for key, value in plain.items() if not is_among(f"judge.{key}", free)}
 
 
 def judge_source(context: StageContext) -> ModelSource | None:

@@ -20,7 +20,7 @@ from rlhf_lightning.experiment.interruption import SIGNALS
 from rlhf_lightning.experiment.run import INTERRUPTED_EXIT, Outcome, execute
 from rlhf_lightning.experiment.run_directory import RunDirectory, RunError
 from rlhf_lightning.ranks import LOCALHOST, this_place
-from rlhf_lightning.settings.run import RunSettings, TrainerSettings
+from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
 
 GRACE_SECONDS = 20.0
 """Time for the other processes to end by themselves after one failed; then they are interrupted, then killed."""

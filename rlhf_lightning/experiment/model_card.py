@@ -19,7 +19,8 @@ from rlhf_lightning import __version__
 from rlhf_lightning.evaluation.summary import ROWS, Row, short_name, written
 from rlhf_lightning.experiment.exported_model import ExportedModel, opening
 from rlhf_lightning.experiment.provenance.secrets import redact as redact_text
-from rlhf_lightning.settings.stages import TRAINED
+from rlhf_lightning.settings.pipeline import instances_of
+from rlhf_lightning.stages.plugins import trained_models
 from rlhf_lightning.tracking.redaction import redact, redact_override
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -46,7 +47,7 @@ def model_card(model: ExportedModel) -> str:
         config=config,
         name=name,
         version=__version__,
-        title=TRAINED[model.stage].title,
+        title=model.trained.title,
         start=_start(config, model.stage),
         constitution=constitution,
         below=_below(config, model.stage) if constitution["principles"] else (),
@@ -118,8 +119,9 @@ def _front_matter(model: ExportedModel, name: str, columns: Sequence[Column], ro
 
 def _start(config: Mapping[str, Any], stage: str) -> str:
     """The stages below a stage, down to the base model."""
-    name = config[stage][TRAINED[stage].started_from]
-    if name in TRAINED:
+    trained = trained_models(config)
+    name = config[stage][trained[stage].started_from]
+    if name in trained:
         return f"the run's stage {name.replace('_', ' ')}, which started from {_start(config, name)}"
     if name != "base":
         return str(name)
@@ -133,7 +135,7 @@ def _start(config: Mapping[str, Any], stage: str) -> str:
 
 def _below(config: Mapping[str, Any], stage: str) -> set[str]:
     """The stages of the run that a stage builds on, itself included."""
-    if stage not in config["pipeline"]["stages"]:
+    if stage not in dict(instances_of(config)):
         return set()
     inputs = [name for key, name in config[stage].items() if key.endswith("_from") and isinstance(name, str)]
     return {stage}.union(*(_below(config, name) for name in inputs))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from rlhf_lightning.constitutions.rendering import EnglishPhrasing, Phrasing
 from rlhf_lightning.data.chat_template import DEFAULT_CHAT_TEMPLATE
 from rlhf_lightning.data.encoding import Encoder
-from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_tokenizer
 from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.context import StageContext
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
 
 

@@ -19,6 +19,7 @@ from rlhf_lightning.evaluation.samples import render_samples
 from rlhf_lightning.evaluation.summary import render_summary, short_name
 from rlhf_lightning.experiment.artifacts import BASE
 from rlhf_lightning.experiment.cache.entry import Entry
+from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.cache.stage_cache import Made, StageCache
 from rlhf_lightning.experiment.lineage import left_by, taken_in
 from rlhf_lightning.experiment.memory.exhaustion import memory_explained
@@ -26,10 +27,9 @@ from rlhf_lightning.experiment.memory.stage_memory import StageMemory, memory_ta
 from rlhf_lightning.experiment.plotting import draw_plots
 from rlhf_lightning.experiment.rewind import drop_checkpoints, rewind
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.stage import RunInputs, StageContext, StageResult, device_of
-from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS, TRAINING_STAGES
 from rlhf_lightning.models.hub import is_adapter
-from rlhf_lightning.settings.run import RunSettings, StageName, TrainerSettings
+from rlhf_lightning.stages.context import RunInputs, StageContext, StageResult, device_of
+from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
 from rlhf_lightning.tracking.loggers import StageTracker, is_trial, open_tracker
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,14 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
     """
     _set_threads(settings.trainer)
     inputs = RunInputs(settings, run)
+    keys = StageKeys(settings, device_of(settings.trainer).type, lambda: inputs.data)
     if rank() > 0:
-        return _take_part(inputs)
+        return _take_part(inputs, keys)
     metrics: Metrics = run.metrics or {"objective": None, "stages": {}, "evaluate": {}}
     finished = from_first(run.status.artifacts)
     for stage in finished:
-        inputs.keys.remember(stage, metrics["stages"][stage]["key"])
-    cache = StageCache(settings.cache, run, inputs.keys)
+        keys.remember(stage, metrics["stages"][stage]["key"])
+    cache = StageCache(settings.cache, run, keys)
     console = Console()
     for stage in settings.pipeline.stages:
         if stage in finished:
@@ -92,14 +93,14 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
         drop_checkpoints(run, stage)
         barrier()
         if made.samples:
-            policies = [short_name(policy) for policy in settings.evaluate.policies]
+            policies = [short_name(policy) for policy in made.evaluation]
             console.print(render_samples(made.samples, policies[0], policies[-1]))
     console.print(memory_table(metrics["stages"]))
     console.print(render_summary(metrics, run.path))
     return metrics
 
 
-def _take_part(inputs: RunInputs) -> Metrics:
+def _take_part(inputs: RunInputs, keys: StageKeys) -> Metrics:
     """Follow rank 0 through the pipeline and join its trainings; for the other ranks."""
     finished: dict[str, str] = from_first(None)
     for stage in inputs.settings.pipeline.stages:
@@ -108,14 +109,15 @@ def _take_part(inputs: RunInputs) -> Metrics:
         decision: Decision = from_first(None)
         while decision is Turn.WAITS:
             decision = from_first(None)
-        if not isinstance(decision, Turn) and stage in TRAINING_STAGES:
+        if not isinstance(decision, Turn) and inputs.settings.trains(stage):
             with (
                 open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker,
-                StageMemory(stage, device_of(inputs.settings)) as memory,
-                memory_explained(memory),
+                StageMemory(device_of(inputs.settings.trainer)) as memory,
+                memory_explained(stage, inputs.settings.stage(stage).relief, memory),
             ):
-                directory = inputs.run.stage_dir(stage)
-                STAGE_FUNCTIONS[stage](StageContext(stage, inputs, directory, tracker, decision.checkpoint, memory))
+                directory, key = inputs.run.stage_dir(stage), keys.of(stage)
+                context = StageContext(stage, inputs, directory, tracker, decision.checkpoint, memory, key)
+                inputs.settings.stage(stage).run(context)
         barrier()
     return {}
 
@@ -146,53 +148,60 @@ def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) 
     plots = _plots(stage, inputs, metrics)
     if is_trial(inputs.settings, inputs.run.path, stage):  # the agent waits for the figures of its trial
         with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
-            _report(stage, inputs, metrics, made.evaluation, made.objective, plots, tracker)
+            _report(stage, inputs, cache.keys, metrics, made.evaluation, made.objective, plots, tracker)
     return made
 
 
-def _make(stage: StageName, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
+def _make(stage: str, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
     """Run a stage, from its checkpoint if it has one, and add it to the cache."""
     begins = from_first(Begins(rewind(inputs.run, stage)))
     cache.begins(stage, goes_on=begins.checkpoint is not None)
-    result = _run_stage(stage, inputs, metrics, begins.checkpoint)
+    result = _run_stage(stage, inputs, cache.keys, metrics, begins.checkpoint)
     figures = metrics["stages"][stage]
     made = Made(figures["seconds"], figures, result.objective, result.evaluation, result.samples)
     cache.keep(stage, made)
     return made
 
 
-def _run_stage(stage: StageName, inputs: RunInputs, metrics: Metrics, checkpoint: Path | None) -> StageResult:
+def _run_stage(
+    stage: str, inputs: RunInputs, keys: StageKeys, metrics: Metrics, checkpoint: Path | None
+) -> StageResult:
     """Run one stage and add its figures to `metrics`."""
     logger.info("Stage %s.", stage)
     started = time.perf_counter()
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
-        for artifact in taken_in(inputs.settings, inputs.run, stage, inputs.keys.of):
+        for artifact in taken_in(inputs.settings, inputs.run, stage, keys.of):
             tracker.take_artifact(artifact)
-        with StageMemory(stage, device_of(inputs.settings)) as memory, memory_explained(memory):
-            context = StageContext(stage, inputs, inputs.run.stage_dir(stage), tracker, checkpoint, memory)
-            result = STAGE_FUNCTIONS[stage](context)
+        with (
+            StageMemory(device_of(inputs.settings.trainer)) as memory,
+            memory_explained(stage, inputs.settings.stage(stage).relief, memory),
+        ):
+            directory, key = inputs.run.stage_dir(stage), keys.of(stage)
+            context = StageContext(stage, inputs, directory, tracker, checkpoint, memory, key)
+            result = inputs.settings.stage(stage).run(context)
         seconds = time.perf_counter() - started
         metrics["stages"][stage] = {
             **result.metrics,
             "seconds": round(seconds, 2),
             "memory": memory.figures(),
-            "key": context.key,
+            "key": key,
         }
         metrics["evaluate"] |= result.evaluation
         plots = _plots(stage, inputs, metrics)
-        _report(stage, inputs, metrics, result.evaluation, result.objective, plots, tracker)
+        _report(stage, inputs, keys, metrics, result.evaluation, result.objective, plots, tracker)
     logger.info("Stage %s took %.1f s.", stage, seconds)
     return result
 
 
-def _plots(stage: StageName, inputs: RunInputs, metrics: Metrics) -> list[Path]:
+def _plots(stage: str, inputs: RunInputs, metrics: Metrics) -> list[Path]:
     """Draw the plots that the stage changes, if they are enabled."""
-    return draw_plots(stage, metrics, inputs.run.path) if inputs.settings.callbacks.plots else []
+    return draw_plots(inputs.settings, stage, metrics, inputs.run.path) if inputs.settings.callbacks.plots else []
 
 
 def _report(
-    stage: StageName,
+    stage: str,
     inputs: RunInputs,
+    keys: StageKeys,
     metrics: Metrics,
     evaluation: Mapping[str, Any],
     objective: float | None,
@@ -203,6 +212,6 @@ def _report(
     figures = metrics["stages"][stage]
     tracker.log_summary({**figures, **evaluation})
     tracker.log_plots(plots)
-    tracker.leave_artifact(left_by(inputs.settings, inputs.run, stage, inputs.keys.of, figures))
+    tracker.leave_artifact(left_by(inputs.settings, inputs.run, stage, keys.of, figures))
     if objective is not None and stage == inputs.settings.pipeline.stages[-1]:
         tracker.log_objective(objective)

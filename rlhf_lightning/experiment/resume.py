@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.experiment.config.validation import settings_from, show
 from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, holds_a_run
-from rlhf_lightning.settings.readers import FREE, WATCHED, is_among, leaves
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.readers import is_among, leaves, watched, without_effect
+from rlhf_lightning.stages.run_settings import RunSettings
 
 AUTO = "auto"
 KEY = "resume"
-
-MAY_CHANGE = FREE | WATCHED
-"""Sections and keys that may change when a run resumes."""
 
 MISSING = "(none)"
 
@@ -93,19 +90,17 @@ def continue_as(run: RunDirectory, asked: RunSettings, overrides: Sequence[str])
     """
     saved = _saved_settings(run)
     fix = "a run goes on with the config it was started with: drop it, or start a new run"
-    problems = [
-        Problem(key, f"{before} -> {now}", fix=fix)
-        for key, before, now in differences(saved.model_dump(mode="json"), asked.model_dump(mode="json"))
-    ]
+    problems = [Problem(key, f"{before} -> {now}", fix=fix) for key, before, now in differences(saved, asked)]
     if problems:
         raise ConfigError(problems)
     return Continuation(run, _placed(asked, run), tuple(overrides))
 
 
-def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def differences(saved: RunSettings, asked: RunSettings) -> list[tuple[str, str, str]]:
     """Keys that decide the result and differ: dotted key, value before, value now."""
-    before, now = dict(leaves(saved)), dict(leaves(asked))
-    keys = [key for key in {**before, **now} if not is_among(key, MAY_CHANGE)]
+    before, now = (dict(leaves(settings.model_dump(mode="json"))) for settings in (saved, asked))
+    may_change = without_effect(type(saved)) | watched(type(saved))
+    keys = [key for key in {**before, **now} if not is_among(key, may_change)]
     pairs = [(key, before.get(key, MISSING), now.get(key, MISSING)) for key in keys]
     return [(key, _shown(old), _shown(new)) for key, old, new in pairs if old != new]
 

@@ -11,17 +11,14 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
 from rlhf_lightning.errors import ArtifactError, DataError
-from rlhf_lightning.experiment.stage import StageContext
-from rlhf_lightning.models.adapters import REWARD
-from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import adapter_at, load_tokenizer
 from rlhf_lightning.models.shared_backbone import classifier_on, why_not_shared
 from rlhf_lightning.rewards.classifier import Classifier, positive_index
-from rlhf_lightning.rewards.scorers import ModelScorer, RewardModelScorer, TextScorer, same_tokenizer
+from rlhf_lightning.rewards.scorers import RewardModelScorer, same_tokenizer
 from rlhf_lightning.rollouts.prompts import PromptStream
 from rlhf_lightning.rollouts.sampler import Sampler
-from rlhf_lightning.rollouts.scorer import EnsembleScorer, Scorer, StandardisedScorer
-from rlhf_lightning.settings.reinforcement import EnsembleReward, LearnedReward
+from rlhf_lightning.rollouts.scorer import Scorer, StandardisedScorer
+from rlhf_lightning.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
 
@@ -38,32 +35,9 @@ class RewardStatistics:
     spread: float
 
 
-def open_rewards(context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[ModelScorer]:
-    """The raw rewards that the reward group names; more than one for an ensemble.
-
-    Args:
-        policy: tuned; reward models share its frozen weights where `model.share_backbone` and they allow it.
-    """
-    reward = context.settings.reward
-    if isinstance(reward, LearnedReward):
-        return [_reward_on_policy(context, context.settings.ppo.reward_from, encoder, policy, REWARD)]
-    if isinstance(reward, EnsembleReward):
-        names = [REWARD, *(f"{REWARD}_{number}" for number in range(2, len(reward.models) + 1))]
-        return [
-            _reward_on_policy(context, model, encoder, policy, name)
-            for model, name in zip(reward.models, names, strict=True)
-        ]
-    classifier = Classifier.load(ModelSource(reward.name_or_path), reward.positive_label)
-    return [TextScorer(classifier, include_prompt=reward.include_prompt).to(context.device)]
-
-
-def combined(context: StageContext, rewards: Sequence[Scorer], statistics: Sequence[RewardStatistics]) -> Scorer:
-    """One scorer of the standardised rewards."""
-    members = [StandardisedScorer(one, **asdict(scale)) for one, scale in zip(rewards, statistics, strict=True)]
-    reward = context.settings.reward
-    if isinstance(reward, EnsembleReward):
-        return EnsembleScorer(members, combine=reward.combine, disagreement_coef=reward.disagreement_coef)
-    return members[0]
+def standardised(rewards: Sequence[Scorer], statistics: Sequence[RewardStatistics]) -> list[Scorer]:
+    """The rewards, each with mean 0 and standard deviation 1 on the samples that it was measured on."""
+    return [StandardisedScorer(one, **asdict(scale)) for one, scale in zip(rewards, statistics, strict=True)]
 
 
 def open_reward_model(context: StageContext, name: str, encoder: Encoder) -> RewardModelScorer:
@@ -71,7 +45,7 @@ def open_reward_model(context: StageContext, name: str, encoder: Encoder) -> Rew
     return _as_scorer(context, Classifier.load(context.inputs.model(name), None), encoder)
 
 
-def _reward_on_policy(
+def reward_on_policy(
     context: StageContext, name: str, encoder: Encoder, policy: PreTrainedModel, adapter: str
 ) -> RewardModelScorer:
     """A reward model on the policy's frozen weights, or a separate one if that is not possible or not configured.

@@ -32,7 +32,7 @@ from rlhf_lightning.experiment.run_directory import (
     unwritable,
 )
 from rlhf_lightning.ranks import this_place
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 
 from rlhf_lightning.distributed import join
 from rlhf_lightning.ranks import Place, this_place
-from rlhf_lightning.settings.run import TrainerSettings
+from rlhf_lightning.stages.run_settings import TrainerSettings
 
 
 class Launched(ClusterEnvironment):

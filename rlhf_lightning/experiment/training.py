@@ -22,10 +22,10 @@ from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.experiment.config.instantiate import instantiate
 from rlhf_lightning.experiment.rewind import journals_of
-from rlhf_lightning.experiment.stage import StageContext
 from rlhf_lightning.experiment.strategy import Launched, lightning_strategy
 from rlhf_lightning.ranks import this_place
-from rlhf_lightning.settings.stages.supervised import SupervisedLoop
+from rlhf_lightning.stages.context import StageContext
+from rlhf_lightning.stages.supervised import SupervisedLoop
 
 LOG_EVERY_STEPS = 10
 
@@ -66,7 +66,7 @@ def build_trainer(
         models: all models of the stage, by name, whose memory is counted.
         callbacks: the stage's own.
     """
-    settings = context.settings
+    settings = context.inputs.settings
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=message)
     extra = [instantiate(entry, allow_targets=settings.allow_targets) for entry in settings.callbacks.extra]
@@ -142,7 +142,7 @@ def fit(
 
 
 def _checkpoints(context: StageContext, epoch_is_iteration: bool) -> Checkpoints:
-    run, settings = context.inputs.run, context.settings.callbacks
+    run, settings = context.inputs.run, context.inputs.settings.callbacks
     return Checkpoints(
         run.checkpoint_dir(context.name),
         journals_of(run, context.name),

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.models.branching import Branch
 from rlhf_lightning.models.top_layers import count_blocks
 from rlhf_lightning.settings.peft import TopLayers
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 logger = logging.getLogger(__name__)
 

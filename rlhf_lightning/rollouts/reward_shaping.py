@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_lightning.objectives.rewards import replace_unfinished
-from rlhf_lightning.settings.reinforcement import RewardSettings
+from rlhf_lightning.settings.reinforcement import RewardSection
 
 SMALLEST_SPREAD = 1e-6
 """A running standard deviation below this does not divide: a constant reward stays what it is."""
@@ -56,7 +56,7 @@ class RewardShaper:
         missing_eos_penalty: the score of a reply that did not end itself, instead of its own; None leaves its own.
     """
 
-    def __init__(self, settings: RewardSettings, missing_eos_penalty: float | None) -> None:
+    def __init__(self, settings: RewardSection, missing_eos_penalty: float | None) -> None:
         self.settings = settings
         self.missing_eos_penalty = missing_eos_penalty
         self.moments = RunningMoments()

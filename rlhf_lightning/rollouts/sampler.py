@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +145,30 @@ class Sampler:
         for start in range(0, len(prompts), chunk_size):
             chunk = slice(start, start + chunk_size)
             yield self.sample(prompts[chunk], draws[chunk])
+
+    def sample_groups(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        size: int,
+        *,
+        first_draw: int,
+        chunk_size: int,
+        track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> list[list[Completion]]:
+        """`size` replies to each prompt.
+
+        Args:
+            first_draw: number of the first draw; the others follow.
+            chunk_size: replies that are sampled together.
+            track: shows a progress bar for the starts of the chunks.
+        """
+        repeated = [prompt for prompt in prompts for _ in range(size)]
+        draws = range(first_draw, first_draw + len(repeated))
+        completions: list[Completion] = []
+        for start in track(range(0, len(repeated), chunk_size)):
+            chunk = slice(start, start + chunk_size)
+            completions.extend(self.sample(repeated[chunk], draws[chunk]).completions)
+        return [completions[start : start + size] for start in range(0, len(completions), size)]
 
     def _completions(
         self, prompts: Sequence[EncodedPrompt], replies: Tensor, lengths: Tensor, finished: Tensor

@@ -9,12 +9,14 @@ from pydantic import Field
 from rlhf_lightning.settings.section import Count, Finite, Fraction, Name, NonNegative, Section
 
 
-class Lengths(Section):
-    """Limits on the length of a record, in tokens, and the handling of longer ones (counted either way)."""
+class Records(Section):
+    """Fields of any data: limits on the length of a record, in tokens, the handling of longer ones (counted either
+    way), and how a ranking becomes pairs."""
 
     max_prompt_length: Count
     max_reply_length: Count
     on_long_record: Literal["truncate", "drop"]
+    pairing: Literal["all", "adjacent", "best_versus_rest"]
 
 
 class AnnotatorSettings(Section):
@@ -41,14 +43,14 @@ class DemonstratorSettings(Section):
     boilerplate_rate: Fraction
 
 
-class CourtesyData(Lengths):
+class CourtesyData(Records):
     kind: Literal["courtesy"]
     demonstrations: Count
     annotator: AnnotatorSettings
     demonstrator: DemonstratorSettings
 
 
-class RecordedData(Lengths):
+class RecordedData(Records):
     """Fields of recorded data in any format."""
 
     on_bad_record: Literal["error", "skip"]

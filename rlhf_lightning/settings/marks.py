@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from rlhf_lightning.settings.section import Name
 
@@ -28,8 +28,8 @@ class Named:
 
     Attributes:
         kind: `stage`: a stage of the pipeline, `base`, the directory of an artifact, or a hub id. `model`: a directory
-            or a hub id. `file`: a path.
-        shown: the name is in the figures, and so in the cache key as well.
+            or a hub id. `file`: a path. `prompts`: kinds of prompts of the data.
+        shown: the name decides the result by itself, and so it is in the cache key as well.
     """
 
     kind: str
@@ -44,6 +44,9 @@ StageRef = Annotated[Name, Named("stage")]
 
 ModelRef = Annotated[Name, Named("model")]
 """A model's directory or hub id."""
+
+PromptKinds = Annotated[Annotated[list[Name], Field(min_length=1)] | None, Named("prompts", shown=True)]
+"""Kinds of prompts; None: all of them."""
 
 FileRef = Annotated[Name, Named("file")]
 """The path of a file of records."""

@@ -71,6 +71,7 @@ class RewardSection(Section):
     scaled, clipped, and reduced by a length penalty.
     """
 
+    kind: str
     standardise_on_reference: Annotated[int, Field(ge=8)] | None
     running_normalisation: bool
     scale: Positive
@@ -115,6 +116,3 @@ class ClassifierReward(RewardSection):
     name_or_path: ModelRef
     positive_label: Name
     include_prompt: bool
-
-
-RewardSettings = Annotated[LearnedReward | EnsembleReward | ClassifierReward, Field(discriminator="kind")]

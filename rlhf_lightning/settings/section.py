@@ -23,5 +23,3 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
-PromptKinds = Annotated[list[Name], Field(min_length=1)] | None
-"""Kinds of prompts; None: all of them."""

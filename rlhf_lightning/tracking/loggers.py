@@ -14,8 +14,7 @@ from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.samples import SampleRow
 from rlhf_lightning.records import ScoredCompletion
-from rlhf_lightning.settings.readers import readers_of
-from rlhf_lightning.settings.run import RunSettings, TensorBoardLogging, WandbLogging
+from rlhf_lightning.settings.logger import TensorBoardLogging, WandbLogging
 from rlhf_lightning.tracking.lineage import Artifact
 from rlhf_lightning.tracking.naming import chosen_for, group_name, is_job, run_name
 from rlhf_lightning.tracking.requirements import logger_problems
@@ -24,6 +23,7 @@ from rlhf_lightning.tracking.wandb_agent import agent_trial
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
+    from rlhf_lightning.stages.run_settings import RunSettings
     from rlhf_lightning.tracking.wandb_run import RunCard
 
 
@@ -144,7 +144,7 @@ def run_card(
     from rlhf_lightning.tracking.wandb_run import RunCard
 
     name = settings.name or run_name(chosen_for(run_dir, overrides), default=run_dir.resolve().name)
-    if _goes_by_a_constitution(settings):
+    if settings.goes_by_constitution:
         name += f" {settings.constitution.name}@{content_hash(settings.constitution)}"
     return RunCard(
         project=wandb.project,
@@ -155,14 +155,8 @@ def run_card(
         tags=settings.tags,
         notes=settings.notes,
         config=settings.model_dump(mode="json"),
+        logged=settings.stage(stage).logged,
         trial=agent_trial() if is_trial(settings, run_dir, stage) else None,
-    )
-
-
-def _goes_by_a_constitution(settings: RunSettings) -> bool:
-    readers = readers_of("constitution") or frozenset()
-    return bool(settings.constitution.principles) and any(
-        stage in readers and stage != "evaluate" for stage in settings.pipeline.stages
     )
 
 

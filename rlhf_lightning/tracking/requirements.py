@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from rlhf_lightning.errors import Problem
-from rlhf_lightning.settings.run import LoggerSettings, TensorBoardLogging, WandbLogging
+from rlhf_lightning.settings.logger import LoggerSettings, TensorBoardLogging, WandbLogging
 
 
 def logger_problems(logger: LoggerSettings) -> list[Problem]:

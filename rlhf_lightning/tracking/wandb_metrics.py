@@ -8,39 +8,37 @@ from collections.abc import Iterable
 import wandb
 
 from rlhf_lightning.evaluation.curves import HistoryRow
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.evaluation.metrics import LoggedMetrics
 from rlhf_lightning.tracking.history_file import EPISODES
 
 GLOBAL_STEP = "trainer/global_step"
 
-SUMMARIES: dict[str, dict[str, tuple[str, ...]]] = {
-    name: {metric.name: metric.keeps for metric in stage.metrics if len(metric.keeps) > 1}
-    for name, stage in STAGES.items()
-}
-"""The summary values of each metric, by stage and name. All other metrics keep the last value."""
 
-
-def declare_metrics(run: wandb.Run, stage: str) -> None:
+def declare_metrics(run: wandb.Run, logged: LoggedMetrics) -> None:
     """Declare axes and summaries: rollout metrics are plotted over episodes, others over optimizer steps."""
-    axis = EPISODES if STAGES[stage].by_episodes else GLOBAL_STEP
+    axis = EPISODES if logged.by_episodes else GLOBAL_STEP
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis, step_sync=True)
-    for metric, values in SUMMARIES.get(stage, {}).items():
+    for metric, values in _kept(logged).items():
         run.define_metric(metric, step_metric=axis, step_sync=True, summary=",".join(values))
 
 
-def summaries(rows: Iterable[HistoryRow], stage: str) -> dict[str, dict[str, float]]:
+def summaries(rows: Iterable[HistoryRow], stage: str, logged: LoggedMetrics) -> dict[str, dict[str, float]]:
     """The declared summary values over all that a stage has logged, `{metric: {"max": ..., "last": ...}}`.
 
     The client covers only the part since the run was last opened; the history file has the earlier parts as well.
     """
+    kept = _kept(logged)
     values: dict[str, list[float]] = {}
     for row in rows:
-        if row.stage == stage and row.name in SUMMARIES.get(stage, {}) and math.isfinite(row.value):
+        if row.stage == stage and row.name in kept and math.isfinite(row.value):
             values.setdefault(row.name, []).append(row.value)
     return {
-        metric: {
-            kind: {"min": min(seen), "max": max(seen), "last": seen[-1]}[kind] for kind in SUMMARIES[stage][metric]
-        }
+        metric: {kind: {"min": min(seen), "max": max(seen), "last": seen[-1]}[kind] for kind in kept[metric]}
         for metric, seen in values.items()
     }
+
+
+def _kept(logged: LoggedMetrics) -> dict[str, tuple[str, ...]]:
+    """The summary values of each metric by name; those that are not here keep the last value."""
+    return {metric.name: metric.keeps for metric in logged.metrics if len(metric.keeps) > 1}

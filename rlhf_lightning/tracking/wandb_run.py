@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import wandb
 
+from rlhf_lightning.evaluation.metrics import LoggedMetrics
 from rlhf_lightning.tracking.forgiveness import Forgiven
 from rlhf_lightning.tracking.history_file import EPISODES, read_history
 from rlhf_lightning.tracking.lineage import Artifact
@@ -58,6 +59,7 @@ class RunCard:
     Attributes:
         config: nested, as the run's own. W&B shows and filters `{"kl": {"coef": 0.1}}` as `kl.coef`; a key that itself
             contains a dot can be shown but not filtered through its API (wandb/wandb issues 2819 and 3087).
+        logged: metrics that the stage declares.
         trial: of a W&B sweep, if this run is one.
     """
 
@@ -69,6 +71,7 @@ class RunCard:
     tags: Sequence[str]
     notes: str | None
     config: Mapping[str, Any]
+    logged: LoggedMetrics
     trial: AgentTrial | None = None
 
 
@@ -105,7 +108,7 @@ class WandbRun:
                 self.run = self._open()
                 self._first_new_step = self._steps_sent(self.run)
                 self._write_identity(self.run)
-                declare_metrics(self.run, self.card.job_type)
+                declare_metrics(self.run, self.card.logged)
             self._give_up_after(start)
             self._show_in_sweep()
             self._catch_up()
@@ -145,7 +148,7 @@ class WandbRun:
     def summarise(self, figures: Mapping[str, Any]) -> None:
         """Set summary figures, in addition to the declared minima, maxima and last values of logged metrics."""
         if self.run is not None:
-            logged = summaries(read_history(self.run_dir), self.card.job_type)
+            logged = summaries(read_history(self.run_dir), self.card.job_type, self.card.logged)
             with Forgiven("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
                 self.run.summary.update({**logged, **figures})
             self._give_up_after(attempt)

@@ -16,7 +16,7 @@ from rlhf_lightning.models.actor_critic import ReplyOutputs
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.rollout import Rollout
-from rlhf_lightning.settings.stages.ppo import PpoSettings
+from rlhf_lightning.stages.ppo import PpoSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeCollector = Callable[..., RolloutCollector]

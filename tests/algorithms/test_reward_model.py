@@ -16,17 +16,17 @@ from rlhf_lightning.algorithms.reward_model import PairLogits, RewardModel, pair
 from rlhf_lightning.batches import PreferenceBatch
 from rlhf_lightning.data.collate import collate_preferences
 from rlhf_lightning.data.encoding import EncodedPreference
-from rlhf_lightning.settings.stages.reward_model import RewardModelSettings
+from rlhf_lightning.stages.reward_model import RewardModelSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 
 SETTINGS = RewardModelSettings(
+    stage="reward_model",
     backbone_from="sft",
     comparisons_from="comparisons",
     mix_from=None,
     mix_ratio=0.0,
     head="scalar",
-    pairing="all",
     margin_coef=0.0,
     centring_coef=0.0,
     epochs=1,

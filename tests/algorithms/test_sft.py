@@ -16,11 +16,12 @@ from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.batches import DemonstrationBatch
 from rlhf_lightning.data.collate import collate_demonstrations
 from rlhf_lightning.data.encoding import EncodedDemonstration
-from rlhf_lightning.settings.stages.sft import SftSettings
+from rlhf_lightning.stages.sft import SftSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 
 SETTINGS = SftSettings(
+    stage="sft",
     policy_from="base",
     demonstrations_from="data",
     held_out_fraction=0.0,

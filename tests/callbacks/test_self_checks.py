@@ -23,11 +23,12 @@ from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.prompts import PromptStream
-from rlhf_lightning.settings.stages.ppo import PpoSettings
+from rlhf_lightning.stages.ppo import PpoSettings
 
 POOL = [EncodedPrompt(Prompt(f"w{token}"), (token, 3 + token % 5)[: 1 + token % 2]) for token in range(3, 15)]
 
 SETTINGS: dict[str, Any] = {
+    "stage": "ppo",
     "policy_from": "sft",
     "reward_from": "reward_model",
     "critic": "policy_trunk",

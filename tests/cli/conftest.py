@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 

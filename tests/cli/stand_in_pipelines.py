@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rlhf_lightning.experiment import run
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 def use(pipeline: Callable[[RunSettings, RunDirectory], None]) -> None:

@@ -77,9 +77,8 @@ def test_mistakes_are_answered_with_a_fix(run: RunDirectory, capsys: pytest.Capt
     assert "--stage sft" in capsys.readouterr().err
     assert main(["export", str(run.path / "sft")]) == 1
     assert "There is no run here" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["export", str(run.path), "--stage", "evaluate"])
-    assert "invalid choice" in capsys.readouterr().err
+    assert main(["export", str(run.path), "--stage", "evaluate"]) == 1
+    assert "trained no model of stage evaluate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("size", "expected"), [(999, "999 B"), (3_660_000, "3.66 MB"), (2_469_000_000, "2.47 GB")])

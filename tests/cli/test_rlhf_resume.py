@@ -15,7 +15,9 @@ import torch
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment import pipeline
 from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, point_latest
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.run_settings import RunSettings
+from rlhf_lightning.stages.sft import SftSettings
 
 Pipeline = Callable[[RunSettings, RunDirectory], None]
 UsePipeline = Callable[[Pipeline], None]
@@ -239,7 +241,7 @@ def test_out_of_memory_names_the_keys_that_need_less(
         else:
             raise error
 
-    monkeypatch.setitem(pipeline.STAGE_FUNCTIONS, "sft", greedy)
+    monkeypatch.setattr(STAGES["sft"], "run", greedy)
     assert main(["train", "pipeline=sft", "logger=none", "paths.run_dir=mine"]) == 1
     printed = capsys.readouterr().err
     assert "Stage sft ran out of memory" in printed
@@ -252,10 +254,10 @@ def test_out_of_memory_names_the_keys_that_need_less(
     sizes: list[int] = []
 
     def content(context: pipeline.StageContext) -> pipeline.StageResult:
-        sizes.append(context.settings.sft.micro_batch_size)
+        sizes.append(context.section(SftSettings).micro_batch_size)
         return pipeline.StageResult({"loss": 1.0}, objective=-1.0)
 
-    monkeypatch.setitem(pipeline.STAGE_FUNCTIONS, "sft", content)
+    monkeypatch.setattr(STAGES["sft"], "run", content)
     assert main(["train", "resume=mine", "sft.micro_batch_size=2"]) == 0
     assert sizes == [2]
 
@@ -264,7 +266,7 @@ def test_any_other_error_of_torch_is_itself(here: Path, monkeypatch: pytest.Monk
     def broken(_: object) -> None:
         raise RuntimeError("sizes do not match")
 
-    monkeypatch.setitem(pipeline.STAGE_FUNCTIONS, "sft", broken)
+    monkeypatch.setattr(STAGES["sft"], "run", broken)
     assert main(["train", "pipeline=sft", "logger=none", "paths.run_dir=mine"]) == 1
     error = RunDirectory.open(here / "mine").status.error
     assert error is not None

@@ -39,7 +39,7 @@ def test_what_tells_no_experiments_apart_is_no_column(key: str) -> None:
     assert differing_keys([{key: "a"}, {key: "b"}]) == []
 
 
-@pytest.mark.parametrize("key", ["trainer.precision", "names", "ppo.epochs", "evaluate.seed"])
+@pytest.mark.parametrize("key", ["trainer.precision", "names", "ppo.epochs", "measurement.seed"])
 def test_what_does_is(key: str) -> None:
     assert differing_keys([{key: "a"}, {key: "b"}]) == [key]
 

@@ -18,7 +18,13 @@ from ppo_runs import PpoRun, composed, run_config
 from pydantic import BaseModel
 
 from rlhf_lightning.models.actor_critic import ActorCritic
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.declaration import STAGES, StageSection
+from rlhf_lightning.stages.run_settings import schema_of
+
+SCHEMA = schema_of({name: name for name in STAGES})
+OURS = ("rlhf_lightning.settings", "rlhf_lightning.stages")
+CHOSEN_BY = (StageSection,)
+"""What an option is chosen by: `kind` of a reward, `stage` of a section."""
 
 SECTIONS = ("ppo", "peft", "reference", "kl", "advantage", "rollout", "reward")
 
@@ -130,7 +136,12 @@ def sections(annotation: Any) -> Iterator[type[BaseModel]]:
         annotation = get_args(annotation)[0]
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     for member in members:
-        yield from (base for base in member.__mro__ if base.__module__.startswith("rlhf_lightning.settings"))
+        yield from (
+            base
+            for base in member.__mro__
+            if base.__module__.startswith(("rlhf_lightning.settings", "rlhf_lightning.stages"))
+            and base is not StageSection
+        )
 
 
 def schema_keys() -> set[str]:
@@ -138,9 +149,9 @@ def schema_keys() -> set[str]:
     return {
         f"{section.__name__}.{field}"
         for name in SECTIONS
-        for section in sections(RunSettings.__annotations__[name] and RunSettings.model_fields[name].annotation)
+        for section in sections(SCHEMA.model_fields[name].annotation)
         for field in section.__annotations__
-        if field in section.model_fields
+        if field in section.model_fields and f"{section.__name__}.{field}" != "RewardSection.kind"
     }
 
 

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData, Lengths
+from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData, Records
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:;?!<>|_/'\""
 
@@ -56,15 +56,18 @@ def chatml() -> str:
 
 
 @pytest.fixture
-def make_lengths() -> Callable[..., Lengths]:
-    def build(prompt: int = 1000, reply: int = 1000, mode: str = "truncate") -> Lengths:
-        return Lengths.model_validate({"max_prompt_length": prompt, "max_reply_length": reply, "on_long_record": mode})
+def make_lengths() -> Callable[..., Records]:
+    def build(prompt: int = 1000, reply: int = 1000, mode: str = "truncate") -> Records:
+        return Records.model_validate(
+            {"max_prompt_length": prompt, "max_reply_length": reply, "on_long_record": mode, "pairing": "all"}
+        )
 
     return build
 
 
 SHARED: dict[str, Any] = {
     "max_prompt_length": 100,
+    "pairing": "all",
     "max_reply_length": 100,
     "on_long_record": "truncate",
     "on_bad_record": "error",

@@ -236,6 +236,7 @@ def test_the_courtesy_world_has_no_recorded_comparisons() -> None:
             "max_prompt_length": 32,
             "max_reply_length": 36,
             "on_long_record": "truncate",
+            "pairing": "all",
             "demonstrations": 50,
             "annotator": {
                 "length_bias": 0.0,

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
 
-from rlhf_lightning.experiment.cache.code import DECIDES_NOTHING, NAME
-from rlhf_lightning.experiment.stage import StageContext, StageFunction, StageResult
-from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
+from rlhf_lightning.experiment.cache.code import NAME
 from rlhf_lightning.settings.section import Section
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.context import StageContext, StageResult
+from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.worlds.courtesy import gold
+
+LOOKS_AWAY = (
+    *("cli", "tracking", "diagnosis", "comparison", "evaluation.plots", "evaluation.summary", "errors"),
+    *("experiment.plotting", "experiment.progress", "experiment.provenance", "experiment.run_directory"),
+    *("experiment.config", "experiment.memory", "experiment.cache", "experiment.rewind", "settings.cache"),
+    *("settings.section", "settings.sweeping", "stages.readers", "stages.run_settings"),
+    *("callbacks.checkpoint_reading", "callbacks.checkpoints", "callbacks.divergence", "callbacks.interruption"),
+    "callbacks.journals",
+)
+"""Modules whose reading does not decide what a stage leaves."""
+
+
+Run = Callable[[StageContext], StageResult]
 
 
 class Recorder:
@@ -30,14 +42,14 @@ class Recorder:
         """From now on what is read of this section, and of those in it, is noted under its dotted keys."""
         self.names[id(section)] = prefix
         self.kept.append(section)  # else another object could come to have its id
-        for name in type(section).model_fields:
+        for name in type(section).model_fields.keys() & section.__dict__.keys():
             value = object.__getattribute__(section, name)
             if isinstance(value, Section):
                 self.know(value, f"{prefix}{name}.")
 
     def note(self, section: Section, name: str, module: str) -> None:
-        inside = module.startswith(f"{NAME}.") and module != f"{NAME}.settings.section"
-        looks_away = any(f"{module}.".startswith(f"{NAME}.{left_out}.") for left_out in DECIDES_NOTHING)
+        inside = module.startswith(f"{NAME}.")
+        looks_away = any(f"{module}.".startswith(f"{NAME}.{left_out}.") for left_out in LOOKS_AWAY)
         if id(section) in self.names and inside and not looks_away and name in type(section).model_fields:
             value = object.__getattribute__(section, name)
             if not isinstance(value, Section):
@@ -47,7 +59,7 @@ class Recorder:
 @contextmanager
 def recording() -> Iterator[Callable[[], dict[str, list[str]]]]:
     """Watches runs of this process; what it gives tells the keys that each stage has read."""
-    by_stage = {stage: Recorder() for stage in STAGES}
+    by_stage: dict[str, Recorder] = defaultdict(Recorder)
     at_work: list[Recorder] = []
     get, copy = Section.__getattribute__, Section.model_copy
 
@@ -64,7 +76,8 @@ def recording() -> Iterator[Callable[[], dict[str, list[str]]]]:
 
     @contextmanager
     def watching(context: StageContext) -> Iterator[None]:
-        by_stage[context.name].know(context.settings, "")
+        for settings in (context.settings, context.inputs.settings):
+            by_stage[context.name].know(settings, "")
         at_work.append(by_stage[context.name])
         try:
             yield
@@ -105,7 +118,7 @@ def gold_scores() -> Iterator[Counter[str]]:
 def around_stages(entered: Callable[[StageContext], AbstractContextManager[None]]) -> Iterator[pytest.MonkeyPatch]:
     """Runs each stage of this process's runs within a context; gives what undoes further patches with this one."""
 
-    def within(run_stage: StageFunction) -> StageFunction:
+    def within(run_stage: Run) -> Run:
         def run(context: StageContext) -> StageResult:
             with entered(context):
                 return run_stage(context)
@@ -113,6 +126,6 @@ def around_stages(entered: Callable[[StageContext], AbstractContextManager[None]
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for stage, run_stage in list(STAGE_FUNCTIONS.items()):
-            patch.setitem(STAGE_FUNCTIONS, stage, within(run_stage))
+        for stage in STAGES.values():
+            patch.setattr(stage, "run", within(stage.run))
         yield patch

@@ -46,9 +46,11 @@ def changed(once: Callable[[str, Callable[[Path], None]], Path]) -> RunDirectory
         git(checkout, "init")
         git(checkout, "add", ".")
         git(checkout, "commit", "-m", "as it is")
-        module = checkout / "rlhf_lightning" / "experiment" / "stage.py"
+        module = checkout / "rlhf_lightning" / "stages" / "context.py"
         committed = module.read_text()
-        other = committed.replace('f"{self.settings.seed}:{self.name}"', 'f"another {self.settings.seed}"')
+        other = committed.replace(
+            'f"{self.inputs.settings.seed}:{self.name}"', 'f"another {self.inputs.settings.seed}"'
+        )
         assert other != committed
         module.write_text(other)
         command = (sys.executable, "-m", "rlhf_lightning", "train", *QUICK, *placed(directory))

@@ -39,7 +39,7 @@ from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.callbacks.checkpoints import checkpoints_in
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
+from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.tracking.history_file import series
 
 PPO = (
@@ -216,7 +216,7 @@ def test_a_stage_that_does_not_train_is_done_again(
     inputs = ("pipeline.stages=[comparisons]", f"comparisons.policy_from={tiny.path / 'sft'}")
     sizes = [override for override in SMALL if not override.startswith("data.demonstrations")]
     with monkeypatch.context() as patch:
-        patch.setitem(STAGE_FUNCTIONS, "comparisons", lambda context: _half_done(context.directory))
+        patch.setattr(STAGES["comparisons"], "run", lambda context: _half_done(context.directory))
         assert main(["train", *sizes, *inputs, *placed(tmp_path)]) == 130
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
     assert fingerprints(tmp_path / "run" / "comparisons") == fingerprints(tiny.path / "comparisons")

@@ -30,13 +30,13 @@ from tiny_runs import (
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.experiment.cache.keys import settings_read
+from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.stages import STAGE_FUNCTIONS
-from rlhf_lightning.settings.readers import FREE, is_among, names_only
-from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.stages.context import StageContext, StageResult
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.readers import is_among, names_only, without_effect
 
-RLHF: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
+RLHF: tuple[str, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
 """The stages of the default pipeline."""
 
 IN_THE_KEY_OTHERWISE = frozenset(
@@ -46,8 +46,8 @@ IN_THE_KEY_OTHERWISE = frozenset(
 
 SEEN_TO_BE_READ = {
     "sft": {"sft.epochs", "sft.learning_rate", "data.demonstrations", "seed"},
-    "comparisons": {"rollout.temperature", "reward_model.pairing", "comparisons.replies"},
-    "reward_model": {"reward_model.epochs", "evaluate.bootstrap_samples", "evaluate.seed"},
+    "comparisons": {"rollout.temperature", "data.pairing", "comparisons.replies"},
+    "reward_model": {"reward_model.epochs", "measurement.bootstrap_samples", "measurement.seed"},
     "ppo": {"ppo.clip_range", "advantage.lam", "reward.scale", "rollout.temperature"},
     "evaluate": {"evaluate.temperature", "rollout.max_new_tokens"},
     "critique_revision": {"constitution.revisions", "constitution.principles", "critique_revision.temperature"},
@@ -64,15 +64,15 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     """The stages that were really run, in order."""
     stages: Made = {"stages": []}
 
-    def counted(name: StageName, run_stage: Callable[[StageContext], StageResult]) -> Any:
+    def counted(run_stage: Callable[[StageContext], StageResult]) -> Any:
         def count(context: StageContext) -> StageResult:
-            stages["stages"].append(name)
+            stages["stages"].append(context.name)
             return run_stage(context)
 
         return count
 
-    for name, run_stage in list(STAGE_FUNCTIONS.items()):
-        monkeypatch.setitem(STAGE_FUNCTIONS, name, counted(name, run_stage))
+    for stage in STAGES.values():
+        monkeypatch.setattr(stage, "run", counted(stage.run))
     return stages
 
 
@@ -226,11 +226,11 @@ def test_two_runs_of_two_processes_each_share_a_cold_cache(tmp_path: Path) -> No
 
 def assert_in_keys(run: RunDirectory, reads: dict[str, list[str]]) -> None:
     """What each stage of a run read is in its key."""
-    settings = RunSettings.model_validate(run.config)
+    settings = settings_from(run.config)
     for stage in settings.pipeline.stages:
         read = set(reads[stage])
         in_key = frozenset(key for key, _ in settings_read(settings, stage))
-        known = in_key | names_only(settings, stage) | FREE | IN_THE_KEY_OTHERWISE
+        known = in_key | names_only(settings, stage) | without_effect(type(settings)) | IN_THE_KEY_OTHERWISE
         assert SEEN_TO_BE_READ[stage] <= read, "or the recorder sees nothing"
         whole = {key for key in read if any(one.startswith(f"{key}.") for one in in_key)}  # the optimizer's
         assert {key for key in read - whole if not is_among(key, known)} == set(), stage

@@ -245,7 +245,7 @@ def with_a_taste(mistakes: int) -> list[JudgedPair]:
     pairs = []
     for index in range(400):
         human = index % 2 == 0
-        # Lengths differ by three doublings at most; of the mistakes too nine in ten concern a longer preferred reply.
+        # Records differ by three doublings at most; of the mistakes too nine in ten concern a longer preferred reply.
         preferred, other = ("x" * (10 << index % 3), "x" * 9) if index % 20 > 1 else ("x" * 9, "x" * (10 << index % 3))
         is_right = index >= mistakes
         said = 0.9 if human == is_right else 0.1

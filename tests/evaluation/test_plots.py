@@ -13,6 +13,9 @@ from matplotlib.image import imread
 from rlhf_lightning.evaluation.curves import HistoryRow
 from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
 from rlhf_lightning.evaluation.plots.learning_curves import _running_mean
+from rlhf_lightning.stages.declaration import STAGES
+
+DECLARED = {name: stage.logged for name, stage in STAGES.items()}
 
 
 def _history(iterations: int = 12) -> list[HistoryRow]:
@@ -34,7 +37,7 @@ def _ink(path: Path) -> float:
 
 
 def test_learning_curves_are_drawn_even_where_a_figure_was_not_finite(tmp_path: Path) -> None:
-    path = learning_curves(_history(), tmp_path / "plots" / "learning_curves.png")
+    path = learning_curves(_history(), tmp_path / "plots" / "learning_curves.png", DECLARED)
     assert path == tmp_path / "plots" / "learning_curves.png"
     assert _ink(path) > 0.01
     # One row for SFT, one for the four figures of PPO; 2.2 inches each at 150 dots an inch.
@@ -59,7 +62,7 @@ def test_evaluation_bars_of_any_number_of_policies(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw_leaves_no_file(tmp_path: Path) -> None:
-    assert learning_curves([], tmp_path / "a.png") is None
+    assert learning_curves([], tmp_path / "a.png", DECLARED) is None
     assert overoptimization([], tmp_path / "b.png") is None
     assert evaluation_bars({}, tmp_path / "c.png") is None
     assert evaluation_bars({"sft": {"iid": {"kl": 1.0}}}, tmp_path / "d.png") is None
@@ -67,7 +70,7 @@ def test_nothing_to_draw_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_no_global_figure_is_left_open(tmp_path: Path) -> None:
-    learning_curves(_history(), tmp_path / "a.png")
+    learning_curves(_history(), tmp_path / "a.png", DECLARED)
     if "matplotlib.pyplot" in sys.modules:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
 

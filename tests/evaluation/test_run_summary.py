@@ -60,6 +60,7 @@ def test_real_data_shows_form_and_the_reward_model_beside_its_baselines(tmp_path
         "evaluate": {"ppo": {"held_out": {"proxy_reward": 1.1, "kl": 9.0, "eos_rate": 0.25, "repetition": 0.5}}},
         "stages": {
             "reward_model": {
+                "training_pairs": 6400,
                 "accuracy": 0.57,
                 "accuracy_ci": [0.54, 0.6],
                 "pairs": 1200,

@@ -13,7 +13,7 @@ import pytest
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.run_directory import METRICS, PROVENANCE, RunDirectory
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 METRICS_OF_A_RUN = {
     "stages": {

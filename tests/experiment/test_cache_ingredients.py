@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,43 +10,16 @@ from huggingface_hub import constants
 
 from rlhf_lightning.data.sources import RecordedSource
 from rlhf_lightning.experiment.cache import content
-from rlhf_lightning.experiment.cache.code import code_hash, modules_below
+from rlhf_lightning.experiment.cache.code import code_of
 from rlhf_lightning.experiment.cache.content import data_identity, model_identity
 from rlhf_lightning.experiment.cache.keys import Ingredients, StageKeys, settings_read
+from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.records import Preference, Prompt
-from rlhf_lightning.settings.readers import reads
-from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.readers import reads
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Composed = Callable[..., RunSettings]
-
-
-def package_of(root: Path, files: Mapping[str, str]) -> Path:
-    """A package of the program's name with such files."""
-    package = root / "rlhf_lightning"
-    for name, text in files.items():
-        path = package / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return package
-
-
-def test_code_is_followed_but_into_what_decides_nothing(tmp_path: Path) -> None:
-    stage = """
-from rlhf_lightning import errors
-from rlhf_lightning.tracking import wandb_run
-from rlhf_lightning.tracking.history import rows
-from rlhf_lightning.trackingless import step
-"""
-    files = {"errors.py": "", "tracking/__init__.py": "", "tracking/wandb_run.py": "", "tracking/history.py": ""}
-    package = package_of(
-        tmp_path,
-        {**files, "stage.py": stage, "trackingless.py": "import rlhf_lightning.deep.inner", "deep/inner.py": ""},
-    )
-    assert modules_below("rlhf_lightning.stage", package) == {
-        "rlhf_lightning.stage",
-        "rlhf_lightning.trackingless",
-        "rlhf_lightning.deep.inner",
-    }
 
 
 def test_a_hub_id_counts_by_the_commit_that_its_revision_has_in_the_cache(
@@ -77,11 +50,11 @@ def test_a_dataset_of_the_hub_counts_by_its_records(composed: Composed) -> None:
     assert first != data_identity(settings, pairs("hi"))
 
 
-def read(settings: RunSettings, stage: StageName) -> dict[str, object]:
+def read(settings: RunSettings, stage: str) -> dict[str, object]:
     return dict(settings_read(settings, stage))
 
 
-def ingredients(settings: RunSettings, stage: StageName) -> Ingredients:
+def ingredients(settings: RunSettings, stage: str) -> Ingredients:
     return StageKeys(settings, "cpu", lambda: pytest.fail("no data is read")).ingredients(stage)
 
 
@@ -89,7 +62,7 @@ def test_records_count_for_the_stages_that_read_them(composed: Composed, tmp_pat
     path = tmp_path / "preferences.jsonl"
     path.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
     settings = composed("data=files", f"data.preferences={path}", "model=scratch", "model.vocab_size=300")
-    stages: tuple[StageName, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
+    stages: tuple[str, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
     # The reward model learns from what the stage before it left.
     assert [stage for stage in stages if not ingredients(settings, stage).data] == ["reward_model"]
     assert ingredients(composed(), "sft").data == {}, "the world's records are made by its code and settings"
@@ -107,7 +80,7 @@ def test_the_quantization_counts_where_there_is_one(composed: Composed) -> None:
     four_bits = lora.model_dump(mode="json")
     four_bits["peft"] |= {"kind": "qlora", "quantization": "fp4", "double_quantization": True}
     quantization = {"peft.quantization": "fp4", "peft.double_quantization": True}
-    assert quantization.items() <= read(RunSettings.model_validate(four_bits), "sft").items()
+    assert quantization.items() <= read(settings_from(four_bits), "sft").items()
     assert not quantization.keys() & read(lora, "sft").keys()
 
 
@@ -120,10 +93,18 @@ def test_the_stages_that_ask_the_judge(composed: Composed) -> None:
     assert asking("evaluate.satisfaction=16") == {"judge_calibration", "ai_feedback", "evaluate"}
 
 
-def test_code_of_the_package_that_the_config_names_counts_for_training(composed: Composed) -> None:
-    """No stage imports it, so its own code does not tell; that of packages is told by their versions."""
-    named = "{_target_: rlhf_lightning.callbacks.gradient_norm.GradientNorm}"
-    settings = composed(f"callbacks.extra=[{named},{{_target_: pytorch_lightning.callbacks.Timer}}]")
-    module = "rlhf_lightning.callbacks.gradient_norm"
-    assert ingredients(settings, "sft").code.keys() == {"rlhf_lightning", module}
-    assert ingredients(settings, "evaluate").code == {"rlhf_lightning": code_hash("evaluate")}
+def test_code_from_elsewhere_that_the_config_names_counts_for_training(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of packages is told by their versions, and that of this one by its rooms."""
+    (tmp_path / "my_callbacks.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = [
+        "my_callbacks.Mine",
+        "rlhf_lightning.callbacks.gradient_norm.GradientNorm",
+        "pytorch_lightning.callbacks.Timer",
+    ]
+    targets = ",".join(f"{{_target_: {name}}}" for name in named)
+    settings = composed(f"callbacks.extra=[{targets}]", "allow_targets=[my_callbacks]")
+    assert ingredients(settings, "sft").code.keys() == {"rlhf_lightning", "rlhf_lightning.stages.sft", "my_callbacks"}
+    assert ingredients(settings, "evaluate").code == code_of(STAGES["evaluate"])

@@ -19,21 +19,21 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rlhf_lightning.data.sources import open_source
-from rlhf_lightning.experiment.cache.code import code_hash
+from rlhf_lightning.experiment.cache.code import code_of
 from rlhf_lightning.experiment.cache.content import path_identity
 from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.experiment.provenance.machine import installed
-from rlhf_lightning.settings.readers import leaves
-from rlhf_lightning.settings.run import RunSettings
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.readers import leaves
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Config = dict[str, Any]
 
 S, C, R, P, E = "sft", "comparisons", "reward_model", "ppo", "evaluate"
 K, V, J, F = "critique_revision", "revision_sft", "judge_calibration", "ai_feedback"
+SECTIONS = (S, K, V, C, J, F, R, P, E)
 FIRST_HALF: dict[str, tuple[str, ...]] = {S: (), K: (S,), V: (S, K), C: (S,), J: (), F: (S, K, V, J)}
 """A stage has a key in every pipeline, whether it runs there or not."""
 
@@ -158,7 +158,7 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "reward_model.warmup_fraction": (0.5, frozenset({R})),
     "reward_model.max_grad_norm": (2.0, frozenset({R})),
     "reward_model.head": ("classifier", frozenset({R})),
-    "reward_model.pairing": ("adjacent", frozenset({C, R})),
+    "data.pairing": ("adjacent", frozenset({C, R})),
     "reward_model.margin_coef": (0.5, frozenset({R})),
     "reward_model.centring_coef": (0.5, frozenset({R})),
     "ppo.critic": ("separate", frozenset({P})),
@@ -180,11 +180,11 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "ppo.critic_warmup": (1, frozenset({P})),
     "evaluate.splits": (["iid"], frozenset({E})),
     "evaluate.prompts": (4, frozenset({E})),
-    "evaluate.batch_size": (4, NOTHING),
+    "measurement.batch_size": (4, NOTHING),
     "evaluate.temperature": (0.5, frozenset({E})),
-    "evaluate.bootstrap_samples": (200, frozenset({R, E})),
+    "measurement.bootstrap_samples": (200, frozenset({R, E})),
     "evaluate.sample_table": (2, frozenset({E})),
-    "evaluate.seed": (3, frozenset({R, E})),
+    "measurement.seed": (3, frozenset({R, E})),
     "rollout.batch_size": (32, frozenset({P})),
     "rollout.chunk_size": (4, NOTHING),
     "rollout.max_new_tokens": (16, frozenset({C, F, P, E})),
@@ -234,7 +234,7 @@ ELSEWHERE = {
     *("revision_sft.policy_from", "revision_sft.demonstrations_from", "judge_calibration.data"),
     *("ai_feedback.policy_from", "ai_feedback.calibration_from", "judge.model_from"),
     *("reward_model.mix_from", "reward_model.mix_ratio", "evaluate.satisfaction"),
-    *("judge.votes", "judge.abstain_on_disagreement"),
+    *("judge.votes", "judge.abstain_on_disagreement", "plugins"),
     *("constitution.path", "constitution.extends", "constitution.mixture"),  # empty once the principles are there
 }
 """Names of inputs, and what cannot be turned alone: tests of their own see to them."""
@@ -259,7 +259,7 @@ RECORDED: dict[str, tuple[Any, frozenset[str]]] = {
     "judge_calibration.pairs": (30, frozenset({J})),
     "rollout.max_new_tokens": (16, frozenset({F, P, E})),
     "rollout.temperature": (0.5, frozenset({F, P})),
-    "reward_model.pairing": ("adjacent", frozenset({C, J, R})),
+    "data.pairing": ("adjacent", frozenset({C, J, R})),
     "kl.coef": (0.5, frozenset({P})),
     "sft.epochs": (2, frozenset({S})),
 }
@@ -268,6 +268,13 @@ RECORDED: dict[str, tuple[Any, frozenset[str]]] = {
 BELOW_RECORDED = {**BELOW, C: ()}
 
 CONSTITUTIONAL = ("pipeline=constitutional", "constitution=hhh")
+
+
+def wired(settings: RunSettings) -> Config:
+    """A config whose pipeline leaves out the stages of Constitutional AI, with their inputs as they are there."""
+    config = settings.model_dump(mode="json")
+    config["revision_sft"]["demonstrations_from"], config["ai_feedback"]["policy_from"] = K, V
+    return config
 
 
 class World(NamedTuple):
@@ -282,7 +289,7 @@ class World(NamedTuple):
 def code_is_read_once() -> Iterator[None]:
     """It is the same in all of these tests (`test_cache_code` sees to it), and most of the time that a key takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lightning.experiment.cache.keys.code_hash", functools.cache(code_hash))
+        patch.setattr("rlhf_lightning.experiment.cache.keys.code_of", functools.cache(code_of))
         yield
 
 
@@ -296,7 +303,7 @@ def plain(tree: ConfigTree) -> Config:
     """The smallest config of the embedded world."""
     settings = check_run(tree, ["debug=tiny", "logger=none"]).settings
     assert settings is not None
-    return settings.model_dump(mode="json")
+    return wired(settings)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +351,7 @@ def changed(config: Config, values: Mapping[str, Any]) -> RunSettings:
 
 def keys(settings: RunSettings, device: str = "cpu") -> dict[str, str]:
     found = StageKeys(settings, device, lambda: open_source(settings.data, settings.seed))
-    return {stage: found.of(stage) for stage in STAGES}
+    return {stage: found.of(stage) for stage in SECTIONS}
 
 
 def no_records() -> Any:
@@ -354,17 +361,17 @@ def no_records() -> Any:
 def differing(one: RunSettings, other: RunSettings) -> set[str]:
     """The stages whose keys are not the same."""
     before, after = keys(one), keys(other)
-    return {stage for stage in STAGES if before[stage] != after[stage]}
+    return {stage for stage in SECTIONS if before[stage] != after[stage]}
 
 
 def affected(table: Mapping[str, Any], turned: set[str], below: Mapping[str, tuple[str, ...]]) -> set[str]:
     """The stages that read one of the keys, or build on a stage that does."""
     directly = {stage for key in turned for stage in table[key][1]}
-    return {stage for stage in STAGES if directly & {stage, *below[stage]}}
+    return {stage for stage in SECTIONS if directly & {stage, *below[stage]}}
 
 
 def test_no_key_is_forgotten(plain: Config) -> None:
-    found = {key for key, _ in leaves(plain) if not key.startswith(OF_NO_STAGE)}
+    found = {key for key, _ in leaves(plain) if not key.startswith(OF_NO_STAGE) and not key.endswith(".stage")}
     assert found == {*IN_THE_WORLD, *ELSEWHERE, *KINDS}
 
 
@@ -372,7 +379,7 @@ def test_no_key_is_forgotten(plain: Config) -> None:
 def test_a_key_counts_for_the_stages_that_read_it_and_for_no_other(key: str, world: World) -> None:
     value, _ = IN_THE_WORLD[key]
     after = keys(changed(world.config, {key: value}))
-    turned = {stage for stage in STAGES if after[stage] != world.keys[stage]}
+    turned = {stage for stage in SECTIONS if after[stage] != world.keys[stage]}
     assert turned == affected(IN_THE_WORLD, {key}, world.below)
 
 
@@ -394,7 +401,7 @@ def recorded(told: Callable[..., RunSettings], tmp_path: Path) -> Config:
     path = tmp_path / "preferences.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = told("data=files", f"data.preferences={path}", "model=scratch", "model.vocab_size=300")
-    return settings.model_dump(mode="json")
+    return wired(settings)
 
 
 def test_of_recorded_data_nothing_is_sampled_and_ranked(recorded: Config, tmp_path: Path) -> None:
@@ -415,7 +422,7 @@ def test_data_counts_by_its_content_and_not_by_its_path(recorded: Config, tmp_pa
     moved.write_bytes(path.read_bytes())
     assert not differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)}))
     moved.write_text(moved.read_text().replace("good 3", "good 4"))
-    assert differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)})) == set(STAGES)
+    assert differing(settings_from(recorded), changed(recorded, {"data.preferences": str(moved)})) == set(SECTIONS)
 
 
 def test_a_model_from_scratch_is_made_of_its_shape_the_text_and_the_seed(recorded: Config) -> None:
@@ -426,13 +433,13 @@ def test_a_model_from_scratch_is_made_of_its_shape_the_text_and_the_seed(recorde
 def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
     path = Path(recorded["data"]["preferences"])
     as_file = {**recorded["data"], "kind": "hub", "name": str(path), "config": None, "split": "train"}
-    kept = ("max_prompt_length", "max_reply_length", "on_long_record", "on_bad_record", "held_out_fraction")
+    kept = ("max_prompt_length", "max_reply_length", "on_long_record", "pairing", "on_bad_record", "held_out_fraction")
     names = (*kept, "max_records", "kind", "name", "config", "split")
     config = {**recorded, "data": {**{name: as_file[name] for name in names}, "record": "preference"}}
     before = keys(settings_from(config))
     path.write_text(path.read_text().replace("bad 3", "bad 4"))
     after = keys(settings_from(config))
-    assert all(before[stage] != after[stage] for stage in STAGES)
+    assert all(before[stage] != after[stage] for stage in SECTIONS)
 
 
 @pytest.mark.parametrize(
@@ -446,8 +453,8 @@ def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
         (["evaluate.reward_from=null"], {E}),
         (["evaluate.reference_from=base"], {E}),
         (["comparisons.policy_from=base"], {C, R, P, E}),
-        (["sft.policy_from=DIR"], {S, K, V, C, F, R, P, E}),
-        (["sft.demonstrations_from=DIR"], {S, K, V, C, F, R, P, E}),
+        (["sft.policy_from=DIR"], {S, K, C, F, R, P, E}),
+        (["sft.demonstrations_from=DIR"], {S, K, C, F, R, P, E}),
         (["reward_model.mix_from=comparisons", "reward_model.mix_ratio=0.5"], {R, P, E}),
         (["evaluate.satisfaction=16"], {E}),
         (["reward_model.backbone_from=base"], {R, P, E}),
@@ -599,9 +606,9 @@ def test_the_judgements_that_ship_with_the_world_count(
     settings = settings_from(constitutional)
     before = keys(settings)
     (tmp_path / "calibration.jsonl").write_text("{}\n")
-    monkeypatch.setattr("rlhf_lightning.experiment.cache.keys.recorded_path", lambda: tmp_path / "calibration.jsonl")
+    monkeypatch.setattr("rlhf_lightning.worlds.courtesy.recorded.recorded_path", lambda: tmp_path / "calibration.jsonl")
     after = keys(settings)
-    assert {stage for stage in STAGES if before[stage] != after[stage]} == {J} | FROM_F
+    assert {stage for stage in SECTIONS if before[stage] != after[stage]} == {J} | FROM_F
 
 
 def test_the_policy_that_is_revised_is_the_same_under_every_constitution(
@@ -633,7 +640,7 @@ def test_a_stage_has_the_same_key_in_every_pipeline(told: Callable[..., RunSetti
 
 def test_the_kind_of_device_counts_where_something_is_computed(told: Callable[..., RunSettings]) -> None:
     on_cpu, on_gpu = keys(told(), "cpu"), keys(told(), "cuda")
-    assert all(on_cpu[stage] != on_gpu[stage] for stage in STAGES)
+    assert all(on_cpu[stage] != on_gpu[stage] for stage in SECTIONS)
 
 
 def test_an_artifact_from_elsewhere_counts_by_its_content(told: Callable[..., RunSettings], tmp_path: Path) -> None:
@@ -677,7 +684,7 @@ def test_code_that_the_config_names_counts(
     before = keys(settings)
     (tmp_path / "own_callbacks.py").write_text("class Watching: threshold = 2\n")
     after = keys(settings)
-    assert {stage for stage in STAGES if before[stage] != after[stage]} == {S, K, V, C, F, R, P, E}
+    assert {stage for stage in SECTIONS if before[stage] != after[stage]} == {S, K, V, C, F, R, P, E}
 
 
 @pytest.mark.parametrize("target", ["own_callbacks.Watching.made", "own_callbacks.gone.Watching", "nowhere.Watching"])
@@ -688,7 +695,8 @@ def test_a_name_that_is_no_module_does_not_disturb(
     monkeypatch.syspath_prepend(tmp_path)
     extra = [f"callbacks.extra=[{{_target_: {target}}}]", "allow_targets=[own_callbacks,nowhere]"]
     code = StageKeys(told(*extra), "cpu", lambda: pytest.fail("no data is read")).ingredients("sft").code
-    assert set(code) - {"rlhf_lightning"} == ({"own_callbacks"} if target.startswith("own") else set())
+    ours = {"rlhf_lightning", "rlhf_lightning.stages.sft"}
+    assert set(code) - ours == ({"own_callbacks"} if target.startswith("own") else set())
 
 
 def test_the_base_model_of_the_world_counts(
@@ -708,4 +716,4 @@ def test_versions_of_what_computes_count(told: Callable[..., RunSettings], monke
         changed = {**versions, package: "9.9"}
         monkeypatch.setattr("rlhf_lightning.experiment.cache.keys.installed", lambda changed=changed: changed)
         after = keys(told())
-        assert {before[stage] != after[stage] for stage in STAGES} == {counts}, package
+        assert {before[stage] != after[stage] for stage in SECTIONS} == {counts}, package

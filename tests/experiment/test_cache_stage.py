@@ -16,7 +16,7 @@ from rlhf_lightning.experiment.cache import store as stores
 from rlhf_lightning.experiment.cache.keys import StageKeys
 from rlhf_lightning.experiment.cache.stage_cache import KEYS, Made, StageCache
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 @pytest.fixture

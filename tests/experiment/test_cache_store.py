@@ -24,13 +24,12 @@ from rlhf_lightning.experiment.cache import entry as entries
 from rlhf_lightning.experiment.cache.entry import FILES, RECORD, Entry, Record
 from rlhf_lightning.experiment.cache.pruning import Limits, condemned, prune
 from rlhf_lightning.experiment.cache.store import Store
-from rlhf_lightning.settings.run import StageName
 
 KEY = "a" * 64
 OTHER = "ab" + "c" * 62
 
 
-def record(key: str = KEY, stage: StageName = "sft", **values: object) -> Record:
+def record(key: str = KEY, stage: str = "sft", **values: object) -> Record:
     plain = Record(
         stage=stage,
         key=key,

@@ -10,10 +10,10 @@ import pytest
 
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_job
+from rlhf_lightning.experiment.config.rules import cross_field_problems
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.settings.reinforcement import ClassifierReward
-from rlhf_lightning.settings.rules import cross_field_problems
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 CLASSIFIER = ClassifierReward(
     kind="classifier",

@@ -14,7 +14,7 @@ from rlhf_lightning.experiment.config.preflight import check_run, check_sweep
 from rlhf_lightning.experiment.config.validation import settings_from
 from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.settings.constitution import ConstitutionSettings
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 PIPELINE = "pipeline=constitutional"
 

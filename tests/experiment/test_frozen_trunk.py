@@ -10,7 +10,7 @@ from tuned import peft
 
 from rlhf_lightning.experiment.trunk_reuse import reused_below
 from rlhf_lightning.settings.peft import PeftSettings
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 MakeModel = Callable[..., PreTrainedModel]
 

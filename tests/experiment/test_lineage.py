@@ -10,18 +10,18 @@ import pytest
 
 from rlhf_lightning.experiment.lineage import left_by, taken_in
 from rlhf_lightning.experiment.run_directory import METRICS, RunDirectory
-from rlhf_lightning.settings.run import RunSettings, StageName
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds import courtesy
 
 Compose = Callable[..., RunSettings]
 
 
-def key_of(stage: StageName) -> str:
+def key_of(stage: str) -> str:
     """As long as a real one, and told apart by its stage."""
     return f"{stage:_<12}" + "0" * 52
 
 
-def taken(settings: RunSettings, run: Path, stage: StageName) -> dict[str, Path | str]:
+def taken(settings: RunSettings, run: Path, stage: str) -> dict[str, Path | str]:
     return {artifact.name: artifact.place for artifact in taken_in(settings, RunDirectory(run), stage, key_of)}
 
 

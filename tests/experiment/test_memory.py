@@ -23,12 +23,14 @@ from rlhf_lightning.experiment.actors import open_actors, open_critic
 from rlhf_lightning.experiment.memory.exhaustion import memory_explained
 from rlhf_lightning.experiment.memory.stage_memory import StageMemory, memory_table
 from rlhf_lightning.experiment.memory.static import StaticMemory
-from rlhf_lightning.experiment.rewards import RewardStatistics, open_rewards
+from rlhf_lightning.experiment.rewards import RewardStatistics
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.stage import RunInputs, StageContext
-from rlhf_lightning.experiment.stages.ppo import resident_models
 from rlhf_lightning.models.actor_critic import ActorCritic
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.context import RunInputs, StageContext
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.ppo import PpoSettings, resident_models
+from rlhf_lightning.stages.reward_kinds import REWARDS
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Compose = Callable[..., RunSettings]
 CPU = torch.device("cpu")
@@ -85,10 +87,10 @@ def of_ppo(composed: Compose, artifacts: Path, directory: Path, kind: str, *over
     )
     inputs = RunInputs(settings, RunDirectory.create(directory / "run", settings.model_dump(mode="json"), ()))
     tracker: Any = None
-    context = StageContext("ppo", inputs, directory, tracker, None, StageMemory("ppo", CPU))
-    encoder = inputs.encoder(inputs.model(settings.ppo.policy_from))
+    context = StageContext("ppo", inputs, directory, tracker, None, StageMemory(CPU), "key")
+    encoder = inputs.encoder(inputs.model(context.section(PpoSettings).policy_from))
     actors = open_actors(context, encoder)
-    rewards = open_rewards(context, encoder, actors.policy)
+    rewards = REWARDS[settings.reward.kind].open(context, encoder, actors.policy)
     critic = open_critic(context, actors, encoder, RewardStatistics(offset=0.0, spread=1.0))
     actor_critic = ActorCritic(actors.policy, critic, actors.branch)
     return StaticMemory.of(resident_models(actor_critic, actors.reference, rewards), inputs.make_optimizer)
@@ -231,9 +233,9 @@ def test_a_run_keeps_the_figures_of_its_training(
 
 
 def test_the_peak_of_a_cpu_is_seen_although_it_has_passed() -> None:
-    with StageMemory("sft", CPU) as before:
+    with StageMemory(CPU) as before:
         pass
-    with StageMemory("sft", CPU) as memory:
+    with StageMemory(CPU) as memory:
         held = torch.ones(128 * MIB // 4)
         time.sleep(0.5)
         del held
@@ -246,15 +248,15 @@ def test_the_peak_of_a_gpu_is_what_torch_reserved(monkeypatch: pytest.MonkeyPatc
     began: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", began.append)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * MIB if device in began else 9 * MIB)
-    with StageMemory("ppo", torch.device("cuda")) as memory:
+    with StageMemory(torch.device("cuda")) as memory:
         assert began == [torch.device("cuda")]
     assert memory.peak == 7 * MIB
 
 
 def test_out_of_memory_says_what_is_held_whatever_the_batches_are() -> None:
-    memory = StageMemory("ppo", CPU)
+    memory = StageMemory(CPU)
     memory.static = StaticMemory({"policy": 3 * 2**30, "critic": 2**20}, 10, 512 * MIB, 2**30)
-    with pytest.raises(MemoryExhaustedError) as raised, memory_explained(memory):
+    with pytest.raises(MemoryExhaustedError) as raised, memory_explained("ppo", STAGES["ppo"].relief, memory):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert str(raised.value).startswith(
         "Stage ppo ran out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. Whatever the batches are, it "

@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard
 from rlhf_lightning.experiment.exported_model import ExportedModel
 from rlhf_lightning.experiment.model_card import escaped, fenced, hub_id, model_card
 from rlhf_lightning.experiment.run_directory import METRICS, PROVENANCE, RunDirectory
-from rlhf_lightning.settings.stages import TRAINED
 
 Finished = Callable[..., RunDirectory]
 
@@ -55,7 +54,10 @@ CONSTITUTIONAL = ("pipeline=constitutional", "constitution=hhh")
 
 def test_what_models_made_by_a_constitution_is_said(finished_run: Finished) -> None:
     run = finished_run(*CONSTITUTIONAL)
-    cards = {stage: model_card(ExportedModel(run, stage, "whole", True)) for stage in TRAINED}
+    cards = {
+        stage: model_card(ExportedModel(run, stage, "whole", True))
+        for stage in ("sft", "revision_sft", "reward_model", "ppo")
+    }
     said = {stage: on_one_line(section(card, "Data")) for stage, card in cards.items()}
     # The principles of harmless (2), helpful (1) and honest (2), and one of its own.
     revised = "The constitution was hhh (6 principles): replies were critiqued and revised by its principles"

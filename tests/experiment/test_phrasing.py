@@ -15,7 +15,7 @@ from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.experiment.phrasing import open_encoder, phrasing_for
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.records import Message, Prompt
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
 
 CHAT = Prompt((Message("user", "w3"),))

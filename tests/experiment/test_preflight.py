@@ -203,7 +203,8 @@ def test_wrong_values_are_told_what_is_expected(tree: ConfigTree, override: str,
 
 def test_an_item_of_a_list_is_named(tree: ConfigTree) -> None:
     found = problems(tree, "pipeline.stages=[sft,pppo]")
-    assert found["pipeline.stages.1"].fix == "did you mean ppo?"
+    fix = "did you mean ppo?; +stage@pppo=STAGE makes one for a second run of a stage"
+    assert found["pipeline.stages.1"].fix == fix
 
 
 def test_no_word_of_the_checking_library_shows(tree: ConfigTree) -> None:

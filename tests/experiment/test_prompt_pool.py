@@ -15,7 +15,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
 from rlhf_lightning.records import Message, Prompt
 from rlhf_lightning.settings.constitution import Principle
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 HARM, EDGE, BENIGN, ODD = (Prompt((Message("user", text),)) for text in ("a harm", "an edge", "a benign", "an odd one"))
 KINDS: dict[Prompt, str | None] = {HARM: "harm", EDGE: "edge", BENIGN: "benign", ODD: None}

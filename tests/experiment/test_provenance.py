@@ -21,7 +21,7 @@ from rlhf_lightning.experiment.provenance.origin import (
     gather_provenance,
 )
 from rlhf_lightning.experiment.provenance.secrets import redact
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 def settings_for(*overrides: str) -> RunSettings:

@@ -21,7 +21,7 @@ from rlhf_lightning.experiment.reproduction.rerun import Rerun, prepare
 from rlhf_lightning.experiment.reproduction.script import write_script
 from rlhf_lightning.experiment.run import Outcome
 from rlhf_lightning.experiment.run_directory import PROVENANCE, RunDirectory
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Build = Callable[..., RunDirectory]
 

@@ -16,8 +16,8 @@ from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.experiment.config.compose import ConfigTree
 from rlhf_lightning.experiment.config.preflight import check_run
 from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms
-from rlhf_lightning.experiment.stages.ai_feedback import require_calibration
 from rlhf_lightning.settings.judge import JudgeSettings
+from rlhf_lightning.stages.ai_feedback import require_calibration
 
 CONSTITUTION = constitution(principle("kind"))
 VERDICT = "At chance: right on 50.0%."
@@ -32,7 +32,9 @@ def judge() -> JudgeSettings:
 
 def context(calibrated_by: str | None, judge: JudgeSettings, on_failure: str = "refuse") -> Any:
     feedback = SimpleNamespace(calibration_from=calibrated_by, on_failed_calibration=on_failure)
-    return SimpleNamespace(settings=SimpleNamespace(ai_feedback=feedback, constitution=CONSTITUTION, judge=judge))
+    settings = SimpleNamespace(constitution=CONSTITUTION, judge=judge)
+    inputs = SimpleNamespace(records_of=Path)
+    return SimpleNamespace(name="ai_feedback", settings=settings, section=lambda _: feedback, inputs=inputs)
 
 
 def calibrated(directory: Path, judge: JudgeSettings, **changes: Any) -> str:

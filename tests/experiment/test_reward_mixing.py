@@ -12,9 +12,9 @@ import pytest
 
 from rlhf_lightning.data.comparisons import Comparison, Comparisons
 from rlhf_lightning.errors import ArtifactError, DataError
-from rlhf_lightning.experiment.stages.reward_model import _pairs
 from rlhf_lightning.records import Preference, Prompt, Ranking
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.reward_model import _pairs
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Mixed = tuple[list[Preference], list[Preference], int]
 
@@ -40,7 +40,14 @@ def mixed(tmp_path: Path, composed: Callable[..., RunSettings]) -> Callable[...,
         if others is not None:
             Comparisons(tuple(others[0]), tuple(others[1])).save(tmp_path / "others")
             chosen += [f"reward_model.mix_from={tmp_path / 'others'}", f"reward_model.mix_ratio={ratio}"]
-        context: Any = SimpleNamespace(settings=composed(*chosen), seed=seed)
+        settings = composed(*chosen)
+        context: Any = SimpleNamespace(
+            name="reward_model",
+            settings=settings,
+            section=lambda _: settings.section("reward_model"),
+            inputs=SimpleNamespace(records_of=Path),
+            seed=seed,
+        )
         return _pairs(context)
 
     return take
@@ -111,7 +118,7 @@ def test_rankings_of_both_sources_become_pairs_in_the_same_way(mixed: Callable[.
     own, other = (Ranking(Prompt(name), ("a", "b", "c"), (1, 2, 3)) for name in ("own", "other"))
     every, _, taken = mixed(([own], []), ([other], []), 1.0)
     assert (len(every), taken) == (6, 3), "a over b, a over c, b over c"
-    neighbours, _, taken = mixed(([own], []), ([other], []), 1.0, "reward_model.pairing=adjacent")
+    neighbours, _, taken = mixed(([own], []), ([other], []), 1.0, "data.pairing=adjacent")
     assert (len(neighbours), taken) == (4, 2), "a over b, b over c"
 
 

@@ -16,7 +16,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.experiment.rewards import RewardStatistics, reward_statistics
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Measure = Callable[..., list[RewardStatistics]]
 Rule = Callable[[Completion], float]

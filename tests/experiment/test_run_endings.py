@@ -12,7 +12,7 @@ import torch
 
 from rlhf_lightning.experiment import run
 from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 class InterruptedFile(io.BytesIO):

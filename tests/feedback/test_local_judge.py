@@ -19,7 +19,7 @@ from rlhf_lightning.errors import ModelError
 from rlhf_lightning.feedback.judge_model import Answer, Question
 from rlhf_lightning.feedback.local_judge import LocalJudgeModel
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.data import Lengths
+from rlhf_lightning.settings.data import Records
 from rlhf_lightning.worlds.courtesy import asset_path
 from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
 
@@ -33,8 +33,8 @@ ANSWER = ("w20", "w30")
 """Two words of the small tokenizer."""
 
 
-def lengths() -> Lengths:
-    return Lengths(max_prompt_length=1000, max_reply_length=1000, on_long_record="truncate")
+def lengths() -> Records:
+    return Records(max_prompt_length=1000, max_reply_length=1000, on_long_record="truncate", pairing="all")
 
 
 def asked(text: str, **values: Any) -> Question:

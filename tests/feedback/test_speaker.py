@@ -15,7 +15,7 @@ from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
 from rlhf_lightning.feedback.speaker import NEXT_SPEAKER, Said, SampledSpeaker
 from rlhf_lightning.records import Conversation, Message, Prompt
 from rlhf_lightning.rollouts.sampler import Sampler
-from rlhf_lightning.settings.data import Lengths
+from rlhf_lightning.settings.data import Records
 from rlhf_lightning.worlds.courtesy import asset_path
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -30,7 +30,7 @@ CONVERSATIONS = [talk("w3"), talk("w3 w4 w5 w6"), talk("w7", "w8 w9", "w10"), ta
 
 
 def speaker(model: PreTrainedModel, words: PreTrainedTokenizerFast, **values: Any) -> SampledSpeaker:
-    lengths = Lengths(max_prompt_length=1000, max_reply_length=1000, on_long_record="truncate")
+    lengths = Records(max_prompt_length=1000, max_reply_length=1000, on_long_record="truncate", pairing="all")
     given = {"temperature": 1.0, "max_new_tokens": 8, "seed": 0, "is_plain": False, **values}
     return SampledSpeaker(model, Encoder(words, lengths), **given)
 

@@ -14,7 +14,7 @@ from rlhf_lightning.records import Message, Prompt
 from rlhf_lightning.rewards.classifier import Classifier
 from rlhf_lightning.rewards.scorers import RewardModelScorer, TextScorer, same_tokenizer
 from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.settings.data import Lengths
+from rlhf_lightning.settings.data import Records
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeWords = Callable[..., PreTrainedTokenizerFast]
@@ -42,7 +42,9 @@ class Listening:
 
 
 def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    return Encoder(tokenizer, Lengths(max_prompt_length=64, max_reply_length=64, on_long_record="truncate"))
+    return Encoder(
+        tokenizer, Records(max_prompt_length=64, max_reply_length=64, on_long_record="truncate", pairing="all")
+    )
 
 
 def test_with_the_policys_tokenizer_the_sampled_ids_are_scored() -> None:

@@ -10,7 +10,9 @@ import pytest
 from made_up_constitutions import constitution
 from offline_run import recorded
 
-from rlhf_lightning.settings.run import PipelineSettings, RunSettings, WandbLogging
+from rlhf_lightning.settings.logger import WandbLogging
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.run_settings import PipelineSettings, RunSettings, schema_of
 from rlhf_lightning.tracking.loggers import is_trial, open_tracker
 from rlhf_lightning.tracking.wandb_agent import agent_trial
 
@@ -34,7 +36,8 @@ def settings() -> RunSettings:
         "pipeline": PipelineSettings(name="test", stages=["sft", "ppo"]),
         "logger": WandbLogging(kind="wandb", project="mine", entity=None, mode="offline", artifacts="none"),
     }
-    return RunSettings.model_construct(**values)
+    values |= {name: STAGES[name].Settings.model_construct(stage=name) for name in ("sft", "ppo")}
+    return schema_of({"sft": "sft", "ppo": "ppo"}).model_construct(**values)
 
 
 @pytest.fixture

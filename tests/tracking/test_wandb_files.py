@@ -17,6 +17,7 @@ import pytest
 from offline_run import finished
 from wandb.util import get_core_path
 
+from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.tracking.wandb_files import next_step
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
 
@@ -26,7 +27,8 @@ SIZE = (40, 300)
 
 def log(run_dir: Path, stage: str, name: str, value: float) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
-    with WandbRun(RunCard("test", None, "sweep", stage, name, [], None, {"seed": 1}), run_dir, "offline") as tracked:
+    card = RunCard("test", None, "sweep", stage, name, [], None, {"seed": 1}, STAGES[stage].logged)
+    with WandbRun(card, run_dir, "offline") as tracked:
         for episodes in (8, 16, 24):
             tracked.log_row({"objective/score": value * episodes, "rollout/episodes": episodes}, episodes)
 

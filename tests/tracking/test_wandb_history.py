@@ -12,12 +12,13 @@ from offline_run import OfflineRun, recorded
 
 from rlhf_lightning.evaluation.curves import HistoryRow
 from rlhf_lightning.records import Message, Prompt, ScoredCompletion
+from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.tracking.history import HistoryLogger
 from rlhf_lightning.tracking.wandb_metrics import summaries
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
 from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
 
-CARD = RunCard("test", None, "group", "ppo", "ppo x", [], None, {"kl": {"coef": 0.1}})
+CARD = RunCard("test", None, "group", "ppo", "ppo x", [], None, {"kl": {"coef": 0.1}}, STAGES["ppo"].logged)
 SCORES = [0.5, 2.0, 1.0, -1.0]
 
 
@@ -152,8 +153,8 @@ def test_summaries_count_only_what_can_be_compared() -> None:
         HistoryRow("ppo", 2, 24, "time/score", 5.0),
         HistoryRow("ppo", 2, 24, "objective/gold", float("nan")),
     ]
-    assert summaries(rows, "ppo") == {"objective/kl": {"max": 3.0, "last": 1.0}}
-    assert summaries(rows, "evaluate") == {}
+    assert summaries(rows, "ppo", STAGES["ppo"].logged) == {"objective/kl": {"max": 3.0, "last": 1.0}}
+    assert summaries(rows, "evaluate", STAGES["evaluate"].logged) == {}
 
 
 def test_online_the_server_knows_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

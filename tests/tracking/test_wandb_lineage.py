@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from offline_run import recorded
 
+from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.tracking.lineage import Artifact, model_artifact, stage_artifact
 from rlhf_lightning.tracking.wandb_artifacts import Content, wandb_artifact
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
@@ -25,7 +26,7 @@ def model_in(directory: Path) -> Path:
 
 
 def log(run_dir: Path, stage: str, content: Content | None, taken: Artifact, left: Artifact) -> None:
-    card = RunCard("test", None, "group", stage, stage, [], None, {})
+    card = RunCard("test", None, "group", stage, stage, [], None, {}, STAGES[stage].logged)
     with WandbRun(card, run_dir, "offline") as tracked:
         sink = WandbSink(tracked, content)
         sink.take_artifact(taken)

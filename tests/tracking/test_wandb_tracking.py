@@ -19,14 +19,10 @@ from offline_run import recorded
 
 from rlhf_lightning.errors import ConfigError, RunDirectoryError
 from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.settings.run import (
-    FilesOnly,
-    PipelineSettings,
-    RunSettings,
-    StageName,
-    TensorBoardLogging,
-    WandbLogging,
-)
+from rlhf_lightning.settings.logger import FilesOnly, TensorBoardLogging, WandbLogging
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.evaluate import EvaluateSettings
+from rlhf_lightning.stages.run_settings import PipelineSettings, RunSettings, schema_of
 from rlhf_lightning.tracking import wandb_run
 from rlhf_lightning.tracking.history_file import series
 from rlhf_lightning.tracking.loggers import flatten, open_tracker, run_card
@@ -47,7 +43,9 @@ def _settings(**changes: Any) -> RunSettings:
         "constitution": constitution(),
         "logger": WandbLogging(kind="wandb", project="test", entity=None, mode="auto", artifacts="reference"),
     }
-    return RunSettings.model_construct(**(values | changes))
+    values |= {name: stage.Settings.model_construct(stage=name) for name, stage in STAGES.items()}
+    values["evaluate"] = EvaluateSettings.model_construct(stage="evaluate", satisfaction=None)
+    return schema_of({name: name for name in STAGES}).model_construct(**(values | changes))
 
 
 def test_stages_of_one_process_are_runs_of_one_group(
@@ -97,9 +95,7 @@ def test_stages_of_one_process_are_runs_of_one_group(
     assert said == ["No W&B API key"], "once, not once a stage"
 
 
-def _name(
-    tmp_path: Path, *stages: StageName, name: str | None = "mine", principles: tuple[str, ...] = ("kind",)
-) -> str:
+def _name(tmp_path: Path, *stages: str, name: str | None = "mine", principles: tuple[str, ...] = ("kind",)) -> str:
     settings = _settings(
         name=name,
         constitution=constitution(*map(principle, principles)),
@@ -121,13 +117,11 @@ def test_a_run_that_goes_by_a_constitution_says_so_with_its_hash(tmp_path: Path)
     ("stages", "principles"),
     [(("sft", "ppo", "evaluate"), ("kind",)), (("sft", "critique_revision"), ())],
 )
-def test_a_run_that_goes_by_none_does_not(
-    tmp_path: Path, stages: tuple[StageName, ...], principles: tuple[str, ...]
-) -> None:
+def test_a_run_that_goes_by_none_does_not(tmp_path: Path, stages: tuple[str, ...], principles: tuple[str, ...]) -> None:
     assert _name(tmp_path, *stages, principles=principles) == f"{stages[0]} mine"
 
 
-CARD = RunCard("test", None, "group", "sft", "sft x", ["t"], None, {"seed": 1})
+CARD = RunCard("test", None, "group", "sft", "sft x", ["t"], None, {"seed": 1}, STAGES["sft"].logged)
 
 
 def test_no_secret_leaves_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,9 +276,10 @@ def test_nested_figures_are_named_by_their_path() -> None:
 def test_a_server_that_does_not_answer_does_not_hold_up_the_run(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
+from rlhf_lightning.evaluation.metrics import LoggedMetrics
 from rlhf_lightning.tracking import wandb_run
 wandb_run.INIT_SECONDS = 2.0
-card = wandb_run.RunCard("test", None, "group", "sft", "sft x", [], None, {{}})
+card = wandb_run.RunCard("test", None, "group", "sft", "sft x", [], None, {{}}, LoggedMetrics())
 with wandb_run.WandbRun(card, Path({str(tmp_path)!r}), "auto") as tracked:
     assert tracked.run.offline
     tracked.log({{"a": 1.0}})

@@ -29,6 +29,7 @@ def courtesy(count: int, rude: float = 0.1, fillers: float = 0.5, untrue: float 
         max_prompt_length=16,
         max_reply_length=32,
         on_long_record="drop",
+        pairing="all",
         demonstrations=count,
         annotator=ANNOTATOR,
         demonstrator=DemonstratorSettings(

@@ -9,8 +9,7 @@ from typing import Any
 
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.comparison.report.thinning import Thinned, rounded, stride, thin
-from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
-from rlhf_lightning.settings.stages import TRAINED
+from rlhf_lightning.evaluation.curves import HistoryRow, Point, points, rollout_stage
 
 FIRST = (
     "objective/gold",
@@ -23,8 +22,6 @@ FIRST = (
     "policy/clip_fraction",
 )
 """The metrics that head the list, where they are there; the page opens with the first of them."""
-STAGES = tuple(reversed(TRAINED))
-"""The last to train goes first."""
 COUNTERS = ("epoch", "rollout/episodes", "policy/optimizer_steps")
 """Logged, but the x-axis itself."""
 MOST_VALUES = 100_000
@@ -69,7 +66,8 @@ class Paths:
 def curves_of(runs: Sequence[Run]) -> Curves:
     """The curves of all runs, thinned alike, so that a page of many runs stays small."""
     logged = [_logged(run.history) for run in runs]
-    names = sorted({name for curves in logged for name in curves}, key=_order)
+    stages = list(dict.fromkeys(stage for run in runs for stage in reversed(list(run.stages))))
+    names = sorted({name for curves in logged for name in curves}, key=lambda name: _order(name, stages))
     amount = sum(map(len, logged))
     most = max(FEWEST_POINTS, min(MOST_POINTS, MOST_VALUES // max(1, amount)))
     sizes = {name: stride([len(curves[name]) for curves in logged if name in curves], most) for name in names}
@@ -87,9 +85,9 @@ def curves_of(runs: Sequence[Run]) -> Curves:
     )
 
 
-def paths_of(runs: Sequence[Run], stage: str = "ppo") -> Paths:
+def paths_of(runs: Sequence[Run]) -> Paths:
     """Distance, proxy and gold reward by iteration, each point the mean of a few neighbours."""
-    found = [_path(run, stage) if run.finished else None for run in runs]
+    found = [_path(run) if run.finished else None for run in runs]
     size = stride([len(path["kl"]) for path in found if path], PATH_POINTS)
     note = (
         f"A line follows the training of finished runs, each point the mean of {size} iterations; "
@@ -109,9 +107,10 @@ def _logged(history: Sequence[HistoryRow]) -> dict[Name, list[Point]]:
     return {name: curve for name, found in rows.items() if len(curve := points(found, *name)) > 1}
 
 
-def _order(name: Name) -> tuple[int, str, int, str]:
+def _order(name: Name, stages: Sequence[str]) -> tuple[int, str, int, str]:
+    """The last stage to run goes first."""
     stage, metric = name
-    known = STAGES.index(stage) if stage in STAGES else len(STAGES)
+    known = stages.index(stage) if stage in stages else len(stages)
     return known, stage, FIRST.index(metric) if metric in FIRST else len(FIRST), metric
 
 
@@ -119,12 +118,13 @@ def _grid(curve: Thinned, grids: dict[tuple[Any, ...], int]) -> int:
     return grids.setdefault((curve.step, curve.episodes), len(grids))
 
 
-def _path(run: Run, stage: str) -> Mapping[str, list[Point]] | None:
+def _path(run: Run) -> Mapping[str, list[Point]] | None:
     """The curves of KL, proxy and, where there is one, gold, at the steps that they share.
 
     The proxy is in the reward model's own scale, which is the evaluation's: what training logs is standardised, by an
     offset and a spread that the stage's figures name.
     """
+    stage = rollout_stage(run.history) or ""
     logged = {"kl": ("kl",), "proxy": ("raw_score", "score"), "gold": ("gold",)}
     curves = {
         name: next(filter(None, (run.curve(stage, f"objective/{each}") for each in sources)), [])

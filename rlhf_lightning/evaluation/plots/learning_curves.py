@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +12,31 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
+from rlhf_lightning.evaluation.metrics import LoggedMetrics, Metric
 from rlhf_lightning.evaluation.plots.style import BLUE, GREY, ORANGE, PALE, VERMILION, new_figure, quiet, save, title
-from rlhf_lightning.settings.stages import STAGES
-from rlhf_lightning.settings.stages.stage import Metric
 
 Floats = NDArray[np.float64]
 
 COLUMNS = 4
 
 
-def learning_curves(history: Sequence[HistoryRow], path: Path) -> Path | None:
+def learning_curves(history: Sequence[HistoryRow], path: Path, declared: Mapping[str, LoggedMetrics]) -> Path | None:
     """Small multiples of what the training stages logged; returns None where they logged none of it.
 
     Supervised stages over optimizer steps (figures on held-out data beside them), then those with rollouts over
     episodes. Where a curve has many points its running mean is drawn over the pale points. A figure that was not finite
     is marked by a red cross on the axis.
+
+    Args:
+        declared: metrics of the stages by name, in the order of the panels.
     """
     logged = {(row.stage, row.name) for row in history}
     sections = [
         [
-            (stage.name, metric)
-            for stage in STAGES.values()
-            for metric in stage.metrics
-            if stage.by_episodes is by_episodes and metric.title and (stage.name, metric.name) in logged
+            (stage, metric)
+            for stage, metrics in declared.items()
+            for metric in metrics.metrics
+            if metrics.by_episodes is by_episodes and metric.title and (stage, metric.name) in logged
         ]
         for by_episodes in (False, True)
     ]
@@ -45,18 +47,20 @@ def learning_curves(history: Sequence[HistoryRow], path: Path) -> Path | None:
     grid = figure.add_gridspec(len(rows), COLUMNS)
     for row, panels in enumerate(rows):
         for column, (stage, metric) in enumerate(panels):
-            _draw(figure.add_subplot(grid[row, column]), stage, metric, history)
+            alone = sum(each.name == metric.name for part in sections for _, each in part) == 1
+            heading = metric.title if alone else f"{metric.title}, {stage}"
+            _draw(figure.add_subplot(grid[row, column]), stage, metric, heading or "", history)
     return save(figure, path)
 
 
-def _draw(axes: Axes, stage: str, metric: Metric, history: Sequence[HistoryRow]) -> None:
+def _draw(axes: Axes, stage: str, metric: Metric, heading: str, history: Sequence[HistoryRow]) -> None:
     quiet(axes)
     if metric.level is not None:
         axes.axhline(metric.level, color=PALE, linewidth=1.0, zorder=0)
     curve = points(history, stage, metric.name)
     by_episodes = all(point.episodes is not None for point in curve)
     finite = _curve(axes, curve, by_episodes)
-    title(axes, metric.title or "", *((metric.note,) if finite else ("x: not finite", VERMILION)))
+    title(axes, heading, *((metric.note,) if finite else ("x: not finite", VERMILION)))
     if metric.held_out is not None:
         _held_out(axes, points(history, stage, metric.held_out))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

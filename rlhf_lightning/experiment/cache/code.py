@@ -1,146 +1,90 @@
-"""Hash of the code that decides a stage's result.
+"""Hash of the code that decides a stage's result: the rooms that compute, and the stage's own file.
 
-The code is found by following imports from the stage's module through the package, those within functions included.
 Comments, docstrings and formatting do not count.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
 
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.declaration import STAGES, Stage
 
 PACKAGE = Path(__file__).resolve().parents[2]
 NAME = PACKAGE.name
 
-MODULES = f"{NAME}.experiment.stages"
-"""Package of the modules that run the stages."""
-
-DECIDES_NOTHING = {
-    # Display and output paths: a stage's result does not depend on them.
-    "cli": "the command line",
-    "tracking": "figures on their way to files and services; the rows of history.csv are the stage's own",
-    "diagnosis": "looks at finished runs",
-    "comparison": "looks at finished runs",
-    "evaluation.plots": "pictures, which are drawn anew in each run",
-    "evaluation.summary": "the table at the end",
-    "experiment.plotting": "pictures, which are drawn anew in each run",
-    "experiment.progress": "progress bars",
-    "experiment.provenance": "where a run came from",
-    "experiment.run_directory": "where a run is written",
-    "errors": "the words of a failure; what fails is not kept",
-    # Composition and checks of the config, whose values are in the key.
-    "experiment.config": "composes and checks the config",
-    "settings.cache": "where things are kept",
-    "settings.readers": "which values are in a key",
-    "settings.rules": "refuses a config",
-    "settings.sweeping": "how jobs are started",
-    # Measurement of memory.
-    "experiment.memory": "counts and measures memory",
-    # Interruption and resuming, with the same result, which is tested.
-    "callbacks.checkpoint_reading": "goes on from a checkpoint",
-    "callbacks.checkpoints": "writes checkpoints",
-    "callbacks.divergence": "stops a run that has diverged",
-    "callbacks.interruption": "signals",
-    "callbacks.journals": "goes on from a checkpoint",
-    "experiment.rewind": "goes on from a checkpoint",
-    "experiment.cache": "keeps what was left",
-}
-"""Modules and packages whose code is not hashed, with the reason."""
+ROOMS = (
+    *("objectives", "constitutions", "models", "worlds", "data", "rewards", "rollouts", "feedback", "algorithms"),
+    *("callbacks", "evaluation", "stages"),
+)
+"""Rooms that compute. The others compose configs, keep records, report and compare."""
 
 
-def code_hash(stage: str, package: Path = PACKAGE) -> str:
-    """SHA-256 of the code that a stage's result depends on."""
-    return hash_of_module(f"{MODULES}.{STAGES[stage].module}", package)
+def code_of(stage: Stage, package: Path = PACKAGE) -> dict[str, str]:
+    """SHA-256 of the code that a stage's result depends on: of the package, and of the stage's own file.
+
+    Args:
+        package: directory of the package's code.
+    """
+    module = type(stage).__module__
+    own = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return {NAME: hash_of_rooms(package), module: hash_of_files([own]) if is_ours(module) else hash_of_module(module)}
 
 
-def hash_of_module(module: str, package: Path = PACKAGE) -> str:
-    """SHA-256 of a module and of all that it imports from the package, directly or not."""
+def hash_of_rooms(package: Path = PACKAGE) -> str:
+    """SHA-256 of the rooms that compute, without the stages' own files."""
+    own = {f"{type(stage).__module__.rpartition('.')[2]}.py" for stage in STAGES.values()}
+    files = (path for room in ROOMS for path in sorted((package / room).rglob("*.py")))
+    return hash_of_files(path for path in files if path.parent.name != "stages" or path.name not in own)
+
+
+def hash_of_module(module: str) -> str:
+    """SHA-256 of the file of a module from outside the package; its name if it has no file."""
+    found = find_spec(module)
+    return hash_of_files([Path(found.origin)]) if found is not None and found.origin is not None else module
+
+
+def is_ours(module: str) -> bool:
+    """True if a module belongs to this package."""
+    return module.split(".")[0] == NAME
+
+
+def hash_of_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the names and the code of files."""
     digest = hashlib.sha256()
-    for name in sorted(modules_below(module, package)):
-        digest.update(f"{name}\0{_read(_file_of(name, package)).code}\0".encode())
+    for path in paths:
+        digest.update(f"{path.name}\0{_hash(path, path.stat().st_mtime_ns)}\0".encode())
     return digest.hexdigest()
 
 
-def modules_below(module: str, package: Path = PACKAGE) -> set[str]:
-    """The modules of the package that decide what a module does, itself included."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name in found or _decides_nothing(name):
-            continue
-        found.add(name)
-        waiting.extend(_imported(_read(_file_of(name, package)).imports, package))
-    return found
-
-
-class _Source:
-    """The part of a module that is hashed: its code without comments and docstrings, and the names it imports.
-
-    Attributes:
-        imports: `module` or `module.name`, as the import statements have them.
-    """
-
-    def __init__(self, text: str) -> None:
-        tree = ast.parse(text)
-        self.imports = tuple(_named_imports(tree))
-        self.code = ast.unparse(_without_docstrings(tree))
-
-
-def _read(path: Path) -> _Source:
-    return _parsed(path, path.stat().st_mtime_ns)
-
-
 @functools.cache
-def _parsed(path: Path, _changed: int) -> _Source:
-    return _Source(path.read_text(encoding="utf-8"))
+def _hash(path: Path, _changed: int) -> str:
+    code = compile(path.read_bytes(), "", "exec", dont_inherit=True, optimize=2)  # without docstrings
+    return hashlib.sha256("\0".join(_parts(code)).encode()).hexdigest()
 
 
-def _named_imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield from ((node.module, alias.name) for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+def _parts(code: CodeType) -> Iterator[str]:
+    """All of a code object but its line numbers."""
+    yield code.co_code.hex()
+    yield code.co_exceptiontable.hex()
+    for part in (
+        *(code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags),
+        *(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
+    ):
+        yield repr(part)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _parts(constant)
+        else:
+            yield _written(constant)
 
 
-def _imported(names: tuple[tuple[str, str | None], ...], package: Path) -> Iterator[str]:
-    """The modules of the package that import statements name: of `from a import b`, `a.b` if that is one, else `a`."""
-    for module, name in names:
-        if module.split(".")[0] != NAME:
-            continue
-        inner = f"{module}.{name}"
-        yield inner if name is not None and _exists(inner, package) else module
-
-
-@functools.cache
-def _exists(module: str, package: Path) -> bool:
-    return _file_of(module, package).exists()
-
-
-@functools.cache  # every stage's key reads the same modules
-def _file_of(module: str, package: Path) -> Path:
-    place = package.joinpath(*module.split(".")[1:])
-    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without docstrings, those of attributes included."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _decides_nothing(module: str) -> bool:
-    return any(f"{module}.".startswith(f"{NAME}.{left_out}.") for left_out in DECIDES_NOTHING)
+def _written(constant: object) -> str:
+    """A constant as text; the elements of a set in an order that is the same in each process."""
+    if isinstance(constant, frozenset):
+        return f"{{{', '.join(sorted(map(_written, constant)))}}}"
+    return f"({', '.join(map(_written, constant))})" if isinstance(constant, tuple) else repr(constant)

@@ -19,7 +19,7 @@ from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_has
 from rlhf_lightning.models.hub import hub_is_reachable
 from rlhf_lightning.settings.data import CourtesyData, FileData, HHRlhfData
 from rlhf_lightning.settings.model import HubModel, ScratchModel
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds.courtesy import asset_path
 
 BASE = "base"

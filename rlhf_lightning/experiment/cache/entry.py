@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.experiment.provenance.hashes import file_hash
-from rlhf_lightning.settings.run import StageName
 
 RECORD = "record.json"
 FILES = "files"
@@ -45,7 +44,7 @@ class Record:
         files: path below `files/` -> size in bytes and SHA-256.
     """
 
-    stage: StageName
+    stage: str
     key: str
     made: str
     made_by: str

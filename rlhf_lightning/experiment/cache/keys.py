@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.constitutions.identity import critique_part, judge_part
-from rlhf_lightning.experiment.cache.code import NAME, code_hash, hash_of_module
+from rlhf_lightning.experiment.cache.code import code_of, hash_of_module, is_ours
 from rlhf_lightning.experiment.cache.content import (
     BASE,
     Records,
@@ -24,10 +24,10 @@ from rlhf_lightning.experiment.cache.content import (
 from rlhf_lightning.experiment.config.target_policy import TRUSTED, is_allowed, target_nodes
 from rlhf_lightning.experiment.provenance.machine import deciding, installed
 from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.readers import FREE, TRAINING, is_among, leaves, named_inputs, names_only, reads
-from rlhf_lightning.settings.run import RunSettings, StageName
-from rlhf_lightning.settings.stages import STAGES
-from rlhf_lightning.worlds.courtesy.recorded import recorded_path
+from rlhf_lightning.stages.declaration import ROLLOUT_METRICS
+from rlhf_lightning.stages.readers import is_among, leaves, named_inputs, names_only, reads, without_effect
+from rlhf_lightning.stages.reward_kinds import REWARDS
+from rlhf_lightning.stages.run_settings import RunSettings
 
 MIXTURE = "begun under one key, gone on under another"
 
@@ -78,7 +78,7 @@ class StageKeys:
         self._known: dict[str, str] = {}
         self._mixtures: set[str] = set()
 
-    def of(self, stage: StageName) -> str:
+    def of(self, stage: str) -> str:
         """A stage's key, as hex digits."""
         if stage not in self._known:
             self._known[stage] = self.ingredients(stage).key
@@ -88,45 +88,44 @@ class StageKeys:
         """Uses the key under which a finished stage of this run was made, by the code and packages of that time."""
         self._known[stage] = key
 
-    def remember_mixture(self, stage: StageName, begun: str | None) -> None:
+    def remember_mixture(self, stage: str, begun: str | None) -> None:
         """Gives a stage that was started under another key and resumed under today's a key that is neither."""
         self._known[stage] = digest_of([MIXTURE, begun, self.of(stage)])
         self._mixtures.add(stage)
 
-    def is_mixture(self, stage: StageName) -> bool:
+    def is_mixture(self, stage: str) -> bool:
         """True if a stage was started under one key and resumed under another."""
         return stage in self._mixtures
 
-    def ingredients(self, stage: StageName) -> Ingredients:
+    def ingredients(self, stage: str) -> Ingredients:
         """The parts of a stage's key."""
         settings = self.settings
-        copies = STAGES[stage].copies_records(settings)
+        declared = settings.stage(stage)
+        copies = declared.copies_records(settings, stage)
         return Ingredients(
             stage=stage,
             settings=dict(settings_read(settings, stage)),
             inputs=self._inputs(stage),
-            data=self._data if STAGES[stage].reads_records(settings) else {},
+            data=self._data if declared.reads_records(settings, stage) else {},
             hardware={} if copies else self._hardware(stage),
-            code={NAME: code_hash(stage), **_code_from_elsewhere(settings, stage)},
+            code={**code_of(declared), **_code_from_elsewhere(settings, stage)},
             packages=deciding(installed()),
         )
 
-    def _inputs(self, stage: StageName) -> dict[str, list[str]]:
+    def _inputs(self, stage: str) -> dict[str, list[str]]:
         inputs: dict[str, list[str]] = {}
         for key, name in self._named(stage):
             inputs.setdefault(key, []).append(self._identity(name))
         return inputs
 
-    def _named(self, stage: StageName) -> Iterator[tuple[str, str]]:
+    def _named(self, stage: str) -> Iterator[tuple[str, str]]:
         yield from named_inputs(self.settings, stage, "stage", "model", "file")
-        of_the_world = isinstance(self.settings.data, CourtesyData) and self.settings.judge_calibration.data is None
-        if stage == "judge_calibration" and of_the_world:
-            yield "judge_calibration.data", str(recorded_path())
+        yield from self.settings.stage(stage).unnamed_inputs(self.settings, stage)
 
     def _identity(self, name: str) -> str:
         if name == BASE:
             return f"base {digest_of(self._base)}"
-        if name in STAGES:
+        if name in self.settings.sections_of_stages:
             return f"stage {name} {self.of(name)}"
         base = adapter_base(Path(name))
         if base is None:
@@ -147,8 +146,8 @@ class StageKeys:
     def _base(self) -> dict[str, Any]:
         return base_identity(self.settings, self._data)
 
-    def _hardware(self, stage: StageName) -> dict[str, Any]:
-        if stage not in TRAINING:
+    def _hardware(self, stage: str) -> dict[str, Any]:
+        if not self.settings.trains(stage):
             return {"device": self.device}
         trainer = self.settings.trainer
         return {
@@ -158,36 +157,44 @@ class StageKeys:
         }
 
 
-def settings_read(settings: RunSettings, stage: StageName) -> Iterator[tuple[str, Any]]:
+def settings_read(settings: RunSettings, stage: str) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of the settings that a stage reads and that decide its result."""
-    left_out = FREE | names_only(settings, stage)
+    left_out = without_effect(type(settings)) | names_only(settings, stage)
     for key, value in leaves(settings.model_dump(mode="json")):
         if is_among(key, left_out) or not _is_read(settings, stage, key):
             continue
         yield key, _part_read(settings, stage) if key == "constitution.principles" else value
 
 
-def _part_read(settings: RunSettings, stage: StageName) -> Any:
+def _part_read(settings: RunSettings, stage: str) -> Any:
     """The fields of the principles that a stage reads: a critique does not use the judge's questions."""
-    read = judge_part if "judge" in STAGES[stage].reads else critique_part
+    read = judge_part if "judge" in settings.stage(stage).reads else critique_part
     return read(settings.constitution)
 
 
-def _is_read(settings: RunSettings, stage: StageName, key: str) -> bool:
+def _is_read(settings: RunSettings, stage: str, key: str) -> bool:
     if key == "data.demonstrations" and not isinstance(settings.data, CourtesyData):
         return False  # a path, whose content is in the key
-    splits = is_among(key, SPLITTING) and STAGES[stage].reads_records(settings)
+    splits = is_among(key, SPLITTING) and settings.stage(stage).reads_records(settings, stage)
     return splits or reads(settings, stage, key)
 
 
-def _code_from_elsewhere(settings: RunSettings, stage: StageName) -> dict[str, str]:
-    """Hashes of the modules named by `_target_`, except those of packages whose version is in the key."""
-    if stage not in TRAINING:
-        return {}
-    named = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
-    targets = {str(node["_target_"]) for _, node in target_nodes(named, "")}
-    own = {target for target in targets if target.split(".")[0] == NAME or not is_allowed(target, TRUSTED)}
-    return {module: _hash_of_code(module) for module in map(_module_of, own) if module}
+def _code_from_elsewhere(settings: RunSettings, stage: str) -> dict[str, str]:
+    """Hashes of the modules that `_target_` names, but for packages whose version is in the key; and of plugins."""
+    modules = set(_registered_modules(settings, stage))
+    if settings.trains(stage):
+        named = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
+        targets = {str(node["_target_"]) for _, node in target_nodes(named, "")}
+        modules.update(filter(None, (_module_of(one) for one in targets if not is_allowed(one, TRUSTED))))
+    return {module: hash_of_module(module) for module in sorted(modules)}
+
+
+def _registered_modules(settings: RunSettings, stage: str) -> Iterator[str]:
+    """Modules of the reward and the metrics that a user's plugins bring to a stage."""
+    declared = settings.stage(stage)
+    registered: list[object] = [type(REWARDS[settings.reward.kind])] if "reward" in declared.reads else []
+    registered += ROLLOUT_METRICS.values() if declared.by_episodes else ()
+    yield from (one.__module__ for one in registered if not is_ours(one.__module__))
 
 
 def _module_of(target: str) -> str:
@@ -201,11 +208,3 @@ def _module_of(target: str) -> str:
             pass  # `package.module.Class.method`: the part before the last dot need not be a module
         module = module.rpartition(".")[0]
     return ""
-
-
-def _hash_of_code(module: str) -> str:
-    """Hash of a module: with all that it imports if it belongs to this package, else of its file alone."""
-    if module.split(".")[0] == NAME:
-        return hash_of_module(module)
-    found = find_spec(module)
-    return path_identity(Path(found.origin)) if found is not None and found.origin is not None else module

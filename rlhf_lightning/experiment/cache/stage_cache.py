@@ -19,7 +19,6 @@ from rlhf_lightning.experiment.cache.store import Store
 from rlhf_lightning.experiment.rewind import start_over
 from rlhf_lightning.experiment.run_directory import RunDirectory, writing_to
 from rlhf_lightning.settings.cache import CacheSettings
-from rlhf_lightning.settings.run import StageName
 from rlhf_lightning.tracking.history_file import add_lines, lines_of_stage
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class StageCache:
         self.keys = keys
 
     @contextmanager
-    def turn(self, stage: StageName, while_waiting: Callable[[], None]) -> Iterator[Entry | None]:
+    def turn(self, stage: str, while_waiting: Callable[[], None]) -> Iterator[Entry | None]:
         """The cached entry of a stage; None if it has to be run, with its key locked within the `with` block.
 
         Args:
@@ -78,7 +77,7 @@ class StageCache:
             reads = self.mode in ("on", "read_only")
             yield self.store.sound(stage, key, repair=self._writes) if reads else None
 
-    def begins(self, stage: StageName, goes_on: bool) -> None:
+    def begins(self, stage: str, goes_on: bool) -> None:
         """Records the key under which a stage starts.
 
         A stage that resumes, but was started under another key (by other code, or with other callbacks), matches
@@ -95,7 +94,7 @@ class StageCache:
             key = self.keys.of(stage)
         self.run.write_json(KEYS, {**begun, stage: key})
 
-    def keep(self, stage: StageName, made: Made) -> None:
+    def keep(self, stage: str, made: Made) -> None:
         """Adds a finished stage to the cache. A failed write to disk is logged, not raised."""
         if not self._writes or self.keys.is_mixture(stage):
             return

@@ -16,9 +16,11 @@ from rlhf_lightning.constitutions.checks import principle_problems
 from rlhf_lightning.constitutions.composition import INHERITED, Resolved, Source, resolve
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.experiment.config.compose import display, line_of, yaml_problem
+from rlhf_lightning.experiment.config.schema import Schema
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, similar
 from rlhf_lightning.experiment.config.validation import schema_problems
 from rlhf_lightning.settings.constitution import ConstitutionSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
 GROUP = "constitution"
@@ -139,7 +141,7 @@ def load_constitution(name: str, folders: Sequence[Path]) -> ConstitutionSetting
     try:
         constitution = ConstitutionSettings.model_validate(completed.plain[GROUP])
     except ValidationError as error:
-        problems += schema_problems(error, completed.plain, GROUP)
+        problems += schema_problems(Schema(RunSettings), error, completed.plain, GROUP)
     if problems:
         raise ConfigError([replace(one, source=one.source or completed.source(one.key)) for one in problems])
     return constitution

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override
 
 from rlhf_lightning.errors import Problem
 from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.schema import find
+from rlhf_lightning.experiment.config.schema import Schema
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, keys_like, options_like, similar
 from rlhf_lightning.experiment.config.validation import NO_SUCH_KEY, misplaced_secret
 from rlhf_lightning.tracking.redaction import REDACTED, redact_override
@@ -35,19 +35,28 @@ class JobOverrides:
 
 
 def sort_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> JobOverrides:
-    """Divides a job's overrides, and reports those that name no group, option or key."""
+    """Divides a job's overrides, and reports those that name no group or option."""
     choices: list[Override] = []
     values: list[Override] = []
     problems: list[Problem] = []
     for override in _with_implied(tree, overrides):
-        problem = _problem_of(tree, override, [section_of(choice) for choice in choices])
+        if not _is_choice(tree, override):
+            (choices if override.is_hydra_override() else values).append(override)
+            continue
+        problem = _choice_problem(tree, override, [section_of(choice) for choice in choices])
         if problem is not None:
             problems.append(problem)
-        elif _is_choice(tree, override) or override.is_hydra_override():
-            choices.append(override)
         else:
-            values.append(override)
+            choices.append(override)
     return JobOverrides(tuple(choices), tuple(values), tuple(problems))
+
+
+def without_unknown_keys(tree: ConfigTree, schema: Schema, job: JobOverrides) -> JobOverrides:
+    """A job's overrides without those that name no key, which are reported."""
+    found = [(override, _key_problem(tree, schema, override)) for override in job.values]
+    values = tuple(override for override, problem in found if problem is None)
+    problems = tuple(problem for _, problem in found if problem is not None)
+    return JobOverrides(job.choices, values, (*job.problems, *problems))
 
 
 def as_hydra_reads(tree: ConfigTree, overrides: Sequence[Override]) -> list[str]:
@@ -96,14 +105,6 @@ def _is_choice(tree: ConfigTree, override: Override) -> bool:
     return override.package is not None or (bool(tree.options(override.key_or_group)) and not is_mapping)
 
 
-def _problem_of(tree: ConfigTree, override: Override, chosen: Sequence[str]) -> Problem | None:
-    if _is_choice(tree, override):
-        return _choice_problem(tree, override, chosen)
-    if override.is_hydra_override():
-        return None
-    return _key_problem(tree, override)
-
-
 def _choice_problem(tree: ConfigTree, override: Override, chosen: Sequence[str]) -> Problem | None:
     group, name, source = override.key_or_group, _choice_name(override), as_shown(override)
     options = tree.options(group)
@@ -125,19 +126,22 @@ def _choice_problem(tree: ConfigTree, override: Override, chosen: Sequence[str])
     return None
 
 
-def _key_problem(tree: ConfigTree, override: Override) -> Problem | None:
+def _key_problem(tree: ConfigTree, schema: Schema, override: Override) -> Problem | None:
     key, source = str(override.key_or_group), as_shown(override)
     group, _, leaf = key.rpartition(".")
-    if find(key) is None and group:
+    if schema.find(key) is None and group:
         misplaced = misplaced_secret(key)
         if misplaced is not None:
             return replace(misplaced, source=f"{override.get_key_element()}={REDACTED}")
-        return Problem(key, NO_SUCH_KEY, source, did_you_mean(keys_like(key)))
-    if find(key) is None:
+        return Problem(key, NO_SUCH_KEY, source, did_you_mean(keys_like(schema, key)))
+    if schema.find(key) is None:
         value = "".join(source.partition("=")[1:])
-        meant = [f"{name}{value}" for name in similar(key, tree.groups())] or keys_like(key)
+        meant = [f"{name}{value}" for name in similar(key, tree.groups())] or keys_like(schema, key)
         fix = did_you_mean(meant) or f"the groups are {', '.join(name for name in tree.groups() if '@' not in name)}"
         return Problem(key, "there is no such key or config group", source, fix)
+    if leaf == "stage" and group in schema.sections_of_stages:
+        what = "is that of the section's option and is not set alone"
+        return Problem(key, what, source, f"choose one: stage@{group}=..., or +stage@NAME=... for a further section")
     if leaf == "kind" and tree.options(group):
         return Problem(
             key, "belongs to an option of its group and is not set alone", source, f"choose one: {group}=..."

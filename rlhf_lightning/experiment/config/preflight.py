@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from rlhf_lightning.experiment.config.job_overrides import (
     as_shown,
     section_of,
     sort_overrides,
+    without_unknown_keys,
 )
+from rlhf_lightning.experiment.config.rules import cross_field_problems
+from rlhf_lightning.experiment.config.structure import structure_of
 from rlhf_lightning.experiment.config.surroundings import surrounding_problems
 from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP, split_jobs
 from rlhf_lightning.experiment.config.validation import (
@@ -35,12 +38,12 @@ from rlhf_lightning.experiment.config.validation import (
     resolve,
     settings_from,
 )
-from rlhf_lightning.settings.readers import is_among, readers_of
-from rlhf_lightning.settings.rules import cross_field_problems
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.declaration import JUDGE, Stage
+from rlhf_lightning.stages.readers import is_among, readers_of, reads
+from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.tracking.redaction import redact_override
 
-OF_THE_JUDGE = frozenset({"constitution", "judge"})
+OF_THE_JUDGE = frozenset(JUDGE)
 """Sections that evaluation reads only if it asks a judge."""
 
 JOBS_NAMED = 3
@@ -135,21 +138,35 @@ def check_job(
     """
     job = sort_overrides(tree, overrides)
     composed = tree.compose(tuple(as_hydra_reads(tree, job.choices)))
+    structure = structure_of(composed, job.values)
+    job = without_unknown_keys(tree, structure.schema, job)
     assembled = _assemble(tree, composed, job.values, number or 0)
     completed, directories = assembled.completed, assembled.directories
     plain = completed.plain
-    settings, wrong = _attempt(plain)
-    problems = _distinct([*job.problems, *_hydra_problems(composed, number is not None), *assembled.problems, *wrong])
+    sections = {name: stage.name for name, stage in structure.stages.items()}
+    settings, wrong = _attempt(plain, sections)
+    problems = _distinct(
+        [
+            *job.problems,
+            *structure.problems,
+            *_hydra_problems(composed, number is not None),
+            *assembled.problems,
+            *wrong,
+        ]
+    )
     problems = [_sourced(tree, job, completed, problem) for problem in problems]
     if to_show:
         return Checked(settings, directories, tuple(problem for problem in problems if not _is_gap(problem)))
     if settings is None:
         # Values of the chosen options, since a pipeline names inputs; the defaults if the choices themselves are wrong.
-        settings = repaired(plain, _assemble(tree, composed, (), 0).completed.plain)
+        settings = repaired(plain, _assemble(tree, composed, (), 0).completed.plain, sections)
     if settings is None:
-        settings = repaired(plain, _assemble(tree, tree.compose(()), (), 0).completed.plain)
+        settings = repaired(plain, _assemble(tree, tree.compose(()), (), 0).completed.plain, sections)
     keys = {problem.key for problem in problems}
-    later = [*_inert_problems(plain, job, keys), *(_lonely_problems(job) if number is None else ())]
+    later = [
+        *_inert_problems(settings, structure.stages, job, keys),
+        *(_lonely_problems(job) if number is None else ()),
+    ]
     if settings is not None:
         joint = [*cross_field_problems(settings), *surrounding_problems(settings)]
         later += [problem for problem in joint if not _concerns(problem, keys)]
@@ -196,32 +213,30 @@ def _as_if_running(config: DictConfig, number: int) -> None:
         config.hydra.runtime.output_dir = "."
 
 
-def _attempt(plain: Mapping[str, Any]) -> tuple[RunSettings | None, list[Problem]]:
+def _attempt(plain: Mapping[str, Any], sections: Mapping[str, str]) -> tuple[RunSettings | None, list[Problem]]:
     try:
-        return settings_from(plain), []
+        return settings_from(plain, sections), []
     except ConfigError as error:
         return None, list(error.problems)
 
 
-def _inert_problems(plain: Mapping[str, Any], job: JobOverrides, wrong: set[str]) -> list[Problem]:
+def _inert_problems(
+    settings: RunSettings | None, stages: Mapping[str, Stage], job: JobOverrides, wrong: set[str]
+) -> Iterator[Problem]:
     """Overrides of sections that no stage of the chosen pipeline reads."""
-    pipeline = plain.get("pipeline")
-    if not isinstance(pipeline, dict) or any(key.startswith("pipeline") for key in wrong):
-        return []
-    running = set(pipeline["stages"])
-    judged = isinstance(plain.get("evaluate"), dict) and plain["evaluate"].get("satisfaction") is not None
-    problems = []
+    if settings is None or any(key.startswith("pipeline") for key in wrong):
+        return
+    running = set(settings.pipeline.stages)
     for override in (*job.choices, *job.values):
         key = section_of(override)
-        readers = readers_of(key)
-        if readers is not None and not judged and is_among(key, OF_THE_JUDGE):
-            readers -= {"evaluate"}
+        readers = readers_of(key, stages)
+        if readers is not None and is_among(key, OF_THE_JUDGE):
+            readers -= {name for name in running if not reads(settings, name, key)}
         if readers is not None and not readers & running:
             absent = " or ".join(sorted(readers))
-            what = f"has no effect: pipeline {pipeline['name']!r} has no {absent} stage"
+            what = f"has no effect: pipeline {settings.pipeline.name!r} has no {absent} stage"
             fix = f"drop it, or choose a pipeline that runs {absent}"
-            problems.append(Problem(key, what, as_shown(override), fix))
-    return problems
+            yield Problem(key, what, as_shown(override), fix)
 
 
 def _lonely_problems(job: JobOverrides) -> list[Problem]:

@@ -1,6 +1,6 @@
 """Queries on the config schema: the keys that exist, the values a key takes, the group options that have it.
 
-Everything is derived from the annotations of `RunSettings`, so it cannot drift from what is validated.
+Everything is derived from the annotations of the settings, so it cannot drift from what is validated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.declaration import StageSection
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -43,50 +44,61 @@ class Spot:
         return Spot(Any) if self.is_free else None
 
 
-ROOT = Spot(RunSettings)
+@dataclass(frozen=True)
+class Schema:
+    """The schema of a config: the sections that all runs have, and those of its stages."""
 
+    settings: type[RunSettings]
 
-def find(key: str) -> Spot | None:
-    """The spot of a dotted key, in whichever option of a group has it; None where there is none."""
-    spot: Spot | None = ROOT
-    for part in key.split("."):
-        spot = spot.child(part) if spot else None
-    return spot
+    @property
+    def root(self) -> Spot:
+        """The whole config."""
+        return Spot(self.settings)
 
+    @property
+    def sections_of_stages(self) -> list[str]:
+        """Names of the sections that are for stages."""
+        found = {name: _spot(field).sections for name, field in self.settings.model_fields.items()}
+        return [name for name, sections in found.items() if any(issubclass(one, StageSection) for one in sections)]
 
-@functools.cache
-def key_paths() -> tuple[str, ...]:
-    """Every dotted key of every option, sections included."""
-    return tuple(dict.fromkeys(_walk(ROOT, "")))
+    def find(self, key: str) -> Spot | None:
+        """The spot of a dotted key, in whichever option of a group has it; None where there is none."""
+        spot: Spot | None = self.root
+        for part in key.split("."):
+            spot = spot.child(part) if spot else None
+        return spot
 
+    @functools.cache  # noqa: B019  there are as many as there are sets of stages
+    def key_paths(self) -> tuple[str, ...]:
+        """Every dotted key of every option, sections included."""
+        return tuple(dict.fromkeys(_walk(self.root, "")))
 
-def options_with(section: str, key: str) -> list[str]:
-    """The kinds of a section's options that have a key: `options_with("kl", "coef") == ["fixed"]`."""
-    spot = find(section)
-    return [kind_of(member) for member in spot.sections if key in member.model_fields] if spot else []
+    def options_with(self, section: str, key: str) -> list[str]:
+        """The kinds of a section's options that have a key: `options_with("kl", "coef") == ["fixed"]`."""
+        spot = self.find(section)
+        return [kind_of(member) for member in spot.sections if key in member.model_fields] if spot else []
+
+    def locate(self, location: Sequence[str | int]) -> tuple[str, Spot]:
+        """A pydantic error's location as the dotted key that a user writes, and its spot.
+
+        In the location of a choice by `kind`, the kind is a step of its own; it is no key, and is left out.
+        """
+        keys: list[str] = []
+        spot = self.root
+        for step in location:
+            chosen = [section for section in spot.sections if kind_of(section) == step]
+            if len(spot.sections) > 1 and chosen:
+                spot = Spot(chosen[0])
+                continue
+            keys.append(str(step))
+            spot = _item(spot) if isinstance(step, int) else spot.child(step) or Spot(Any)
+        return ".".join(keys), spot
 
 
 def kind_of(section: type[BaseModel]) -> str:
     """The `kind` of a group's option; empty for a section that is no option."""
     field = section.model_fields.get("kind")
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else ""
-
-
-def locate(location: Sequence[str | int]) -> tuple[str, Spot]:
-    """A pydantic error's location as the dotted key that a user writes, and its spot.
-
-    In the location of a choice by `kind`, the kind is a step of its own; it is no key, and is left out.
-    """
-    keys: list[str] = []
-    spot = ROOT
-    for step in location:
-        chosen = [section for section in spot.sections if kind_of(section) == step]
-        if len(spot.sections) > 1 and chosen:
-            spot = Spot(chosen[0])
-            continue
-        keys.append(str(step))
-        spot = _item(spot) if isinstance(step, int) else spot.child(step) or Spot(Any)
-    return ".".join(keys), spot
 
 
 def expectation(spot: Spot) -> str:

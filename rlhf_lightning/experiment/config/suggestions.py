@@ -6,10 +6,18 @@ import difflib
 from collections.abc import Iterable
 
 from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.schema import key_paths
+from rlhf_lightning.experiment.config.schema import Schema
 
 ALIKE = 0.72
 """Least similarity (0 to 1, `difflib`) at which a name is suggested."""
+
+RENAMED = {
+    "reward_model.pairing": "data.pairing",
+    "evaluate.batch_size": "measurement.batch_size",
+    "evaluate.bootstrap_samples": "measurement.bootstrap_samples",
+    "evaluate.seed": "measurement.seed",
+}
+"""Keys of earlier versions, and what they are called now."""
 
 
 def similar(name: str, candidates: Iterable[str], limit: int = 3) -> list[str]:
@@ -23,11 +31,15 @@ def did_you_mean(suggestions: Iterable[str]) -> str | None:
     return f"did you mean {' or '.join(unique)}?" if unique else None
 
 
-def keys_like(key: str) -> list[str]:
-    """Existing keys to suggest for a wrong one: similar spelling, or the same last name in another section."""
+def keys_like(schema: Schema, key: str) -> list[str]:
+    """Existing keys to suggest for a wrong one: its new name, similar spelling, or the same last name elsewhere."""
+    if key in RENAMED:
+        return [RENAMED[key]]
     leaf = key.rpartition(".")[2]
-    namesakes = [path for path in key_paths() if "." in path and path.rpartition(".")[2] == leaf and leaf != "kind"]
-    return list(dict.fromkeys([*similar(key, key_paths()), *namesakes, *_same_section(key)]))[:4]
+    namesakes = [
+        path for path in schema.key_paths() if "." in path and path.rpartition(".")[2] == leaf and leaf != "kind"
+    ]
+    return list(dict.fromkeys([*similar(key, schema.key_paths()), *namesakes, *_same_section(schema, key)]))[:4]
 
 
 def options_like(tree: ConfigTree, group: str, option: str) -> list[str]:
@@ -37,10 +49,10 @@ def options_like(tree: ConfigTree, group: str, option: str) -> list[str]:
     return [*alike, *elsewhere]
 
 
-def _same_section(key: str) -> list[str]:
+def _same_section(schema: Schema, key: str) -> list[str]:
     """Keys of the same section with a similar last name, which comparing whole dotted keys may miss."""
     section, _, leaf = key.rpartition(".")
     if not section:
         return []
-    names = [path.rpartition(".")[2] for path in key_paths() if path.rpartition(".")[0] == section]
+    names = [path.rpartition(".")[2] for path in schema.key_paths() if path.rpartition(".")[0] == section]
     return [f"{section}.{name}" for name in similar(leaf, names)]

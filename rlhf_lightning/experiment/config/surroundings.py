@@ -15,9 +15,8 @@ from rlhf_lightning.settings.data import CourtesyData, FileData, HHRlhfData, Hub
 from rlhf_lightning.settings.judge import HubJudge, OpenAiJudge
 from rlhf_lightning.settings.model import HubModel
 from rlhf_lightning.settings.peft import PeftSettings, QLora
-from rlhf_lightning.settings.readers import judging_stages, named_inputs
-from rlhf_lightning.settings.run import RunSettings, TrainerSettings
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.stages.readers import judging_stages, named_inputs
+from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
 from rlhf_lightning.tracking.requirements import logger_problems
 from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS
 
@@ -92,7 +91,7 @@ def feedback_files(settings: RunSettings) -> Iterator[tuple[str, str]]:
 def _artifact_problems(settings: RunSettings) -> Iterator[Problem]:
     """Paths that do not exist; names that may be a hub id are not checked."""
     for key, value in artifacts_named(settings):
-        if value not in (*STAGES, "base") and _is_path(value) and not Path(value).exists():
+        if value not in (*settings.sections_of_stages, "base") and _is_path(value) and not Path(value).exists():
             yield _absent(key, value)
 
 
@@ -110,15 +109,16 @@ def _kind_problems(settings: RunSettings) -> Iterator[Problem]:
     """Kinds of prompts that the courtesy world does not have; recorded data may have any kind."""
     if not isinstance(settings.data, CourtesyData):
         return
-    chains, principles = settings.critique_revision, settings.constitution.principles
-    named = {
-        "critique_revision.kinds": chains.kinds,
-        "critique_revision.helpful_kinds": chains.helpful_kinds,
-        "ai_feedback.kinds": settings.ai_feedback.kinds,
-        **{f"constitution.principles.{number}.applies_to": one.applies_to for number, one in enumerate(principles)},
-    }
-    for key, kinds in named.items():
-        unknown = [kind for kind in kinds or () if kind not in PROMPT_KINDS]
+    named = [
+        *(pair for name in settings.pipeline.stages for pair in named_inputs(settings, name, "prompts")),
+        *(
+            (f"constitution.principles.{number}.applies_to", kind)
+            for number, principle in enumerate(settings.constitution.principles)
+            for kind in principle.applies_to or ()
+        ),
+    ]
+    for key in dict.fromkeys(key for key, _ in named):
+        unknown = [kind for each, kind in named if each == key and kind not in PROMPT_KINDS]
         if unknown:
             what = f"the courtesy world has no prompts of the kind {', '.join(unknown)}"
             yield Problem(key, what, fix=f"there are: {', '.join(PROMPT_KINDS)}")

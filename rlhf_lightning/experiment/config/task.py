@@ -14,7 +14,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.experiment.config.constitution import GROUP, with_whole_constitution
 from rlhf_lightning.experiment.config.sweep_jobs import OF_THE_SWEEP
 from rlhf_lightning.experiment.config.validation import settings_from
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 def job_settings(config: DictConfig, directory: Path) -> RunSettings:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -14,9 +15,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.config.schema import Spot, expectation, find, kind_of, locate, options_with
+from rlhf_lightning.experiment.config.schema import Schema, Spot, expectation, kind_of
 from rlhf_lightning.experiment.config.suggestions import did_you_mean, keys_like, similar
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.settings.pipeline import stages_named
+from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.plugins import load_plugins, stages_of
+from rlhf_lightning.stages.run_settings import RunSettings, schema_of
 from rlhf_lightning.tracking.redaction import is_secret, redact
 
 NO_SUCH_KEY = "there is no such key"
@@ -33,16 +37,49 @@ LONGEST_VALUE = 60
 """Most characters of a wrong value that are shown."""
 
 
-def settings_from(config: Mapping[str, Any]) -> RunSettings:
+def settings_from(config: Mapping[str, Any], sections: Mapping[str, str] = MappingProxyType({})) -> RunSettings:
     """Checked settings from a plain, resolved config.
 
+    Args:
+        sections: known ones of stages, name -> stage, which the config may have spoilt.
+
     Raises:
-        ConfigError: with everything that the schema does not allow.
+        ConfigError: a plugin cannot be imported, or with everything that the schema does not allow.
     """
+    if problems := [*load_plugins(config), *unknown_stages(config, sections)]:
+        raise ConfigError(problems)
+    schema = schema_for(config, sections)
     try:
-        return RunSettings.model_validate(dict(config))
+        return schema.settings.model_validate(dict(config))
     except ValidationError as error:
-        raise ConfigError(schema_problems(error, config)) from error
+        raise ConfigError(schema_problems(schema, error, config)) from error
+
+
+def unknown_stages(config: Mapping[str, Any], sections: Mapping[str, str] = MappingProxyType({})) -> list[Problem]:
+    """Problems for sections and pipelines of a plain config that name a stage which does not exist."""
+    named = {**sections, **stages_named(config)}
+    problems = [
+        Problem(f"{name}.stage", f"there is no stage {stage!r}", fix=_alternatives(stage, STAGES))
+        for name, stage in named.items()
+        if stage not in STAGES
+    ]
+    pipeline = config.get("pipeline")
+    stages = pipeline.get("stages") if isinstance(pipeline, Mapping) else None
+    for number, name in enumerate(stages if isinstance(stages, list) else ()):
+        if isinstance(name, str) and name not in named:
+            fix = f"{_alternatives(name, named)}; +stage@{name}=STAGE makes one for a second run of a stage"
+            what = f"no section of a stage is called {name!r}"
+            problems.append(Problem(f"pipeline.stages.{number}", what, fix=fix))
+    return problems
+
+
+def schema_for(config: Mapping[str, Any], sections: Mapping[str, str] = MappingProxyType({})) -> Schema:
+    """The schema of a plain config, whose plugins have been imported."""
+    return Schema(schema_of({**sections, **stages_of(config)}))
+
+
+def _alternatives(name: str, names: Iterable[str]) -> str:
+    return did_you_mean(similar(name, names)) or f"there are: {', '.join(names)}"
 
 
 def apply_value(config: DictConfig, override: Override) -> None:
@@ -71,7 +108,9 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
     return plain, problems
 
 
-def schema_problems(error: ValidationError, config: Mapping[str, Any], section: str | None = None) -> list[Problem]:
+def schema_problems(
+    schema: Schema, error: ValidationError, config: Mapping[str, Any], section: str | None = None
+) -> list[Problem]:
     """A pydantic error as problems that use config keys and plain wording.
 
     Args:
@@ -81,26 +120,31 @@ def schema_problems(error: ValidationError, config: Mapping[str, Any], section: 
     """
     above = () if section is None else (section,)
     found = error.errors(include_url=False)
-    return [_problem({**details, "loc": (*above, *details["loc"])}, config) for details in found]
+    return [_problem(schema, {**details, "loc": (*above, *details["loc"])}, config) for details in found]
 
 
-def repaired(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> RunSettings | None:
+def repaired(config: Mapping[str, Any], defaults: Mapping[str, Any], sections: Mapping[str, str]) -> RunSettings | None:
     """Settings from a config with mistakes, for later checks; None if it cannot be repaired.
 
     Wrong values are replaced by the defaults, unknown keys removed, and missing values filled with a placeholder.
     """
     plain = copy.deepcopy(dict(config))
+    if unknown_stages(plain, sections) and "pipeline" in defaults:
+        plain["pipeline"] = copy.deepcopy(defaults["pipeline"])
+    if unknown_stages(plain, sections):
+        return None
     for _ in range(REPAIRS):
+        schema = schema_for(plain, sections)
         try:
-            return RunSettings.model_validate(plain)
+            return schema.settings.model_validate(plain)
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                _repair(plain, details, defaults)
+                _repair(plain, details, schema, defaults)
     return None
 
 
-def _repair(plain: dict[str, Any], details: ErrorDetails, defaults: Mapping[str, Any]) -> None:
-    key, _ = locate(details["loc"])
+def _repair(plain: dict[str, Any], details: ErrorDetails, schema: Schema, defaults: Mapping[str, Any]) -> None:
+    key, _ = schema.locate(details["loc"])
     parts = key.split(".")
     in_list = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     *sections, leaf = parts[:in_list]  # a list is replaced as a whole
@@ -138,6 +182,7 @@ def _plain(node: Any, prefix: str, problems: list[Problem]) -> Any:
 class Complaint:
     """One error of a pydantic `ValidationError`, with the key and spot that it concerns."""
 
+    schema: Schema
     key: str
     spot: Spot
     given: Any
@@ -145,10 +190,10 @@ class Complaint:
     config: Mapping[str, Any]
 
 
-def _problem(details: ErrorDetails, config: Mapping[str, Any]) -> Problem:
-    key, spot = locate(details["loc"])
+def _problem(schema: Schema, details: ErrorDetails, config: Mapping[str, Any]) -> Problem:
+    key, spot = schema.locate(details["loc"])
     explain = _EXPLANATIONS.get(details["type"], _wrong_value)
-    return explain(Complaint(key, spot, details["input"], details["msg"], config))
+    return explain(Complaint(schema, key, spot, details["input"], details["msg"], config))
 
 
 def misplaced_secret(key: str) -> Problem | None:
@@ -170,14 +215,14 @@ def _missing(complaint: Complaint) -> Problem:
 
 
 def _unknown(complaint: Complaint) -> Problem:
-    key = complaint.key
+    key, schema = complaint.key, complaint.schema
     section, _, leaf = key.rpartition(".")
     if _in_list(key):
-        names = _names_in(section)
+        names = _names_in(schema, section)
         return Problem(key, NO_SUCH_KEY, fix=did_you_mean(similar(leaf, names)) or f"there are: {', '.join(names)}")
-    owners = [kind for kind in options_with(section, leaf) if kind] if section else []
+    owners = [kind for kind in schema.options_with(section, leaf) if kind] if section else []
     if not owners:
-        return misplaced_secret(key) or Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(key)))
+        return misplaced_secret(key) or Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(schema, key)))
     chosen = complaint.config[section]["kind"]
     wanted = " or ".join(f"{section}={owner}" for owner in owners)
     return Problem(
@@ -196,7 +241,7 @@ def _contradiction(complaint: Complaint) -> Problem:
     """The problem reported by a section's own validator, whose message begins with the field that it concerns."""
     message = complaint.message.removeprefix("Value error, ")
     first = f"{complaint.key}.{message.split()[0]}"
-    return Problem(first if find(first) else complaint.key, message)
+    return Problem(first if complaint.schema.find(first) else complaint.key, message)
 
 
 def _not_a_section(complaint: Complaint) -> Problem:
@@ -231,9 +276,9 @@ def _in_list(key: str) -> bool:
     return any(part.isdigit() for part in key.split("."))
 
 
-def _names_in(section: str) -> list[str]:
+def _names_in(schema: Schema, section: str) -> list[str]:
     """The keys allowed in a section; its path may lead through list entries."""
-    _, spot = locate([int(part) if part.isdigit() else part for part in section.split(".")])
+    _, spot = schema.locate([int(part) if part.isdigit() else part for part in section.split(".")])
     return [name for option in spot.sections for name in option.model_fields]
 
 

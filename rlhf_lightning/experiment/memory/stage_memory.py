@@ -17,7 +17,6 @@ from torch import nn
 
 from rlhf_lightning.algorithms.optimization import OptimizerFactory
 from rlhf_lightning.experiment.memory.static import StaticMemory, in_words
-from rlhf_lightning.settings.run import StageName
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,7 @@ class StageMemory:
         peak: bytes, when the block is over.
     """
 
-    def __init__(self, stage: StageName, device: torch.device) -> None:
-        self.stage = stage
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.static: StaticMemory | None = None
         self.peak = 0

@@ -12,11 +12,7 @@ from rlhf_lightning.experiment.provenance.hashes import directory_hash, file_has
 from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData
 from rlhf_lightning.settings.judge import HubJudge
 from rlhf_lightning.settings.model import HubModel
-from rlhf_lightning.settings.run import RunSettings
-from rlhf_lightning.settings.stages import STAGES
-
-OF_THE_RUN = (*STAGES, "base")
-"""Names of artifacts that a run makes itself, or of its model group."""
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 def data_files(settings: RunSettings) -> list[Path]:
@@ -36,9 +32,11 @@ def model_hashes(settings: RunSettings) -> dict[str, str]:
 
 
 def module_hashes(settings: RunSettings) -> dict[str, str]:
-    """SHA-256 of each of the user's own modules that a `_target_` of the config names, by top-level name."""
+    """SHA-256 of each of the user's own modules that a `_target_` or `plugins` names, by top-level name."""
     sections = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
-    targets = {str(node["_target_"]) for key, part in sections.items() for _, node in target_nodes(part, key)}
+    targets = set(settings.plugins) | {
+        str(node["_target_"]) for key, part in sections.items() for _, node in target_nodes(part, key)
+    }
     found = {target: find_spec(target.partition(".")[0]) for target in targets if not is_allowed(target, TRUSTED)}
     places = {spec.name: Path(spec.origin) for spec in found.values() if spec is not None and spec.origin is not None}
     return {
@@ -76,7 +74,7 @@ def _data_paths(settings: RunSettings) -> Iterator[str]:
 def _names(settings: RunSettings) -> Iterator[str]:
     """Names of models and artifacts from outside the run."""
     for key, name in artifacts_named(settings):
-        if key != "data.name" and name not in OF_THE_RUN:
+        if key != "data.name" and name not in (*settings.sections_of_stages, "base"):
             yield name
 
 

@@ -15,7 +15,7 @@ from rlhf_lightning.experiment.provenance.code import PACKAGE, code_hash, git_st
 from rlhf_lightning.experiment.provenance.inputs import data_hashes, hub_commits, model_hashes, module_hashes
 from rlhf_lightning.experiment.provenance.machine import arithmetic, deciding, environment, installed, machine
 from rlhf_lightning.experiment.provenance.secrets import redact
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 Origin = Mapping[str, Any]
 

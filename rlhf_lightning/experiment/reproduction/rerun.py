@@ -28,8 +28,8 @@ from rlhf_lightning.experiment.provenance.origin import (
 )
 from rlhf_lightning.experiment.run import Outcome
 from rlhf_lightning.experiment.run_directory import CONFIG, PROVENANCE, REPRODUCE, RunDirectory
-from rlhf_lightning.settings.readers import is_among
-from rlhf_lightning.settings.run import RunSettings
+from rlhf_lightning.stages.readers import is_among
+from rlhf_lightning.stages.run_settings import RunSettings
 
 ITS_OWN = ("logger=none", "cache=off")
 """Overrides of a rerun: it computes everything itself, and reports to no server unless asked to."""

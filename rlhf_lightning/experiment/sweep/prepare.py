@@ -15,8 +15,8 @@ from rlhf_lightning.experiment.config.sweep_jobs import draws, shared_config, sp
 from rlhf_lightning.experiment.config.task import told_to_job
 from rlhf_lightning.experiment.run_directory import RunDirectory, now
 from rlhf_lightning.experiment.sweep.record import Plan, Sweep
-from rlhf_lightning.settings.run import RunSettings
 from rlhf_lightning.settings.sweeping import LauncherSettings
+from rlhf_lightning.stages.run_settings import RunSettings
 
 
 def prepare(

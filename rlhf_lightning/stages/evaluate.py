@@ -7,35 +7,89 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.gold import gold_figures
-from rlhf_lightning.evaluation.samples import SAMPLES_FILE, SampleRow, write_samples
-from rlhf_lightning.evaluation.statistics import bootstrap_mean
-from rlhf_lightning.evaluation.summary import short_name
-from rlhf_lightning.evaluation.text_statistics import text_statistics
-from rlhf_lightning.experiment.judging import open_labeller
-from rlhf_lightning.experiment.progress import track
-from rlhf_lightning.experiment.rewards import open_reward_model
-from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.feedback.labelling import Labeller
-from rlhf_lightning.models.actor_critic import reply_logits
-from rlhf_lightning.models.loading import load_policy
-from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.objectives.kl import k1
-from rlhf_lightning.objectives.logprobs import token_logprobs
-from rlhf_lightning.objectives.masked_stats import sequence_sums
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
 from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.worlds.courtesy import judge
+from rlhf_lightning.settings.marks import Named, StageRef
+from rlhf_lightning.settings.section import Count, Name, Positive
+from rlhf_lightning.stages.context import StageContext, StageResult
+from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, Relief, Stage, StageSection, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf_lightning.evaluation.samples import SampleRow
+    from rlhf_lightning.feedback.labelling import Labeller
+    from rlhf_lightning.rollouts.sampler import Completion, Samples
+    from rlhf_lightning.stages.run_settings import RunSettings
 
 OBJECTIVE_SPLIT = "validation"
 """Split on which a sweep's objective is measured, if the data has it, so that the reported splits stay unseen."""
+
+
+class EvaluateSettings(StageSection):
+    """The starting policy and the trained ones on the same fixed prompts."""
+
+    policies: Annotated[list[Name], Field(min_length=1), Named("stage", shown=True)]
+    reference_from: StageRef
+    reward_from: StageRef | None
+    splits: Annotated[list[Name], Field(min_length=1)] | None
+    prompts: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    sample_table: Count
+    satisfaction: Count | None
+
+
+@register
+class EvaluateStage(Stage):
+    """Evaluation: policies, a reference and a reward model in, figures with intervals and samples out."""
+
+    name = "evaluate"
+    Settings = EvaluateSettings
+    # Not the run's seed: `measurement` has one of its own, the same in every run.
+    reads = (*JUDGE, "measurement", "rollout.max_new_tokens", *LENGTHS, "data.kind")
+    not_read = OF_CRITIQUES
+    relief = Relief(("measurement.batch_size",), ("rollout.max_new_tokens", "data.max_prompt_length"))
+
+    def unread(self, settings: RunSettings, name: str) -> frozenset[str]:
+        asks = cast(EvaluateSettings, settings.section(name)).satisfaction is not None
+        return frozenset() if asks else frozenset(JUDGE)
+
+    def run(self, context: StageContext) -> StageResult:
+        """Measure every policy on every split and leave figures and a table of samples."""
+        from rlhf_lightning.evaluation.samples import SAMPLES_FILE, write_samples
+        from rlhf_lightning.evaluation.summary import short_name
+        from rlhf_lightning.experiment.judging import open_labeller
+
+        settings = context.section(EvaluateSettings)
+        splits = evaluation_prompts(context)
+        answers: dict[str, dict[str, Answers]] = {}
+        for name in settings.policies:
+            probe = PolicyProbe(context, name)
+            answers[name] = {split: probe.answers(split, prompts) for split, prompts in splits.items()}
+        evaluation = {
+            name: {split: policy_figures(context, said) for split, said in by_split.items()}
+            for name, by_split in answers.items()
+        }
+        if settings.satisfaction is not None:
+            labeller = open_labeller(context)
+            for name, by_split in answers.items():
+                for split, said in by_split.items():
+                    evaluation[name][split] |= judged_figures(
+                        context, labeller, said.completions[: settings.satisfaction]
+                    )
+        for number, name in enumerate(settings.policies):
+            write_answers(answers[name], context.directory / f"{number}_{short_name(name).replace('/', '_')}.jsonl")
+        rows = sample_rows(context, answers[settings.policies[0]], answers[settings.policies[-1]])
+        write_samples(rows, context.inputs.run.path / SAMPLES_FILE)
+        context.tracker.log_samples(rows)
+        counts = {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
+        objective = _objective(evaluation[settings.policies[-1]])
+        return StageResult(counts, objective, evaluation, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +108,13 @@ class Answers:
     proxy: list[float] | None
 
 
-def run_evaluate(context: StageContext) -> StageResult:
-    """Measure every policy on every split and leave figures and a table of samples."""
-    settings = context.settings.evaluate
-    splits = evaluation_prompts(context)
-    answers: dict[str, dict[str, Answers]] = {}
-    for name in settings.policies:
-        probe = PolicyProbe(context, name)
-        answers[name] = {split: probe.answers(split, prompts) for split, prompts in splits.items()}
-    evaluation = {
-        name: {split: policy_figures(context, said) for split, said in by_split.items()}
-        for name, by_split in answers.items()
-    }
-    if settings.satisfaction is not None:
-        labeller = open_labeller(context)
-        for name, by_split in answers.items():
-            for split, said in by_split.items():
-                evaluation[name][split] |= judged_figures(context, labeller, said.completions[: settings.satisfaction])
-    for number, name in enumerate(settings.policies):
-        write_answers(answers[name], context.directory / f"{number}_{short_name(name).replace('/', '_')}.jsonl")
-    rows = sample_rows(context, answers[settings.policies[0]], answers[settings.policies[-1]])
-    write_samples(rows, context.inputs.run.path / SAMPLES_FILE)
-    context.tracker.log_samples(rows)
-    counts = {"prompts": {split: len(prompts) for split, prompts in splits.items()}}
-    objective = _objective(evaluation[settings.policies[-1]])
-    return StageResult(counts, objective, evaluation, rows)
-
-
 def evaluation_prompts(context: StageContext) -> dict[str, list[Prompt]]:
     """Prompts of each split, drawn with the evaluation's own seed: the same for every run.
 
     Raises:
         DataError: the data has no such split.
     """
-    settings = context.settings.evaluate
+    settings = context.section(EvaluateSettings)
     available = context.inputs.data.evaluation_prompts()
     for split in settings.splits or ():
         if split not in available:
@@ -95,7 +122,9 @@ def evaluation_prompts(context: StageContext) -> dict[str, list[Prompt]]:
                 f"The data has no split {split!r}.", where="evaluate.splits", fix=f"use some of {', '.join(available)}"
             )
     return {
-        split: Random(f"{settings.seed}:{split}").sample(prompts, min(settings.prompts, len(prompts)))
+        split: Random(f"{context.settings.measurement.seed}:{split}").sample(
+            prompts, min(settings.prompts, len(prompts))
+        )
         for split, prompts in available.items()
         if settings.splits is None or split in settings.splits
     }
@@ -109,10 +138,16 @@ class PolicyProbe:
     """
 
     def __init__(self, context: StageContext, name: str) -> None:
-        settings = context.settings.evaluate
+        from rlhf_lightning.experiment.rewards import open_reward_model
+        from rlhf_lightning.models.loading import load_policy
+        from rlhf_lightning.models.reference import FrozenReference
+        from rlhf_lightning.rollouts.sampler import Sampler
+
+        settings = context.section(EvaluateSettings)
         source = context.inputs.model(name)
         self.name = name
         self.settings = settings
+        self.batch_size = context.settings.measurement.batch_size
         self.encoder = context.inputs.encoder(source)
         self.policy = load_policy(source, context.device)
         self.reference = FrozenReference(load_policy(context.inputs.model(settings.reference_from), context.device))
@@ -122,11 +157,13 @@ class PolicyProbe:
             self.encoder.tokenizer,
             temperature=settings.temperature,
             max_new_tokens=context.settings.rollout.max_new_tokens,
-            seed=settings.seed,
+            seed=context.settings.measurement.seed,
         )
 
     def answers(self, split: str, prompts: Sequence[Prompt]) -> Answers:
         """The policy's replies to the prompts of a split; the same on every call."""
+        from rlhf_lightning.experiment.progress import track
+
         encoded, _ = self.encoder.prompts(prompts)
         if not encoded:
             raise DataError(
@@ -138,7 +175,7 @@ class PolicyProbe:
         kl: list[float] = []
         surprise: list[float] = []
         proxy: list[float] = []
-        size = self.settings.batch_size
+        size = self.batch_size
         for start in track(range(0, len(encoded), size), f"Evaluating {self.name} on {split}"):
             samples = self.sampler.sample(encoded[start : start + size], range(len(encoded))[start : start + size])
             completions.extend(samples.completions)
@@ -155,20 +192,31 @@ class PolicyProbe:
             proxy=proxy if self.scorer is not None else None,
         )
 
-    @torch.no_grad()
     def _measure(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Per reply, summed over its tokens: log pi - log pi_ref, and -log pi; both (batch,)."""
+        import torch
+
+        from rlhf_lightning.models.actor_critic import reply_logits
+        from rlhf_lightning.objectives.kl import k1
+        from rlhf_lightning.objectives.logprobs import token_logprobs
+        from rlhf_lightning.objectives.masked_stats import sequence_sums
+
         mask, temperature = samples.reply_mask, self.settings.temperature
         length = mask.shape[1]
-        logits, _ = reply_logits(self.policy, samples.sequences, samples.attention_mask, length)
-        logprobs = token_logprobs(logits, samples.replies, temperature)
-        reference = self.reference.logprobs(samples.sequences, samples.attention_mask, length, temperature)
+        with torch.no_grad():
+            logits, _ = reply_logits(self.policy, samples.sequences, samples.attention_mask, length)
+            logprobs = token_logprobs(logits, samples.replies, temperature)
+            reference = self.reference.logprobs(samples.sequences, samples.attention_mask, length, temperature)
         return sequence_sums(k1(logprobs, reference), mask), sequence_sums(-logprobs, mask)
 
 
 def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
     """Everything that is measured of a policy on a split, with bootstrap 95% intervals."""
-    samples, seed = context.settings.evaluate.bootstrap_samples, context.settings.evaluate.seed
+    from rlhf_lightning.evaluation.gold import gold_figures
+    from rlhf_lightning.evaluation.statistics import bootstrap_mean
+    from rlhf_lightning.evaluation.text_statistics import text_statistics
+
+    samples, seed = context.settings.measurement.bootstrap_samples, context.settings.measurement.seed
     completions = answers.completions
     finished = [completion.finished for completion in completions]
     figures: dict[str, Any] = {}
@@ -192,13 +240,15 @@ def judged_figures(context: StageContext, labeller: Labeller, completions: Seque
         `satisfaction`: by the principle's id, the mean probability of yes over the replies that it applies to and that
         the judge answered for; `satisfaction_ci`, its bootstrap 95% interval; `satisfaction_count`, how many replies.
     """
-    data, settings = context.inputs.data, context.settings.evaluate
+    from rlhf_lightning.evaluation.statistics import bootstrap_mean
+
+    data, measurement = context.inputs.data, context.settings.measurement
     rated = labeller.follows([(done.prompt, done.reply, data.kind_of(done.prompt)) for done in completions])
     figures: dict[str, dict[str, Any]] = {"satisfaction": {}, "satisfaction_ci": {}, "satisfaction_count": {}}
     for principle in context.settings.constitution.principles:
         given = [value for one in rated if (value := one.get(principle.id)) is not None]
         if given:
-            estimate = bootstrap_mean(given, settings.bootstrap_samples, settings.seed)
+            estimate = bootstrap_mean(given, measurement.bootstrap_samples, measurement.seed)
             figures["satisfaction"][principle.id] = estimate.mean
             figures["satisfaction_ci"][principle.id] = estimate.interval
             figures["satisfaction_count"][principle.id] = estimate.count
@@ -223,7 +273,9 @@ def write_answers(by_split: dict[str, Answers], path: Path) -> None:
 
 def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[str, Answers]) -> list[SampleRow]:
     """The first few prompts of each split, answered by the first policy and by the last."""
-    per_split = max(1, context.settings.evaluate.sample_table // len(before))
+    from rlhf_lightning.evaluation.samples import SampleRow
+
+    per_split = max(1, context.section(EvaluateSettings).sample_table // len(before))
     courtesy = isinstance(context.settings.data, CourtesyData)
     rows = []
     for split in before:
@@ -246,6 +298,8 @@ def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[s
 
 
 def _gold(completion: Completion) -> float:
+    from rlhf_lightning.worlds.courtesy import judge
+
     return judge(completion.prompt.last_turn, completion.reply, completion.finished).reward
 
 

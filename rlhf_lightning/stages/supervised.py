@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import model_validator
 
 from rlhf_lightning.settings.marks import NO_EFFECT
-from rlhf_lightning.settings.section import Count, OpenFraction, Positive, Section
+from rlhf_lightning.settings.section import Count, OpenFraction, Positive
+from rlhf_lightning.stages.declaration import StageSection
 
 READ_BY_TRAINING = ("seed", "peft", "optimizer", "callbacks.extra")
 
@@ -15,7 +16,7 @@ TRAINING_RELIEF = ("peft=lora", "data.max_prompt_length", "data.max_reply_length
 """Keys that lower the memory of any supervised training, and change its result."""
 
 
-class SupervisedLoop(Section):
+class SupervisedLoop(StageSection):
     """One supervised training loop: epochs over shuffled batches, linear warm-up, linear decay to zero."""
 
     epochs: Count

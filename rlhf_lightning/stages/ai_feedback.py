@@ -13,25 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from rlhf_lightning.constitutions.identity import judge_hash
-from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
-from rlhf_lightning.data.encoding import EncodedPrompt
-from rlhf_lightning.data.formats import parse_prompt, to_fields
 from rlhf_lightning.errors import ArtifactError, DataError
-from rlhf_lightning.experiment.artifacts import finished
-from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
-from rlhf_lightning.experiment.progress import track
-from rlhf_lightning.experiment.prompt_pool import of_kinds
-from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.work_journal import WorkJournal
-from rlhf_lightning.feedback.labelling import Label, Labeller, Pair
-from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.records import Preference, Prompt
-from rlhf_lightning.rollouts.prompts import PromptStream
-from rlhf_lightning.rollouts.sampler import Completion, Sampler
-from rlhf_lightning.settings.stages import STAGES
+from rlhf_lightning.settings.marks import NO_EFFECT, PromptKinds, StageRef
+from rlhf_lightning.settings.section import Count
+from rlhf_lightning.stages.context import StageContext, StageResult
+from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, Relief, Stage, StageSection, register
+
+if TYPE_CHECKING:
+    from rlhf_lightning.experiment.work_journal import WorkJournal
+    from rlhf_lightning.feedback.labelling import Label, Labeller
+    from rlhf_lightning.rollouts.sampler import Completion
 
 logger = logging.getLogger(__name__)
 
@@ -40,45 +37,75 @@ LABELS = "labels.jsonl"
 TIE = 0.5
 
 
-def run_ai_feedback(context: StageContext) -> StageResult:
-    """Sample replies, have the judge compare them, and write comparisons; resumes an interrupted stage."""
-    constitution = context.settings.constitution
-    context.seed_everything()
-    require_calibration(context)
-    labeller = open_labeller(context) if constitution.principles else None
-    journal = WorkJournal(context.directory, LABELS, context.key)
-    _label(context, labeller, journal)
-    preferences = [pair for row in journal.rows for pair in preferences_of(row)]
-    if not preferences:
-        raise DataError(
-            f"The judge gave no label that tells two replies apart: {_reasons(journal.rows)}.",
-            where="ai_feedback, judge",
-            fix="look at the judge_calibration report; lower judge.min_option_mass or judge.abstain_margin, or choose "
-            "another judge",
-        )
-    comparisons = Comparisons.split(preferences, context.settings.ai_feedback.held_out_fraction)
-    comparisons.save(context.directory)
-    journal.finish()
-    labels = [pair for row in journal.rows for pair in row["pairs"]]
-    given = [pair["probability"] for pair in labels if pair["probability"] is not None]
-    metrics = {
-        "constitution": constitution.name,
-        "constitution_hash": judge_hash(constitution),
-        "judge": labeller.judge.name if labeller is not None else None,
-        "comparisons": len(comparisons.train),
-        "held_out": len(comparisons.held_out),
-        "labels": len(labels),
-        "abstentions": dict(Counter(pair["reason"] for pair in labels if pair["reason"] is not None)),
-        "confidence": sum(max(one, 1.0 - one) for one in given) / len(given),
-        "option_mass": sum(pair["mass"] for pair in labels) / len(labels),
-        "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how far length predicts the labels
-        "questions": sum(row["questions"] for row in journal.rows),
-        "input_tokens": sum(row["tokens"][0] for row in journal.rows),
-        "output_tokens": sum(row["tokens"][1] for row in journal.rows),
-        **(judge_usage(labeller) if labeller is not None else {}),
-    }
-    logger.info("AI feedback: %d labels, %d comparisons for training.", len(labels), len(comparisons.train))
-    return StageResult(metrics, objective=float(len(comparisons.train)))
+class AiFeedbackSettings(StageSection):
+    """Comparisons by a judge under the constitution."""
+
+    policy_from: StageRef
+    calibration_from: StageRef | None
+    on_failed_calibration: Literal["refuse", "warn"]
+    prompts: Count
+    replies: Annotated[int, Field(ge=2)]
+    kinds: PromptKinds
+    batch_size: Annotated[Count, NO_EFFECT]
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+@register
+class AiFeedbackStage(Stage):
+    """AI feedback: a policy, a judge and a constitution in, comparisons with soft labels out."""
+
+    name = "ai_feedback"
+    Settings = AiFeedbackSettings
+    reads = ("seed", *JUDGE, "rollout", *LENGTHS, "data.kind")
+    not_read = OF_CRITIQUES | {"rollout.batch_size"}
+    relief = Relief(
+        (".batch_size", "rollout.chunk_size", "judge.batch_size"),
+        ("rollout.max_new_tokens", "data.max_prompt_length", "judge=openai"),
+    )
+
+    def run(self, context: StageContext) -> StageResult:
+        """Sample replies, have the judge compare them, and write comparisons; resumes an interrupted stage."""
+        from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
+        from rlhf_lightning.experiment.judging import judge_usage, open_labeller
+        from rlhf_lightning.experiment.work_journal import WorkJournal
+
+        constitution = context.settings.constitution
+        context.seed_everything()
+        require_calibration(context)
+        labeller = open_labeller(context) if constitution.principles else None
+        journal = WorkJournal(context.directory, LABELS, context.key)
+        _label(context, labeller, journal)
+        preferences = [pair for row in journal.rows for pair in preferences_of(row)]
+        if not preferences:
+            raise DataError(
+                f"The judge gave no label that tells two replies apart: {_reasons(journal.rows)}.",
+                where="ai_feedback, judge",
+                fix="look at the judge_calibration report; lower judge.min_option_mass or judge.abstain_margin, or "
+                "choose another judge",
+            )
+        comparisons = Comparisons.split(preferences, context.section(AiFeedbackSettings).held_out_fraction)
+        comparisons.save(context.directory)
+        journal.finish()
+        labels = [pair for row in journal.rows for pair in row["pairs"]]
+        given = [pair["probability"] for pair in labels if pair["probability"] is not None]
+        metrics = {
+            "constitution": constitution.name,
+            "constitution_hash": judge_hash(constitution),
+            "judge": labeller.judge.name if labeller is not None else None,
+            "comparisons": len(comparisons.train),
+            "held_out": len(comparisons.held_out),
+            "labels": len(labels),
+            "abstentions": dict(Counter(pair["reason"] for pair in labels if pair["reason"] is not None)),
+            "confidence": sum(max(one, 1.0 - one) for one in given) / len(given),
+            "option_mass": sum(pair["mass"] for pair in labels) / len(labels),
+            "baselines": trivial_baselines(comparisons.preferences("all")[1]),  # how far length predicts the labels
+            "questions": sum(row["questions"] for row in journal.rows),
+            "input_tokens": sum(row["tokens"][0] for row in journal.rows),
+            "output_tokens": sum(row["tokens"][1] for row in journal.rows),
+            **(judge_usage(labeller) if labeller is not None else {}),
+        }
+        logger.info("AI feedback: %d labels, %d comparisons for training.", len(labels), len(comparisons.train))
+        return StageResult(metrics, objective=float(len(comparisons.train)))
 
 
 def require_calibration(context: StageContext) -> None:
@@ -88,12 +115,14 @@ def require_calibration(context: StageContext) -> None:
         ArtifactError: it is no better, its calibration used other judge settings or another constitution, or there
             is no calibration.
     """
-    settings, constitution = context.settings.ai_feedback, context.settings.constitution
+    from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms
+
+    settings, constitution = context.section(AiFeedbackSettings), context.settings.constitution
     name = settings.calibration_from
     if name is None:
         logger.warning("How good the judge is was not measured (ai_feedback.calibration_from=null).")
         return
-    directory = finished(context.inputs.run.stage_dir(name), name) if name in STAGES else Path(name)
+    directory = context.inputs.records_of(name)
     figures = _calibration_in(directory, name)
     if figures["constitution_hash"] != judge_hash(constitution):
         raise ArtifactError(
@@ -122,6 +151,8 @@ def require_calibration(context: StageContext) -> None:
 
 def preferences_of(row: Mapping[str, Any]) -> Iterator[Preference]:
     """The comparisons of a row of `labels.jsonl`: its labelled pairs, the likelier reply as the chosen one."""
+    from rlhf_lightning.data.formats import parse_prompt
+
     prompt = parse_prompt(row, LABELS)
     for pair in row["pairs"]:
         first, second = row["replies"][pair["first"]], row["replies"][pair["second"]]
@@ -134,6 +165,8 @@ def preferences_of(row: Mapping[str, Any]) -> Iterator[Preference]:
 
 
 def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
+    from rlhf_lightning.experiment.judging import CALIBRATION
+
     try:
         figures: dict[str, Any] = json.loads((directory / CALIBRATION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -147,7 +180,11 @@ def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
 
 def _label(context: StageContext, labeller: Labeller | None, journal: WorkJournal) -> None:
     """Fills the journal: one row per prompt."""
-    settings, rollout = context.settings.ai_feedback, context.settings.rollout
+    from rlhf_lightning.experiment.progress import track
+    from rlhf_lightning.models.loading import load_policy
+    from rlhf_lightning.rollouts.sampler import Sampler
+
+    settings, rollout = context.section(AiFeedbackSettings), context.settings.rollout
     source = context.inputs.model(settings.policy_from)
     encoder = context.inputs.encoder(source)
     asked = _prompts(context, settings.prompts)
@@ -163,32 +200,30 @@ def _label(context: StageContext, labeller: Labeller | None, journal: WorkJourna
     starts = range(len(journal.rows), len(encoded), settings.batch_size)
     for start in track(starts, "Comparing replies"):
         batch = encoded[start : start + settings.batch_size]
-        groups = _sampled(sampler, batch, start, settings.replies, rollout.chunk_size)
+        first = start * settings.replies
+        groups = sampler.sample_groups(batch, settings.replies, first_draw=first, chunk_size=rollout.chunk_size)
         journal.add(_rows(groups, [kinds[prompt.prompt] for prompt in batch], start, labeller))
 
 
 def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None]]:
-    data, settings = context.inputs.data, context.settings.ai_feedback
+    from rlhf_lightning.data.encoding import EncodedPrompt
+    from rlhf_lightning.experiment.prompt_pool import of_kinds
+    from rlhf_lightning.rollouts.prompts import PromptStream
+
+    data, settings = context.inputs.data, context.section(AiFeedbackSettings)
     pool = of_kinds(data.prompts(), data, settings.kinds, context.settings.constitution.principles, "ai_feedback.kinds")
     kinds = dict(pool)
     stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], context.seed)
     return [(taken.prompt, kinds[taken.prompt]) for taken in stream.take(count)]
 
 
-def _sampled(
-    sampler: Sampler, prompts: Sequence[EncodedPrompt], start: int, replies: int, chunk_size: int
-) -> list[list[Completion]]:
-    """`replies` sampled replies to each prompt."""
-    repeated = [prompt for prompt in prompts for _ in range(replies)]
-    draws = range(start * replies, start * replies + len(repeated))
-    said = [one for samples in sampler.sample_in_chunks(repeated, draws, chunk_size) for one in samples.completions]
-    return [said[first : first + replies] for first in range(0, len(said), replies)]
-
-
 def _rows(
     groups: Sequence[Sequence[Completion]], kinds: Sequence[str | None], start: int, labeller: Labeller | None
 ) -> list[dict[str, Any]]:
     """Rows of `labels.jsonl`: of each prompt its replies, and the label of every two of them."""
+    from rlhf_lightning.data.formats import to_fields
+    from rlhf_lightning.feedback.labelling import Label, Pair
+
     width = len(list(combinations(groups[0], 2)))
     pairs = [
         Pair((start + row) * width + place, one.prompt, one.reply, other.reply, kind)

@@ -8,33 +8,117 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from pydantic import Field
 from rich.console import Console
 
 from rlhf_lightning.constitutions.identity import judge_hash
-from rlhf_lightning.data.judged import read_human_comparisons
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.judge_calibration import calibration_figures
-from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
-from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
-from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
-from rlhf_lightning.experiment.progress import track
-from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
 from rlhf_lightning.settings.constitution import ConstitutionSettings
 from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgement, preferred_under, recorded_judgements
+from rlhf_lightning.settings.marks import FileRef
+from rlhf_lightning.stages.context import StageContext, StageResult
+from rlhf_lightning.stages.declaration import JUDGE, OF_CRITIQUES, Relief, Stage, StageSection, register
+
+if TYPE_CHECKING:
+    from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
+    from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
+    from rlhf_lightning.stages.run_settings import RunSettings
+    from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgement
 
 logger = logging.getLogger(__name__)
 
 JUDGED = "judged.jsonl"
 CHUNK = 64
 """Pairs per call of the judge."""
+
+
+class JudgeCalibrationSettings(StageSection):
+    """Agreement of the judge with human labels."""
+
+    pairs: Annotated[int, Field(ge=20)]
+    data: FileRef | None
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+
+
+@register
+class JudgeCalibrationStage(Stage):
+    """Judge calibration: a judge, a constitution and human labels in, figures of their agreement out."""
+
+    name = "judge_calibration"
+    Settings = JudgeCalibrationSettings
+    reads = ("seed", *JUDGE, "data.kind", "data.pairing", "callbacks.plots")
+    not_read = OF_CRITIQUES
+    relief = Relief(("judge.batch_size",), ("judge=openai",))
+
+    def unread(self, settings: RunSettings, name: str) -> frozenset[str]:
+        """`data.pairing`, unless pairs are built from the data's rankings; else nothing."""
+        of_the_data = not isinstance(settings.data, CourtesyData) and _own(settings, name).data is None
+        return frozenset() if of_the_data else frozenset({"data.pairing"})
+
+    def unnamed_inputs(self, settings: RunSettings, name: str) -> Iterator[tuple[str, str]]:
+        """The recorded judgements that ship with the courtesy world."""
+        from rlhf_lightning.worlds.courtesy.recorded import recorded_path
+
+        if isinstance(settings.data, CourtesyData) and _own(settings, name).data is None:
+            yield f"{name}.data", str(recorded_path())
+
+    def run(self, context: StageContext) -> StageResult:
+        """Label human-labelled pairs with the judge, and report the agreement."""
+        from rlhf_lightning.evaluation.judge_calibration import calibration_figures
+        from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
+        from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
+        from rlhf_lightning.experiment.progress import track
+
+        settings, constitution = context.section(JudgeCalibrationSettings), context.settings.constitution
+        context.seed_everything()
+        origin = {
+            "constitution": constitution.name,
+            "constitution_hash": judge_hash(constitution),
+            "judge_terms": judge_terms(context.settings.judge),
+        }
+        if not constitution.principles:
+            logger.info(
+                "Constitution %s has no principles: there is nothing to judge by, and no judge.", constitution.name
+            )
+            figures: dict[str, Any] = {**origin, "pairs": 0, "worth_training_on": None}
+            _write_json(context.directory / CALIBRATION, figures)
+            return StageResult(figures, objective=None)
+        pairs, people = _judged_by_people(context)
+        labeller = open_labeller(context)
+        labels: list[Label] = []
+        for start in track(range(0, len(pairs), CHUNK), "Judging what people have judged"):
+            labels += labeller.labels(pairs[start : start + CHUNK])
+        judged = [_judged(*three) for three in zip(pairs, labels, people, strict=True)]
+        by_principle = [one for three in zip(pairs, labels, people, strict=True) for one in _by_principle(*three)]
+        replies = [one for three in zip(pairs, labels, people, strict=True) for one in _replies(*three)]
+        figures = calibration_figures(
+            judged, by_principle, replies, bootstrap_samples=settings.bootstrap_samples, seed=context.seed
+        )
+        figures = {
+            **origin,
+            "judge": labeller.judge.name,
+            "mode": context.settings.judge.mode,
+            "questions": labeller.asked,
+            "input_tokens": labeller.tokens[0],
+            "output_tokens": labeller.tokens[1],
+            **judge_usage(labeller),
+            **figures,
+        }
+        _write_json(context.directory / CALIBRATION, figures)
+        write_calibration(figures, context.directory, draw=context.settings.callbacks.plots)
+        _write_judged(context.directory / JUDGED, pairs, labels, people)
+        Console().print(render_calibration(figures))
+        return StageResult(figures, objective=figures.get("accuracy"))
+
+
+def _own(settings: RunSettings, name: str) -> JudgeCalibrationSettings:
+    return cast(JudgeCalibrationSettings, settings.section(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +135,16 @@ class HumanJudgement:
     by_principle: dict[str, tuple[bool, bool]]
 
 
-def run_judge_calibration(context: StageContext) -> StageResult:
-    """Label human-labelled pairs with the judge, and report the agreement."""
-    settings, constitution = context.settings.judge_calibration, context.settings.constitution
-    context.seed_everything()
-    origin = {
-        "constitution": constitution.name,
-        "constitution_hash": judge_hash(constitution),
-        "judge_terms": judge_terms(context.settings.judge),
-    }
-    if not constitution.principles:
-        logger.info("Constitution %s has no principles: there is nothing to judge by, and no judge.", constitution.name)
-        figures: dict[str, Any] = {**origin, "pairs": 0, "worth_training_on": None}
-        _write_json(context.directory / CALIBRATION, figures)
-        return StageResult(figures, objective=None)
-    pairs, people = _judged_by_people(context)
-    labeller = open_labeller(context)
-    labels: list[Label] = []
-    for start in track(range(0, len(pairs), CHUNK), "Judging what people have judged"):
-        labels += labeller.labels(pairs[start : start + CHUNK])
-    judged = [_judged(*three) for three in zip(pairs, labels, people, strict=True)]
-    by_principle = [one for three in zip(pairs, labels, people, strict=True) for one in _by_principle(*three)]
-    replies = [one for three in zip(pairs, labels, people, strict=True) for one in _replies(*three)]
-    figures = calibration_figures(
-        judged, by_principle, replies, bootstrap_samples=settings.bootstrap_samples, seed=context.seed
-    )
-    figures = {
-        **origin,
-        "judge": labeller.judge.name,
-        "mode": context.settings.judge.mode,
-        "questions": labeller.asked,
-        "input_tokens": labeller.tokens[0],
-        "output_tokens": labeller.tokens[1],
-        **judge_usage(labeller),
-        **figures,
-    }
-    _write_json(context.directory / CALIBRATION, figures)
-    write_calibration(figures, context.directory, draw=context.settings.callbacks.plots)
-    _write_judged(context.directory / JUDGED, pairs, labels, people)
-    Console().print(render_calibration(figures))
-    return StageResult(figures, objective=figures.get("accuracy"))
-
-
 def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudgement]]:
     """Pairs, the better reply on a random side, and their human labels.
 
     Raises:
         DataError: there are none.
     """
-    settings, data = context.settings.judge_calibration, context.settings.data
+    from rlhf_lightning.data.judged import read_human_comparisons
+    from rlhf_lightning.feedback.labelling import Pair
+
+    settings, data = context.section(JudgeCalibrationSettings), context.settings.data
     if settings.data is None and isinstance(data, CourtesyData):
         return _recorded_in_the_world(context.settings.constitution, settings.pairs)
     if settings.data is not None:
@@ -114,7 +159,7 @@ def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudg
                 fix="name a file of comparisons with judge_calibration.data=FILE, or do without: "
                 "ai_feedback.calibration_from=null and a pipeline without judge_calibration",
             )
-        pairing = context.settings.reward_model.pairing
+        pairing = context.settings.data.pairing
         comparisons = [pair for side in recorded.preferences(pairing) for pair in side]
     rng = Random(context.seed)
     chosen = rng.sample(comparisons, min(settings.pairs, len(comparisons)))
@@ -130,6 +175,9 @@ def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudg
 
 def _recorded_in_the_world(constitution: ConstitutionSettings, limit: int) -> tuple[list[Pair], list[HumanJudgement]]:
     """The judgements that ship with the courtesy world, by the traits that the constitution's principles ask for."""
+    from rlhf_lightning.feedback.labelling import Pair
+    from rlhf_lightning.worlds.courtesy.recorded import preferred_under, recorded_judgements
+
     named = {one.id: one.world.tag for one in constitution.principles if one.world is not None}
     weights: dict[str, float] = {}
     for one in constitution.principles:
@@ -148,6 +196,8 @@ def _under_each(recorded: RecordedJudgement, named: dict[str, str]) -> dict[str,
 
 def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
     """A pair judged under the whole constitution."""
+    from rlhf_lightning.evaluation.judged_pairs import JudgedPair
+
     answered = [opinion for opinion in label.opinions if opinion.probability is not None]
     return JudgedPair(
         group=pair.prompt,
@@ -164,6 +214,7 @@ def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
 
 def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedPair]:
     """The pair judged under each principle alone, against the human label for it, or else the overall one."""
+    from rlhf_lightning.evaluation.judged_pairs import JudgedPair
 
     def preferred(opinion: Opinion) -> bool | None:
         if not human.by_principle:
@@ -189,6 +240,8 @@ def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[Judge
 
 def _replies(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedReply]:
     """Each reply for which both a human label and a pointwise judgement say whether it follows a principle."""
+    from rlhf_lightning.evaluation.judged_pairs import JudgedReply
+
     return [
         JudgedReply(pair.prompt, opinion.principle, said, opinion.yes[side], opinion.mass)
         for opinion in label.opinions

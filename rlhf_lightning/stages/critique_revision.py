@@ -10,29 +10,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from rlhf_lightning.constitutions.identity import critique_hash
-from rlhf_lightning.data.comparisons import Comparisons
-from rlhf_lightning.data.demonstrations import write_demonstrations
-from rlhf_lightning.data.encoding import EncodedPrompt
-from rlhf_lightning.data.formats import parse_demonstration, to_fields
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.experiment.phrasing import open_encoder, phrasing_for
-from rlhf_lightning.experiment.progress import track
-from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
-from rlhf_lightning.experiment.stage import StageContext, StageResult
-from rlhf_lightning.experiment.work_journal import WorkJournal
-from rlhf_lightning.feedback.critique_revision import (
-    Chain,
-    ChainWriter,
-    revision_over_reply,
-    to_imitate,
-)
-from rlhf_lightning.feedback.speaker import SampledSpeaker
-from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.records import Demonstration, Prompt
-from rlhf_lightning.rollouts.prompts import PromptStream
+from rlhf_lightning.settings.marks import NO_EFFECT, FileRef, PromptKinds, StageRef
+from rlhf_lightning.settings.section import Count, Positive
+from rlhf_lightning.stages.context import StageContext, StageResult
+from rlhf_lightning.stages.declaration import Relief, Stage, StageSection, register
+
+if TYPE_CHECKING:
+    from rlhf_lightning.experiment.work_journal import WorkJournal
+    from rlhf_lightning.feedback.critique_revision import Chain, ChainWriter
+    from rlhf_lightning.feedback.speaker import SampledSpeaker
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +34,80 @@ HELPFUL = "helpful.jsonl"
 
 Asked = tuple[Prompt, str | None]
 """A prompt and its kind."""
+
+
+class CritiqueRevisionSettings(StageSection):
+    """Replies to red-team prompts, critiqued and revised by the principles of the constitution."""
+
+    policy_from: StageRef
+    reviser_from: StageRef
+    prompts: Count
+    kinds: PromptKinds
+    prompts_from: FileRef | None
+    last_turn_only: bool
+    helpful_kinds: PromptKinds
+    helpful_prompts_from: FileRef | None
+    fewshots: Literal["auto", "always", "never"]
+    batch_size: Annotated[Count, NO_EFFECT]
+    temperature: Positive
+    max_new_tokens: Count
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+@register
+class CritiqueRevisionStage(Stage):
+    """Critiques and revisions: red-team prompts and a constitution in, demonstrations and comparisons out."""
+
+    name = "critique_revision"
+    Settings = CritiqueRevisionSettings
+    reads = ("seed", "constitution", "data.kind")
+    relief = Relief((".batch_size",), (".max_new_tokens", "data.max_prompt_length"))
+
+    def run(self, context: StageContext) -> StageResult:
+        """Write the chains and the helpful samples; resumes an interrupted stage."""
+        from rlhf_lightning.data.comparisons import Comparisons
+        from rlhf_lightning.data.demonstrations import write_demonstrations
+        from rlhf_lightning.experiment.phrasing import phrasing_for
+        from rlhf_lightning.experiment.work_journal import WorkJournal
+        from rlhf_lightning.feedback.critique_revision import ChainWriter, revision_over_reply, to_imitate
+
+        settings, constitution = context.section(CritiqueRevisionSettings), context.settings.constitution
+        context.seed_everything()
+        speakers = _open_speakers(context)
+        writer = ChainWriter(
+            speakers.policy,
+            speakers.reviser,
+            constitution,
+            phrasing_for(context.settings, "auto", settings.fewshots, speakers.reviser_is_plain),
+            context.seed,
+        )
+        written, sampled = (WorkJournal(context.directory, name, context.key) for name in (CHAINS, HELPFUL))
+        chains = _chains(context, writer, written)
+        revised = [demonstration for chain in chains for demonstration in to_imitate(chain, constitution.train_on)]
+        helpful = _helpful_samples(context, speakers.policy, round(constitution.mix_helpful * len(revised)), sampled)
+        if not revised and not helpful:
+            raise DataError(
+                "No revision and no helpful sample ended itself: there is nothing to train on.",
+                where="critique_revision",
+                fix="raise critique_revision.max_new_tokens, or take a model that ends its replies",
+            )
+        write_demonstrations((*revised, *helpful), context.directory)
+        pairs = [pair for chain in chains if (pair := revision_over_reply(chain)) is not None]
+        Comparisons.split(pairs, settings.held_out_fraction).save(context.directory)
+        for journal in (written, sampled):  # only at the end: a finished journal would be started anew
+            journal.finish()
+        return StageResult(
+            {
+                "constitution": constitution.name,
+                "constitution_hash": critique_hash(constitution),
+                **_counts(chains),
+                "revisions_to_imitate": len(revised),
+                "helpful_samples": len(helpful),
+                "pairs": len(pairs),
+                "truncated": speakers.policy.truncated + speakers.reviser.truncated,
+            },
+            objective=float(len(revised)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,49 +119,12 @@ class Speakers:
     reviser_is_plain: bool
 
 
-def run_critique_revision(context: StageContext) -> StageResult:
-    """Write the chains and the helpful samples; resumes an interrupted stage."""
-    settings, constitution = context.settings.critique_revision, context.settings.constitution
-    context.seed_everything()
-    speakers = _open_speakers(context)
-    writer = ChainWriter(
-        speakers.policy,
-        speakers.reviser,
-        constitution,
-        phrasing_for(context.settings, "auto", settings.fewshots, speakers.reviser_is_plain),
-        context.seed,
-    )
-    written, sampled = (WorkJournal(context.directory, name, context.key) for name in (CHAINS, HELPFUL))
-    chains = _chains(context, writer, written)
-    revised = [demonstration for chain in chains for demonstration in to_imitate(chain, constitution.train_on)]
-    helpful = _helpful_samples(context, speakers.policy, round(constitution.mix_helpful * len(revised)), sampled)
-    if not revised and not helpful:
-        raise DataError(
-            "No revision and no helpful sample ended itself: there is nothing to train on.",
-            where="critique_revision",
-            fix="raise critique_revision.max_new_tokens, or take a model that ends its replies",
-        )
-    write_demonstrations((*revised, *helpful), context.directory)
-    pairs = [pair for chain in chains if (pair := revision_over_reply(chain)) is not None]
-    Comparisons.split(pairs, settings.held_out_fraction).save(context.directory)
-    for journal in (written, sampled):  # only at the end: a finished journal would be started anew
-        journal.finish()
-    return StageResult(
-        {
-            "constitution": constitution.name,
-            "constitution_hash": critique_hash(constitution),
-            **_counts(chains),
-            "revisions_to_imitate": len(revised),
-            "helpful_samples": len(helpful),
-            "pairs": len(pairs),
-            "truncated": speakers.policy.truncated + speakers.reviser.truncated,
-        },
-        objective=float(len(revised)),
-    )
-
-
 def _open_speakers(context: StageContext) -> Speakers:
-    settings = context.settings.critique_revision
+    from rlhf_lightning.experiment.phrasing import open_encoder
+    from rlhf_lightning.feedback.speaker import SampledSpeaker
+    from rlhf_lightning.models.loading import load_policy
+
+    settings = context.section(CritiqueRevisionSettings)
 
     def opened(name: str) -> tuple[SampledSpeaker, bool]:
         source = context.inputs.model(name)
@@ -116,7 +146,11 @@ def _open_speakers(context: StageContext) -> Speakers:
 
 
 def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) -> list[Chain]:
-    settings = context.settings.critique_revision
+    from rlhf_lightning.experiment.progress import track
+    from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
+    from rlhf_lightning.feedback.critique_revision import Chain
+
+    settings = context.section(CritiqueRevisionSettings)
     data = context.inputs.data
     pool = of_kinds(
         prompts_to_use(data, settings.prompts_from, last_turn_only=settings.last_turn_only),
@@ -145,7 +179,11 @@ def _helpful_samples(
     context: StageContext, policy: SampledSpeaker, wanted: int, journal: WorkJournal
 ) -> list[Demonstration]:
     """The policy's own replies to helpful prompts, mixed in so that fine-tuning does not see revisions only."""
-    settings = context.settings.critique_revision
+    from rlhf_lightning.data.formats import parse_demonstration, to_fields
+    from rlhf_lightning.experiment.progress import track
+    from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
+
+    settings = context.section(CritiqueRevisionSettings)
     if wanted:
         data = context.inputs.data
         pool = of_kinds(
@@ -179,6 +217,9 @@ def _helpful_samples(
 
 def _in_turn(pool: Sequence[Asked], count: int, seed: int) -> list[Asked]:
     """`count` items of the shuffled pool, each used once before any is repeated."""
+    from rlhf_lightning.data.encoding import EncodedPrompt
+    from rlhf_lightning.rollouts.prompts import PromptStream
+
     kinds = dict(pool)
     stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], seed)
     return [(taken.prompt, kinds[taken.prompt]) for taken in stream.take(count)]

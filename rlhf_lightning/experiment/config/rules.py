@@ -5,53 +5,27 @@ from __future__ import annotations
 from rlhf_lightning.errors import Problem
 from rlhf_lightning.settings.data import CourtesyData
 from rlhf_lightning.settings.model import CourtesyModel, ScratchModel
-from rlhf_lightning.settings.peft import NoPeft, QLora, TopLayers
-from rlhf_lightning.settings.readers import judging_stages, stage_inputs
-from rlhf_lightning.settings.run import RunSettings
-from rlhf_lightning.settings.stages import STAGES
-from rlhf_lightning.settings.stages.ppo import PpoSettings
-from rlhf_lightning.settings.stages.supervised import SupervisedLoop
+from rlhf_lightning.settings.peft import NoPeft, QLora
+from rlhf_lightning.stages.ppo import PpoSettings
+from rlhf_lightning.stages.readers import judging_stages, stage_inputs
+from rlhf_lightning.stages.run_settings import RunSettings
+from rlhf_lightning.stages.supervised import SupervisedLoop
 
 
 def cross_field_problems(settings: RunSettings) -> list[Problem]:
     """Problems across sections: settings that contradict each other."""
     return [
-        *_minibatch_problems(settings),
         *_process_problems(settings),
         *_share_problems(settings),
         *_precision_problems(settings),
         *_length_problems(settings),
         *_world_problems(settings),
         *_phrasing_problems(settings),
-        *_critic_problems(settings),
-        *_reference_problems(settings),
         *_sharing_problems(settings),
         *_quantization_problems(settings),
         *_pipeline_problems(settings),
+        *(one for name in settings.pipeline.stages for one in settings.stage(name).problems(settings, name)),
     ]
-
-
-def _minibatch_problems(settings: RunSettings) -> list[Problem]:
-    ppo, rollout = settings.ppo, settings.rollout
-    if rollout.batch_size % ppo.minibatches:
-        return [
-            Problem(
-                "ppo.minibatches",
-                f"{ppo.minibatches} minibatches do not divide rollout.batch_size={rollout.batch_size}",
-                fix="choose a divisor, so that every minibatch has the same number of rollouts",
-            )
-        ]
-    minibatch = rollout.batch_size // ppo.minibatches
-    if minibatch % ppo.micro_batch_size:
-        return [
-            Problem(
-                "ppo.micro_batch_size",
-                f"{ppo.micro_batch_size} does not divide the minibatch of {minibatch} rollouts "
-                f"(rollout.batch_size / ppo.minibatches)",
-                fix=f"choose a divisor of {minibatch}",
-            )
-        ]
-    return []
 
 
 def _process_problems(settings: RunSettings) -> list[Problem]:
@@ -65,9 +39,6 @@ def _process_problems(settings: RunSettings) -> list[Problem]:
     if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
         what = "16-mixed scales the loss, which Lightning cannot do over shards (trainer=fsdp)"
         problems.append(Problem("trainer.precision", what, fix="choose bf16-mixed"))
-    if trainer.strategy == "fsdp" and "ppo" in settings.pipeline.stages and settings.ppo.kl_budget is not None:
-        what = "it keeps a copy of the weights to go back to, which trainer=fsdp holds in shards"
-        problems.append(Problem("ppo.kl_budget", what, fix="choose trainer=ddp, or ppo.target_kl, or kl=adaptive"))
     return problems
 
 
@@ -76,7 +47,7 @@ def _share_problems(settings: RunSettings) -> list[Problem]:
     processes = settings.trainer.processes
     problems = []
     for stage in settings.pipeline.stages if processes > 1 else ():
-        section = getattr(settings, stage)
+        section = settings.section(stage)
         if isinstance(section, SupervisedLoop):
             key, size = f"{stage}.batch_size", section.batch_size
         elif isinstance(section, PpoSettings):
@@ -138,7 +109,8 @@ def _world_problems(settings: RunSettings) -> list[Problem]:
 
 def _phrasing_problems(settings: RunSettings) -> list[Problem]:
     """Principles and options without wording in the courtesy world, where models are prompted in its wording."""
-    stages, in_world = set(settings.pipeline.stages), isinstance(settings.data, CourtesyData)
+    stages = {settings.section(name).stage for name in settings.pipeline.stages}
+    in_world = isinstance(settings.data, CourtesyData)
     to_judge = bool(judging_stages(settings)) and (
         settings.judge.phrasing == "world" or (settings.judge.phrasing == "auto" and in_world)
     )
@@ -153,32 +125,6 @@ def _phrasing_problems(settings: RunSettings) -> list[Problem]:
         fix = "set judge.cot=false, or judge.phrasing=english with a judge that knows it"
         problems.append(Problem("judge.cot", "the courtesy world has no words for reasoning", fix=fix))
     return problems
-
-
-def _critic_problems(settings: RunSettings) -> list[Problem]:
-    if settings.ppo.critic != "reward_model" or settings.reward.kind == "learned":
-        return []
-    what = f"a critic copied from ppo.reward_from would judge on another scale than reward={settings.reward.kind}"
-    return [Problem("ppo.critic", what, fix="use ppo.critic=separate or policy_trunk, or reward=learned")]
-
-
-def _reference_problems(settings: RunSettings) -> list[Problem]:
-    """A kind of reference that the policy's `peft` does not support."""
-    kind, peft = settings.reference.kind, settings.peft
-    if "ppo" not in settings.pipeline.stages:
-        return []
-    whole = "peft=none trains all weights, so without a copy the reference would change with them"
-    fix = "use reference=auto, which finds the cheapest right one, or choose an adapter, e.g. peft=lora"
-    if kind == "adapter_off" and isinstance(peft, NoPeft | TopLayers):
-        what = whole if isinstance(peft, NoPeft) else "peft=top_layers has no adapter that could be switched off"
-        return [Problem("reference", what, fix=fix)]
-    if kind == "shared_trunk" and not isinstance(peft, TopLayers):
-        what = whole if isinstance(peft, NoPeft) else f"peft={peft.kind} trains no layers that could be copied"
-        return [Problem("reference", what, fix="use reference=auto, or peft=top_layers")]
-    if kind in ("adapter_off", "shared_trunk") and settings.model.share_backbone is False:
-        what = f"reference={kind} lives on the policy's own weights"
-        return [Problem("model.share_backbone", what, fix="use reference=auto or frozen_copy, or drop share_backbone")]
-    return []
 
 
 def _sharing_problems(settings: RunSettings) -> list[Problem]:
@@ -205,13 +151,15 @@ def _quantization_problems(settings: RunSettings) -> list[Problem]:
 def _pipeline_problems(settings: RunSettings) -> list[Problem]:
     """Every input that names a stage must come from a stage that runs earlier in this pipeline."""
     problems = []
-    stages = settings.pipeline.stages
+    stages, sections = settings.pipeline.stages, set(settings.sections_of_stages)
     if len(set(stages)) != len(stages):
-        problems.append(Problem("pipeline.stages", f"a stage stands twice in {list(stages)}", fix="name each once"))
+        what = f"a name stands twice in {', '.join(stages)}"
+        fix = "give one of them a section of its own: +stage@NAME=STAGE"
+        problems.append(Problem("pipeline.stages", what, fix=fix))
     for position, stage in enumerate(stages):
         earlier = stages[:position]
         for key, value in stage_inputs(settings, stage):
-            if value in STAGES and value not in earlier:
+            if value in sections and value not in earlier:
                 problems.append(
                     Problem(
                         key,

@@ -5,31 +5,31 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from rlhf_lightning.algorithms.optimization import OptimizerFactory
-from rlhf_lightning.data.sources import DataSource, open_source
-from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.experiment.artifacts import resolve_model
-from rlhf_lightning.experiment.cache.keys import StageKeys
-from rlhf_lightning.experiment.config.instantiate import instantiate
-from rlhf_lightning.experiment.memory.stage_memory import StageMemory
-from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor
-from rlhf_lightning.settings.run import RunSettings, StageName
-from rlhf_lightning.tracking.loggers import StageTracker
+from rlhf_lightning.settings.section import Section
+from rlhf_lightning.stages.readers import projected
+from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
 
 if TYPE_CHECKING:
+    import torch
+
+    from rlhf_lightning.algorithms.optimization import OptimizerFactory
     from rlhf_lightning.data.encoding import Encoder
+    from rlhf_lightning.data.sources import DataSource
+    from rlhf_lightning.evaluation.samples import SampleRow
+    from rlhf_lightning.experiment.memory.stage_memory import StageMemory
+    from rlhf_lightning.experiment.run_directory import RunDirectory
+    from rlhf_lightning.models.hub import ModelSource
+    from rlhf_lightning.tracking.loggers import StageTracker
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Section)
 
 
 class RunInputs:
@@ -47,6 +47,8 @@ class RunInputs:
     @cached_property
     def data(self) -> DataSource:
         """The records, read on first use and once."""
+        from rlhf_lightning.data.sources import open_source
+
         started = time.perf_counter()
         source = open_source(self.settings.data, self.settings.seed)
         report = source.report()
@@ -61,14 +63,21 @@ class RunInputs:
             logger.warning("Skipped %s", reason)
         return source
 
-    @cached_property
-    def keys(self) -> StageKeys:
-        """The cache key of each stage: a hash of everything that decides its result."""
-        return StageKeys(self.settings, device_of(self.settings).type, lambda: self.data)
-
     def model(self, name: str) -> ModelSource:
-        """Source of the model of that name."""
+        """Source of the model of that name: `base`, a stage of this run, a directory, or a hub id."""
+        from rlhf_lightning.experiment.artifacts import resolve_model
+
         return resolve_model(name, self.settings, self.run, self.data)
+
+    def records_of(self, name: str) -> Path:
+        """Directory of records that a key names: what a stage of this run left, or a path.
+
+        Raises:
+            ArtifactError: the stage has left nothing.
+        """
+        from rlhf_lightning.experiment.artifacts import finished
+
+        return finished(self.run, name) if name in self.settings.sections_of_stages else Path(name)
 
     def encoder(self, source: ModelSource) -> Encoder:
         """The encoder for a model's tokenizer."""
@@ -80,58 +89,70 @@ class RunInputs:
     @property
     def make_optimizer(self) -> OptimizerFactory:
         """Factory for the optimizer of the config, given parameters and a learning rate."""
+        from rlhf_lightning.experiment.config.instantiate import instantiate
+
         factory: OptimizerFactory = instantiate(
             {**self.settings.optimizer, "_partial_": True}, allow_targets=self.settings.allow_targets
         )
         return factory
 
 
-def device_of(settings: RunSettings) -> torch.device:
+def device_of(trainer: TrainerSettings) -> torch.device:
     """The kind of device that a run computes on."""
-    wanted = settings.trainer.accelerator
+    import torch
+
+    wanted = trainer.accelerator
     on_gpu = wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageContext:
     """Context of one stage.
 
     Attributes:
-        name: the stage's.
+        name: of the instance.
         inputs: shared by all stages.
         directory: of its artifact.
         tracker: receives its figures.
         checkpoint: to resume from; None to start.
         memory: counts what its models hold.
+        key: hash of everything that decides the stage's result, as hex digits.
     """
 
-    name: StageName
+    name: str
     inputs: RunInputs
     directory: Path
     tracker: StageTracker
     checkpoint: Path | None
     memory: StageMemory
+    key: str
 
-    @property
+    @cached_property
     def settings(self) -> RunSettings:
-        return self.inputs.settings
+        """The part of the config that the stage declares to read; reading another key is an AttributeError."""
+        return projected(self.inputs.settings, self.name)
 
-    @property
-    def key(self) -> str:
-        """Hash of everything that decides the stage's result, as hex digits."""
-        return self.inputs.keys.of(self.name)
+    def section(self, schema: type[S]) -> S:
+        """The stage's own section.
+
+        Args:
+            schema: the class that it has.
+        """
+        section = self.inputs.settings.section(self.name)
+        assert isinstance(section, schema)
+        return section
 
     @property
     def seed(self) -> int:
         """The stage's own seed: it does not depend on which stages ran before in the same process."""
-        digest = hashlib.sha256(f"{self.settings.seed}:{self.name}".encode()).digest()
+        digest = hashlib.sha256(f"{self.inputs.settings.seed}:{self.name}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
     @property
     def device(self) -> torch.device:
         """Device for models that Lightning does not move."""
-        return device_of(self.settings)
+        return device_of(self.inputs.settings.trainer)
 
     @property
     def trained_layers(self) -> int | None:
@@ -164,6 +185,3 @@ class StageResult:
     objective: float | None
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: list[SampleRow] = field(default_factory=list)
-
-
-StageFunction = Callable[[StageContext], StageResult]
