@@ -1,12 +1,9 @@
-"""Typed errors: what is wrong, where, and the fix.
-
-Every error a user can cause is a subclass of `RlhfError`. The command line prints such an error as a
-short panel and exits with `exit_code`; anything else is a defect of ours and keeps its traceback.
-"""
+"""Typed errors (what is wrong, where, and the fix), and similar names to suggest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -119,3 +116,18 @@ class ComparisonError(RlhfError):
     """A comparison that is not possible as requested."""
 
     exit_code = 2
+
+
+ALIKE = 0.72
+"""Least similarity (0 to 1, `difflib`) at which a name is suggested."""
+
+
+def similar(name: str, candidates: Iterable[str], limit: int = 3) -> list[str]:
+    """The candidates most similar to a name, best first."""
+    return difflib.get_close_matches(name, list(candidates), n=limit, cutoff=ALIKE)
+
+
+def did_you_mean(suggestions: Iterable[str]) -> str | None:
+    """`did you mean a or b?`; None without suggestions."""
+    unique = list(dict.fromkeys(suggestions))
+    return f"did you mean {' or '.join(unique)}?" if unique else None

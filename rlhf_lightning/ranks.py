@@ -1,4 +1,4 @@
-"""Rank of this process, from the environment that torchrun, srun or `experiment.launch` sets.
+"""Rank of this process, from the environment that torchrun, srun or `runs.launch` sets.
 
 Imports no torch: it is asked before anything is loaded.
 """

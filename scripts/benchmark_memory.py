@@ -269,10 +269,9 @@ def make(world: Path, size: Size, shape: Shape) -> None:
 
     from rlhf_lightning.models.adapters import POLICY, REWARD
     from rlhf_lightning.models.hub import ModelSource
-    from rlhf_lightning.models.loading import load_policy, new_classifier
-    from rlhf_lightning.models.saving import save_classifier, save_policy
+    from rlhf_lightning.models.loading import load_policy, new_classifier, save_classifier, save_policy
+    from rlhf_lightning.models.settings import Lora, TopLayers
     from rlhf_lightning.models.tuning import tune
-    from rlhf_lightning.settings.peft import Lora, TopLayers
 
     words = ["<pad>", "<end>", "<unknown>", "<start>", *(f"w{index}" for index in range(4, size.vocabulary))]
     words_alone = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unknown>"))

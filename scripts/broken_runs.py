@@ -2,7 +2,7 @@
 
     python scripts/broken_runs.py OUT_DIR                       # minutes on a CPU; the start is trained first
     python scripts/broken_runs.py OUT_DIR --only no_kl healthy  # some of them
-    python scripts/broken_runs.py outputs/broken --record tests/diagnosis/histories   # renews what the tests read
+    python scripts/broken_runs.py outputs/broken --record tests/evaluation/histories   # renews what the tests read
 
 A run that is there already is not made again. The exit code is 1 if the doctor does not name the cause of each.
 """
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from rlhf_lightning.callbacks.rollout_buffer import RolloutBufferCallback
+from rlhf_lightning.algorithms.rollout_callbacks import RolloutBufferCallback
 from rlhf_lightning.cli.doctor import read_run
-from rlhf_lightning.diagnosis.doctor import Verdict, diagnose
+from rlhf_lightning.evaluation.doctor import Verdict, diagnose
 
 logger = logging.getLogger("broken_runs")
 

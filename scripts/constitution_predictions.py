@@ -39,11 +39,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_lightning.cli.console import show_error, stdout
-from rlhf_lightning.comparison.cells import NOTHING, delta_cell, mean_cell
 from rlhf_lightning.comparison.differing import differing_keys
-from rlhf_lightning.comparison.over_seeds import Values, difference, estimate, gathered
 from rlhf_lightning.comparison.reading import find_runs, read_run, short_names
-from rlhf_lightning.comparison.records import Delta, Metric, Run
+from rlhf_lightning.comparison.records import Delta, Metric, Run, Values, difference, estimate, gathered
+from rlhf_lightning.comparison.tables import NOTHING, delta_cell, mean_cell
 from rlhf_lightning.errors import ComparisonError, RlhfError
 from rlhf_lightning.evaluation.summary import short_name
 

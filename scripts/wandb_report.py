@@ -231,7 +231,7 @@ def save(sweep: Sweep) -> str:
     """
     import wandb
 
-    from rlhf_lightning.tracking.wandb_session import has_credentials
+    from rlhf_lightning.tracking.wandb_client import has_credentials
 
     if not has_credentials():
         fix = "run `wandb login` or set WANDB_API_KEY, or look at the request first: --dry-run"

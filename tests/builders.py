@@ -24,14 +24,13 @@ from transformers import (
 )
 
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
-from rlhf_lightning.models.branching import Branch
 from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.models.sharing import Branch
 from rlhf_lightning.models.top_layers import train_top_layers
 from rlhf_lightning.rollouts.collector import RolloutCollector
-from rlhf_lightning.rollouts.kl_controller import KlController
-from rlhf_lightning.rollouts.reward_shaping import RewardShaper
+from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
-from rlhf_lightning.settings.reinforcement import AdaptiveKl, FixedKl, GaeSettings, KlSettings, LearnedReward, NoKl
+from rlhf_lightning.rollouts.settings import AdaptiveKl, FixedKl, GaeSettings, KlSettings, LearnedReward, NoKl
 
 VOCABULARY = 50
 """Tokens: <pad>, <eos>, <unk> and the words w3 ... w49, whose numbers are their ids."""

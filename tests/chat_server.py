@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.settings.judge import OpenAiJudge
+from rlhf_lightning.feedback.settings import OpenAiJudge
+from rlhf_lightning.runs.compose import conf_directory
 
 
 @dataclass(frozen=True)

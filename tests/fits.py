@@ -17,18 +17,16 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
-from rlhf_lightning.callbacks.gradient_norm import GradientNorm
-from rlhf_lightning.callbacks.kl_budget import KlBudget
-from rlhf_lightning.callbacks.rollout_buffer import RolloutBufferCallback
+from rlhf_lightning.algorithms.rollout_callbacks import KlBudget, RolloutBufferCallback
+from rlhf_lightning.algorithms.training_callbacks import GradientNorm
 from rlhf_lightning.data.encoding import EncodedPrompt
-from rlhf_lightning.experiment.training import EXPECTED
-from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
+from rlhf_lightning.models.forward_pass import checkpoint_activations
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
-from rlhf_lightning.rollouts.prompts import PromptStream
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import Completion, PromptStream
 from rlhf_lightning.stages.ppo import PpoSettings
+from rlhf_lightning.stages.training import EXPECTED
 
 PPO_VALUES: dict[str, Any] = {
     "stage": "ppo",

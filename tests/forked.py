@@ -25,7 +25,7 @@ from typing import Any, cast
 
 PRELOADED = (
     *("peft", "wandb", "matplotlib.pyplot", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama"),
-    *("rlhf_lightning.cli.train", "rlhf_lightning.experiment.pipeline", "rlhf_lightning.tracking.wandb_run"),
+    *("rlhf_lightning.cli.train", "rlhf_lightning.runs.pipeline", "rlhf_lightning.tracking.wandb_run"),
     *(
         f"rlhf_lightning.stages.{stage}"
         for stage in ("sft", "comparisons", "reward_model", "ppo", "evaluate", "critique_revision", "ai_feedback")

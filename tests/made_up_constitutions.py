@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.settings.constitution import ConstitutionSettings
+from rlhf_lightning.constitutions.settings import ConstitutionSettings
 
 
 def principle(name: str, weight: float = 1.0, applies_to: list[str] | None = None) -> dict[str, Any]:

@@ -14,12 +14,11 @@ import torch
 import yaml
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.experiment.config.compose import ConfigTree, conf_directory
-from rlhf_lightning.experiment.config.instantiate import instantiate
-from rlhf_lightning.experiment.config.preflight import check_run
-from rlhf_lightning.experiment.config.target_policy import target_nodes
-from rlhf_lightning.settings.section import Section
+from rlhf_lightning.runs.compose import ConfigTree, conf_directory
+from rlhf_lightning.runs.preflight import check_run
+from rlhf_lightning.sections import Section
 from rlhf_lightning.stages.run_settings import RunSettings
+from rlhf_lightning.stages.targets import instantiate, target_nodes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

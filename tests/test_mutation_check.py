@@ -142,9 +142,9 @@ def test_every_planted_mistake_fits_the_package_as_it_is() -> None:
 def test_a_mistake_whose_text_does_not_stand_there_once_is_an_error(text: str, times: int) -> None:
     from mutation.planted import Mistake
 
-    mistake = Mistake("a mistake", "objectives/rewards.py", text, "")
+    mistake = Mistake("a mistake", "objectives/advantages.py", text, "")
     with pytest.raises(
-        ValueError, match=f"a mistake: its text stands {times} times in objectives/rewards.py, not once"
+        ValueError, match=f"a mistake: its text stands {times} times in objectives/advantages.py, not once"
     ):
         mistake.plant("whiten(scores) / scores.std()")
 

@@ -38,7 +38,7 @@ matplotlib and scipy. So nothing of ours can leave those out.
 
 MAIN_JOB = """
 import json, sys
-import rlhf_lightning.experiment.pipeline
+import rlhf_lightning.runs.pipeline
 imported = sorted(sys.modules)
 from rlhf_lightning.cli.main import main
 code = main(["train", *sys.argv[2:]])
@@ -189,7 +189,7 @@ def test_the_wheel_holds_the_config_and_the_base_model(wheel: Path) -> None:
             assert archive.read(packed) == path.read_bytes()
     assert {"rlhf_lightning/conf/train.yaml", "rlhf_lightning/py.typed"} <= sizes.keys()
     assert {f"{ASSETS}/{name}" for name in ("config.json", "tokenizer.json", "record.json")} <= sizes.keys()
-    assert "rlhf_lightning/experiment/model_card.md.jinja" in sizes
+    assert "rlhf_lightning/runs/model_card.md.jinja" in sizes
     assert 0 < sizes[f"{ASSETS}/model.safetensors"] <= LARGEST_MODEL
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
@@ -29,21 +30,19 @@ from documents import (
 )
 
 from rlhf_lightning.cli import cache, compare, completion, constitution, doctor, export, main, score, sweep, train
-from rlhf_lightning.cli.train_help import help_text
+from rlhf_lightning.cli.train import help_text
 from rlhf_lightning.data.formats import parse_demonstration, parse_preference, parse_prompt, parse_ranking
-from rlhf_lightning.diagnosis.doctor import CHECKS
-from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.preflight import check_run, check_sweep
+from rlhf_lightning.evaluation.doctor import CHECKS
 from rlhf_lightning.models.adapters import POLICY
 from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.models.loading import load_policy
-from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.models.loading import load_policy, save_policy
+from rlhf_lightning.models.settings import Ia3
 from rlhf_lightning.models.tuning import tune
-from rlhf_lightning.settings.peft import Ia3
+from rlhf_lightning.runs.compose import ConfigTree
+from rlhf_lightning.runs.preflight import check_run, check_sweep
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.worlds.courtesy import asset_path
-from rlhf_lightning.worlds.courtesy.base_model import new_model
-from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
+from rlhf_lightning.worlds.courtesy.base_model import build_tokenizer, new_model
 
 FILES = ("pairs.jsonl", "rankings.jsonl", "replies.jsonl", "helpful.jsonl", "harmless-base.jsonl.gz")
 """The files that the commands name, as a user would have them."""
@@ -97,6 +96,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     yield tmp_path
+    sys.modules.pop("my_stages", None)
     STAGES.pop("norms", None)
 
 
@@ -181,7 +181,7 @@ def test_what_the_doctor_is_shown_to_say_is_what_it_says(
 ) -> None:
     monkeypatch.chdir(ROOT)
     shown = next(block for block in blocks("") if "[learning_rate_too_high]" in block).splitlines()
-    assert main.main(["doctor", "tests/diagnosis/histories/learning_rate"]) == 3
+    assert main.main(["doctor", "tests/evaluation/histories/learning_rate"]) == 3
     assert set(shown) <= set(capsys.readouterr().out.splitlines())
 
 

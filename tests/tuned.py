@@ -10,10 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_parameters
 from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.models.loading import load_policy, new_classifier
-from rlhf_lightning.models.saving import save_classifier, save_policy
+from rlhf_lightning.models.loading import load_policy, new_classifier, save_classifier, save_policy
+from rlhf_lightning.models.settings import PeftSettings, TopLayers
 from rlhf_lightning.models.tuning import tune
-from rlhf_lightning.settings.peft import PeftSettings, TopLayers
 
 KINDS = ("lora", "dora", "ia3", "prompt_tuning", "top_layers")
 """All but `none`, and `qlora`, which needs a GPU."""

@@ -16,9 +16,8 @@ from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.kl import kl_loss
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_sum
 from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.rollouts.buffer import Minibatch
-from rlhf_lightning.rollouts.kl_controller import KlController
-from rlhf_lightning.rollouts.rollout import Rollout
+from rlhf_lightning.rollouts.buffer import Minibatch, Rollout
+from rlhf_lightning.rollouts.reward_shaping import KlController
 
 if TYPE_CHECKING:
     from rlhf_lightning.stages.ppo import PpoSettings

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised
 from rlhf_lightning.batches import PreferenceBatch
 from rlhf_lightning.distributed import pooled_means, world_size
+from rlhf_lightning.models.classifier import classifier_logits
+from rlhf_lightning.models.forward_pass import shard
 from rlhf_lightning.models.loading import score_head
-from rlhf_lightning.models.sharding import shard
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
-from rlhf_lightning.rewards.classifier import classifier_logits
 
 if TYPE_CHECKING:
     from rlhf_lightning.stages.reward_model import RewardModelSettings

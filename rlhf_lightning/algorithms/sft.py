@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised
 from rlhf_lightning.batches import DemonstrationBatch
 from rlhf_lightning.distributed import pooled_means, world_size
-from rlhf_lightning.models.positions import position_arguments
-from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.forward_pass import position_arguments, shard
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import masked_sum
 

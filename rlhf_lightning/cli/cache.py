@@ -15,9 +15,7 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.errors import CacheError
-from rlhf_lightning.experiment.cache.entry import FILES, Entry
-from rlhf_lightning.experiment.cache.pruning import Limits, prune
-from rlhf_lightning.experiment.cache.store import Store
+from rlhf_lightning.runs.cache_store import FILES, Entry, Limits, Store, prune
 
 DIRECTORY = "outputs/cache"
 SHOWN_DIGITS = 12

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from rlhf_lightning.errors import ConfigError, Problem, RlhfError
-from rlhf_lightning.experiment.run import Outcome
+from rlhf_lightning.runs.run import Outcome
 
 PIPED_WIDTH = 160
 """Columns of a table that is not printed on a terminal."""

@@ -17,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
-from rlhf_lightning.diagnosis.doctor import Diagnosis, Verdict, diagnose
-from rlhf_lightning.diagnosis.finding import Finding, Severity, figure
-from rlhf_lightning.diagnosis.run_record import RunRecord
 from rlhf_lightning.errors import RunDirectoryError
-from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory
+from rlhf_lightning.evaluation.doctor import Diagnosis, Verdict, diagnose
+from rlhf_lightning.evaluation.doctor_record import Finding, RunRecord, Severity, figure
+from rlhf_lightning.stages.run_directory import CONFIG, RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
 
 Line = tuple[int, Text]

@@ -13,14 +13,14 @@ from rich.text import Text
 from rlhf_lightning.cli.console import stdout
 
 if TYPE_CHECKING:
-    from rlhf_lightning.experiment.export import Export
+    from rlhf_lightning.runs.export import Export
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes the directory and prints what lies there."""
     arguments = parser().parse_args(list(argv))
     # Here and not above: this import brings torch, and --help must not wait for it.
-    from rlhf_lightning.experiment.export import export
+    from rlhf_lightning.runs.export import export
 
     target = Path(arguments.to) if arguments.to is not None else None
     show(export(Path(arguments.run), stage=arguments.stage, merge=arguments.merge, target=target), arguments.merge)

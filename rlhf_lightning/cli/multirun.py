@@ -1,4 +1,4 @@
-"""`rlhf train -m`: a sweep, each job in a process of its own, and a table of how they ended."""
+"""`rlhf train -m`: run a sweep."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.text import Text
 
 from rlhf_lightning.cli.console import stderr
-from rlhf_lightning.cli.sweep_table import show_jobs
+from rlhf_lightning.cli.sweep import show_jobs
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.preflight import Checked, check_sweep
-from rlhf_lightning.experiment.config.surroundings import check_run_directory
-from rlhf_lightning.experiment.run_directory import pin_latest, point_latest
-from rlhf_lightning.experiment.sweep.draw import draw
-from rlhf_lightning.experiment.sweep.launchers import launch, stopped_by_signals
-from rlhf_lightning.experiment.sweep.prepare import prepare
-from rlhf_lightning.experiment.sweep.record import Sweep
+from rlhf_lightning.runs.compose import ConfigTree
+from rlhf_lightning.runs.environment_checks import check_run_directory
+from rlhf_lightning.runs.preflight import Checked, check_sweep
+from rlhf_lightning.runs.sweep_adaptive import draw
+from rlhf_lightning.runs.sweep_jobs import launch, stopped_by_signals
+from rlhf_lightning.runs.sweep_record import Sweep
+from rlhf_lightning.runs.sweep_start import prepare
+from rlhf_lightning.stages.run_directory import pin_latest, point_latest
 
 
 def run_sweep(tree: ConfigTree, overrides: Sequence[str], config_dir: Path | None) -> int:

@@ -12,11 +12,10 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import stderr, stdout
 from rlhf_lightning.errors import ConfigError, Problem, ReproductionError
-from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.reproduction.figures import Comparison, compare_figures
-from rlhf_lightning.experiment.reproduction.rerun import Rerun, prepare
-from rlhf_lightning.experiment.run_directory import REPRODUCE, REPRODUCTION
 from rlhf_lightning.ranks import this_place
+from rlhf_lightning.runs.compose import ConfigTree
+from rlhf_lightning.runs.reproduction import Comparison, Rerun, compare_figures, prepare
+from rlhf_lightning.stages.run_directory import REPRODUCE, REPRODUCTION
 
 OTHER_FIGURES = 3
 """The exit code where the figures differ."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_lightning.cli.console import show_outcome
-from rlhf_lightning.experiment.config.validation import settings_from
-from rlhf_lightning.experiment.launch import carry_out
-from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.ranks import this_place
+from rlhf_lightning.runs.launch import carry_out
+from rlhf_lightning.runs.validation import settings_from
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.errors import DataError
 
 if TYPE_CHECKING:
-    from rlhf_lightning.rewards.classifier import TextScore
+    from rlhf_lightning.models.classifier import TextScore
 
 STDIN = "-"
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(list(argv))
     texts = read_texts(arguments.texts)
     # Here and not above: this import brings torch, and --help must not wait for it.
-    from rlhf_lightning.rewards.classifier import score_texts
+    from rlhf_lightning.models.classifier import score_texts
 
     scores = score_texts(arguments.model, texts, arguments.positive_label)
     if arguments.json:

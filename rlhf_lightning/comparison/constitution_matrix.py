@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.comparison.differing import differing_keys
-from rlhf_lightning.comparison.over_seeds import estimate, gathered
 from rlhf_lightning.comparison.reading import find_runs, read_run, short_names
-from rlhf_lightning.comparison.records import Estimate, Run
+from rlhf_lightning.comparison.records import Estimate, Run, estimate, gathered
 from rlhf_lightning.errors import ComparisonError
 from rlhf_lightning.evaluation.summary import short_name
 

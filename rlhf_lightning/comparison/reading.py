@@ -16,9 +16,8 @@ from rlhf_lightning.comparison.differing import SEED
 from rlhf_lightning.comparison.metrics import SECONDS, figures_of
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.errors import ComparisonError
-from rlhf_lightning.experiment.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS
-from rlhf_lightning.experiment.yaml_loader import Loader
 from rlhf_lightning.stages.readers import leaves
+from rlhf_lightning.stages.run_directory import CONFIG, METRICS, OVERRIDES, PROVENANCE, STATUS, Loader
 
 DEEPEST = 6
 """Folders above a run within a directory given: outputs/multirun/DATE/TIME/JOB is four."""

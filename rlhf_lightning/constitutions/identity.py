@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
+from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 
 HASH_LENGTH = 12
 """Hexadecimal digits."""

@@ -1,17 +1,69 @@
-"""Prompts from a principle and a dialogue: turns of a conversation that ends with the user's request.
-
-A chat template, or a plain transcript where there is none, renders them as text.
-"""
+"""Prompts from principles: their placeholders, the sample of principles for an item, and the turns of a request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol
 
-from rlhf_lightning.constitutions.placeholders import fill
+from rlhf_lightning.constitutions.settings import JudgeExample, Principle, PrincipleSampling
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.constitution import JudgeExample, Principle
+
+ABOUT_ONE = ("prompt", "reply")
+ABOUT_TWO = ("prompt", "reply_a", "reply_b")
+
+ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "critique_request": ABOUT_ONE,
+    "revision_request": ABOUT_ONE,
+    "preference_question": ABOUT_TWO,
+    "pointwise_question": ABOUT_ONE,
+}
+"""By the text they stand in."""
+
+PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+"""A name in braces; any other brace is an ordinary character."""
+
+
+def unknown_placeholders(field: str, text: str) -> list[str]:
+    """Names in braces that nothing would be put in place of."""
+    return [name for name in dict.fromkeys(PLACEHOLDER.findall(text)) if name not in ALLOWED[field]]
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """A text with its placeholders filled in; what is filled in may itself hold braces."""
+    return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+
+
+def applicable(principles: Sequence[Principle], kind: str | None) -> list[Principle]:
+    """The principles that apply to a kind of prompt; all of them if the kind is unknown."""
+    return [one for one in principles if kind is None or one.applies_to is None or kind in one.applies_to]
+
+
+def drawn(
+    principles: Sequence[Principle], sampling: PrincipleSampling, *, chain: int, step: int, seed: int
+) -> list[Principle]:
+    """The principles of one step, in the order in which they are applied.
+
+    Args:
+        principles: at least one.
+        chain: the number of the chain, or of the pair.
+        step: of the chain.
+    """
+    turn = chain if sampling.per == "chain" else chain + step
+    match sampling.mode:
+        case "all":
+            return list(principles)
+        case "round_robin":
+            return [principles[turn % len(principles)]]
+        case "uniform":
+            weights = [1.0] * len(principles)
+        case "weighted":
+            weights = [principle.weight for principle in principles]
+    rng = Random(f"{seed}:{chain}" if sampling.per == "chain" else f"{seed}:{chain}:{step}")
+    return rng.choices(list(principles), weights)
+
 
 LETTERS = ("A", "B")
 YES_OR_NO = ("yes", "no")

@@ -11,10 +11,16 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from rlhf_lightning.batches import DemonstrationBatch, PreferenceBatch
-from rlhf_lightning.data.collate import collate_demonstrations, collate_preferences
+from rlhf_lightning.data.batching import (
+    MicroBatch,
+    PassSampler,
+    StepSampler,
+    Weight,
+    collate_demonstrations,
+    collate_preferences,
+)
 from rlhf_lightning.data.encoding import EncodedDemonstration, EncodedPreference, Encoder, EncodingReport
 from rlhf_lightning.data.splits import split_by_prompt
-from rlhf_lightning.data.steps import MicroBatch, PassSampler, StepSampler, Weight
 from rlhf_lightning.distributed import rank, world_size
 from rlhf_lightning.records import Demonstration, Preference
 

@@ -15,10 +15,10 @@ from typing import TypeVar, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.chat_template import DEFAULT_CHAT_TEMPLATE
+from rlhf_lightning.data.formats import DEFAULT_CHAT_TEMPLATE
+from rlhf_lightning.data.settings import Records
 from rlhf_lightning.errors import DataError, ModelError
 from rlhf_lightning.records import Demonstration, Preference, Prompt
-from rlhf_lightning.settings.data import Records
 
 logger = logging.getLogger(__name__)
 

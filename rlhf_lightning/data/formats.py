@@ -1,25 +1,37 @@
-"""Record formats: parse checked fields into records, and serialise records.
-
-    demonstration   prompt + reply (or completion)       | messages, whose last assistant turn is the reply
-    prompt          prompt                               | messages, which end with a user turn
-    preference      prompt + chosen + rejected           | chosen + rejected as whole conversations
-                    [+ margin] [+ probability]
-    ranking         prompt + replies + ranks (or scores)
-
-A prompt is text or a list of {role, content}; a reply is text or a list with the one assistant turn. A field that is
-null counts as absent (tables have nulls where a file has nothing), and other fields are ignored (hub datasets carry
-many). Every error names the place, the field, what was expected and what was found.
-"""
+"""Record formats: parse checked fields, HH-RLHF dialogues included, and write records as fields or plain text."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, NoReturn, get_args
+
+from jinja2 import Environment
 
 from rlhf_lightning.data.rows import Fields
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt, Ranking, Role
+
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '\n\nAssistant:' }}{% if message['content'] %}{{ ' ' + message['content'] }}{% endif %}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+"""The dialogue format of HH-RLHF. A system turn is written as it is."""
+
+
+def as_plain_text(turns: Conversation) -> str:
+    """The prompt text for a model without a chat template."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    template = Environment(autoescape=False).from_string(DEFAULT_CHAT_TEMPLATE)
+    return template.render(messages=messages, add_generation_prompt=True)
+
 
 Record = Prompt | Demonstration | Preference | Ranking
 
@@ -291,3 +303,62 @@ def _shown(value: object) -> str:
 
 def _roles(turns: Conversation) -> str:
     return f"the turns {', '.join(turn.role for turn in turns)}" if turns else "no turns"
+
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+def parse_hh_rlhf(fields: Fields, place: str, better: str = "chosen", worse: str = "rejected") -> Preference:
+    """A preference from {chosen, rejected}, each a whole transcript.
+
+    Args:
+        better: the name of the field with the preferred transcript.
+        worse: the name of the other one.
+
+    Raises:
+        DataError: a field is missing or is no transcript, or the transcripts differ in more than the last reply.
+    """
+    chosen, rejected = (parse_transcript(fields.get(name), place, name) for name in (better, worse))
+    if chosen == rejected:
+        _fail_transcript(place, worse, f"is the same transcript as '{better}'")
+    for name, turns in ((better, chosen), (worse, rejected)):
+        if turns[-1].role != "assistant":
+            _fail_transcript(place, name, "does not end with an Assistant turn, the reply that was compared")
+        if len(turns) < 2:
+            _fail_transcript(place, name, "has no Human turn before the reply")
+    if chosen[:-1] != rejected[:-1]:
+        _fail_transcript(
+            place, worse, f"differs from '{better}' before the last Assistant turn, so their prompts are not equal"
+        )
+    if not any(turn.content for turn in chosen[:-1]):
+        _fail_transcript(place, better, "has no text before the reply")
+    return Preference(Prompt(chosen[:-1]), chosen[-1].content, rejected[-1].content)
+
+
+def parse_transcript(text: object, place: str, field: str) -> Conversation:
+    r"""The turns of "\n\nHuman: ...\n\nAssistant: ...", white space around each turn removed.
+
+    Raises:
+        DataError: the value is no text, or does not begin with a turn.
+    """
+    if not isinstance(text, str):
+        found = "is missing" if text is None else f"must be a string; got {type(text).__name__}"
+        _fail_transcript(place, field, found)
+    opening, *parts = TURN.split("\n\n" + text.lstrip())
+    if opening.strip() or not parts:
+        _fail_transcript(place, field, f'does not begin with "Human:" or "Assistant:"; got {text[:40]!r}')
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(
+        Message(SPEAKERS[speaker], "\n\n".join(said.strip() for _, said in spoken).strip())
+        for speaker, spoken in groupby(turns, key=lambda turn: turn[0])
+    )
+
+
+def _fail_transcript(place: str, field: str, what: str) -> NoReturn:
+    raise DataError(
+        f"'{field}' {what}.",
+        where=f"{place}, field '{field}'",
+        fix='write each transcript as "\\n\\nHuman: ...\\n\\nAssistant: ...", or set data.on_bad_record=skip to leave '
+        "such records out and count them",
+    )

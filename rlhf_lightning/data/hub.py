@@ -14,9 +14,9 @@ import datasets  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict
 
 from rlhf_lightning.data.rows import Row
+from rlhf_lightning.data.settings import HubData
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.models.hub import hub_is_reachable
-from rlhf_lightning.settings.data import HubData
 
 BUILDERS = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 

@@ -1,10 +1,12 @@
-"""Sources of a run's prompts, demonstrations and comparisons."""
+"""Sources of a run's prompts, demonstrations and comparisons, and demonstrations that a stage left for another."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Protocol, TypeVar
 
@@ -13,17 +15,17 @@ from rlhf_lightning.data.formats import (
     Record,
     parse_comparison,
     parse_demonstration,
+    parse_hh_rlhf,
     parse_preference,
     parse_prompt,
     parse_ranking,
+    to_fields,
 )
-from rlhf_lightning.data.hh_rlhf import parse_hh_rlhf
-from rlhf_lightning.data.reading import ReadReport, read_records
-from rlhf_lightning.data.rows import Fields, read_rows
+from rlhf_lightning.data.rows import Fields, ReadReport, read_records, read_rows
+from rlhf_lightning.data.settings import CourtesyData, DataSettings, FileData, HHRlhfData, HubData
 from rlhf_lightning.data.splits import is_held_out, split_by_prompt
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration, Prompt, Ranking
-from rlhf_lightning.settings.data import CourtesyData, DataSettings, FileData, HHRlhfData, HubData
 from rlhf_lightning.worlds import courtesy
 
 Side = TypeVar("Side")
@@ -250,3 +252,21 @@ def _record_texts(record: Record) -> Iterator[str]:
         yield from record.replies
     elif not isinstance(record, Prompt):
         yield from (record.chosen, record.rejected)
+
+
+DEMONSTRATIONS = "demonstrations.jsonl"
+
+
+def write_demonstrations(demonstrations: Iterable[Demonstration], directory: Path) -> None:
+    """Writes `demonstrations.jsonl`, one a line, which `data=files` reads too."""
+    lines = [json.dumps(to_fields(one), ensure_ascii=False) + "\n" for one in demonstrations]
+    (directory / DEMONSTRATIONS).write_text("".join(lines), encoding="utf-8")
+
+
+def read_demonstrations(directory: Path) -> list[Demonstration]:
+    """Read the file that `write_demonstrations` wrote.
+
+    Raises:
+        DataError: the file is missing, or a line is no demonstration.
+    """
+    return [parse_demonstration(row.fields(), row.place) for row in read_rows(directory / DEMONSTRATIONS)]

@@ -1,15 +1,117 @@
-"""Biases of a judge: position, length and self-preference."""
+"""Pairs with human labels as a judge sees them, rules that prefer a reply without reading it, and biases of a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_lightning.evaluation.judged_pairs import JudgedPair
 from rlhf_lightning.evaluation.preference_accuracy import Floats, wins
 from rlhf_lightning.evaluation.statistics import bootstrap_mean, bootstrap_statistic, paired_difference
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """Two replies to a prompt, A and B, judged by a person and by a judge.
+
+    Which reply is A must have nothing to do with which one is better: draw it.
+
+    Attributes:
+        group: what its pairs are resampled together with in the bootstrap: the prompt.
+        replies: A and B.
+        human_prefers_a: None where people prefer neither.
+        probability: the judge's P(A is better), over all that it was asked about the pair; None where it gave no label.
+        principle: what it was asked about; None: the label itself, over all the principles that it goes by.
+        questions: how many it was asked.
+        unanswered: of them, those where its options had too little probability to count (a parse failure).
+        mass: the mean probability of the options together, over the questions.
+        as_asked: P(A is better) when A was shown first, and when B was; None where it was not asked so, or did not
+            answer. A pointwise judge sees one reply at a time and has neither.
+        own: which of the two the judge's own model wrote; None for neither, both or unknown.
+    """
+
+    group: Hashable
+    replies: tuple[str, str]
+    human_prefers_a: bool | None
+    probability: float | None
+    principle: str | None
+    questions: int
+    unanswered: int
+    mass: float
+    as_asked: tuple[float | None, float | None] = (None, None)
+    own: Literal["a", "b"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedReply:
+    """One reply, labelled by a person and by a pointwise judge as following a principle or not.
+
+    Attributes:
+        group: its prompt.
+        human_yes: whether it does, to the person.
+        probability: the judge's P(yes); None where its options had too little probability to count.
+        mass: the probability of the options together.
+    """
+
+    group: Hashable
+    principle: str
+    human_yes: bool
+    probability: float | None
+    mass: float
+
+
+BASELINES = {
+    "longer": "the longer reply",
+    "shorter": "the shorter reply",
+    "first": "reply A, whatever it says",
+    "refusing": "the reply with words of refusal",
+    "not_refusing": "the reply without words of refusal",
+}
+"""Description of the reply that each rule prefers."""
+
+REFUSALS = (
+    "i can't",
+    "i cannot",
+    "i can not",
+    "i won't",
+    "i will not",
+    "i'm not able",
+    "i am not able",
+    "i'm unable",
+    "i am unable",
+    "i refuse",
+    "i'm not comfortable",
+    "i'm not going to",
+    "i don't want to",
+    "i would not recommend",
+    "i wouldn't recommend",
+    "i'm sorry",
+    "against the law",
+    "is illegal",
+    "is not safe",
+)
+"""Pieces of refusals, in lower case, with straight apostrophes."""
+
+
+def has_refusal_words(reply: str) -> bool:
+    """True if a reply contains one of `REFUSALS`."""
+    text = " ".join(reply.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
+    return any(phrase in text for phrase in REFUSALS)
+
+
+def baseline_scores(pairs: Sequence[JudgedPair]) -> dict[str, Floats]:
+    """By rule, what it says of each pair: positive for A, negative for B, 0 where it does not decide.
+
+    Lengths are in characters.
+    """
+    longer = np.asarray([len(pair.replies[0]) - len(pair.replies[1]) for pair in pairs], dtype=np.float64)
+    refuses = np.asarray([[has_refusal_words(reply) for reply in pair.replies] for pair in pairs], dtype=np.float64)
+    refusing = refuses[:, 0] - refuses[:, 1]
+    scores = (longer, -longer, np.ones(len(pairs)), refusing, -refusing)
+    return dict(zip(BASELINES, scores, strict=True))
+
 
 Figures = dict[str, Any]
 

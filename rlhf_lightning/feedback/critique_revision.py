@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlhf_lightning.constitutions.drawing import applicable, drawn
-from rlhf_lightning.constitutions.rendering import Phrasing, turns_of
+from rlhf_lightning.constitutions.rendering import Phrasing, applicable, drawn, turns_of
+from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 from rlhf_lightning.data.formats import parse_prompt, to_fields
-from rlhf_lightning.feedback.speaker import Said, Speaker
+from rlhf_lightning.feedback.local_models import Said, Speaker
 from rlhf_lightning.records import Demonstration, Message, Preference, Prompt
-from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
 
 DRAWS_PER_CHAIN = 4096
 """Numbers of draws that are a chain's own: one for its reply, two for each step."""

@@ -11,12 +11,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhf_lightning.constitutions.drawing import applicable, drawn
-from rlhf_lightning.constitutions.rendering import Asked, Phrasing
+from rlhf_lightning.constitutions.rendering import Asked, Phrasing, applicable, drawn
+from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 from rlhf_lightning.feedback.judge_model import Answer, JudgeModel, Question
+from rlhf_lightning.feedback.settings import JudgeSection
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
-from rlhf_lightning.settings.judge import JudgeSection
 
 TINY = 1e-9
 """Added to an option's mass before its logarithm is taken."""

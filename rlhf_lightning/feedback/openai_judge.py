@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.errors import JudgeError
-from rlhf_lightning.feedback.answer_cache import AnswerCache, request_key
-from rlhf_lightning.feedback.chat_errors import BAD_REQUEST, explained, is_about_the_question, words_of
-from rlhf_lightning.feedback.chat_reply import (
+from rlhf_lightning.feedback.chat_api import (
+    BAD_REQUEST,
+    FEW_RIVALS,
+    RIVALS,
     ChatReply,
+    RequestRate,
+    chat_request,
+    explained,
+    is_about_the_question,
     mass_in_probabilities,
     mass_in_reasoning,
     mass_in_text,
     read_reply,
+    with_rivals,
+    words_of,
 )
-from rlhf_lightning.feedback.chat_request import FEW_RIVALS, RIVALS, chat_request, with_rivals
-from rlhf_lightning.feedback.judge_model import Answer, Question
-from rlhf_lightning.feedback.request_rate import RequestRate
-from rlhf_lightning.settings.judge import OpenAiJudge
+from rlhf_lightning.feedback.judge_model import Answer, AnswerCache, Question, request_key
+from rlhf_lightning.feedback.settings import OpenAiJudge
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

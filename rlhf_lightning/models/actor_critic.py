@@ -16,11 +16,9 @@ from transformers import PreTrainedModel
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapters import CRITIC, POLICY, REWARD, active, adapter_parameters, copy_adapter
-from rlhf_lightning.models.branching import Branch, going_on
-from rlhf_lightning.models.loading import score_head
-from rlhf_lightning.models.positions import position_arguments
-from rlhf_lightning.models.saving import whole_weights
-from rlhf_lightning.models.sharding import shard
+from rlhf_lightning.models.forward_pass import position_arguments, shard
+from rlhf_lightning.models.loading import score_head, whole_weights
+from rlhf_lightning.models.sharing import Branch, going_on
 from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.kl import exact_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.distributed import whole
 from rlhf_lightning.models.actor_critic import reply_logits
 from rlhf_lightning.models.adapters import Role, active
-from rlhf_lightning.models.branching import Branch, going_on
+from rlhf_lightning.models.sharing import Branch, going_on
 from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.logprobs import token_logprobs
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lightning.errors import ArtifactError, ModelError
+from rlhf_lightning.models.adapter_files import forget_base, remember_base, remembered_base
 from rlhf_lightning.models.adapters import (
     adapter_config,
     adapter_names,
@@ -17,10 +18,9 @@ from rlhf_lightning.models.adapters import (
     merge_adapter,
     train_adapter,
 )
-from rlhf_lightning.models.base_identity import forget_base, remember_base, remembered_base
+from rlhf_lightning.models.settings import Ia3, Lora, NoPeft, PeftSettings, PromptTuning, QLora, TopLayers
 from rlhf_lightning.models.top_layers import train_top_layers
 from rlhf_lightning.models.virtual_tokens import vectors_of_text, vectors_of_vocabulary
-from rlhf_lightning.settings.peft import Ia3, Lora, NoPeft, PeftSettings, PromptTuning, QLora, TopLayers
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -1,17 +1,118 @@
-"""The rollout buffer: filled once an iteration, read in reshuffled minibatches."""
+"""A batch of rollouts with all that the PPO update needs, and the buffer that is read in reshuffled minibatches."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import IterableDataset
 
 from rlhf_lightning.batches import TensorRecord
 from rlhf_lightning.distributed import rank, world_size
-from rlhf_lightning.rollouts.rollout import Rollout
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout(TensorRecord):
+    """B sequences of at most P prompt and R reply tokens.
+
+    Attributes:
+        sequences: (B, P + R) left-padded prompts, right-padded replies.
+        attention_mask: (B, P + R), 1 on real tokens.
+        reply_mask: (B, R) bool, True on reply tokens, the stop token included.
+        sampled_logprobs: (B, R) of the sampled tokens, as the sampler drew them.
+        logprobs: (B, R) of the same tokens, as the forward pass of training gives them: what ratios are taken to.
+        reference_logprobs: (B, R) under the frozen reference.
+        kl: (B, R), the estimate of the per-token KL to the reference that is paid for.
+        values: (B, R), the critic's estimate before each token.
+        raw_scores: (B,), what the reward said of the whole reply.
+        scores: (B,), the same after shaping and the missing-EOS penalty.
+        finished: (B,) bool, whether the reply ended itself.
+        rewards: (B, R), per-token reward: KL penalty, plus the score at the end.
+        advantages: (B, R).
+        returns: (B, R), what the critic should have said.
+        trunk_states: (B, P + R, hidden), what reaches the first trained block, where the blocks below are frozen and
+            computed once. They take B * (P + R) * hidden * 4 bytes in float32, in memory that the rollouts live in
+            until the next ones; None elsewhere.
+    """
+
+    sequences: Tensor
+    attention_mask: Tensor
+    reply_mask: Tensor
+    sampled_logprobs: Tensor
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    kl: Tensor
+    values: Tensor
+    raw_scores: Tensor
+    scores: Tensor
+    finished: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+    trunk_states: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.sequences.shape[0]
+
+    @property
+    def reply_length(self) -> int:
+        """R."""
+        return self.reply_mask.shape[1]
+
+    def select(self, rows: Tensor) -> Rollout:
+        """Some of the sequences, cut to the longest prompt and reply among them (padding changes nothing but time)."""
+        chosen = replace(self, **{name: tensor[rows] for name, tensor in self._tensors().items()})
+        return chosen._trimmed()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _trimmed(self) -> Rollout:
+        width = self.sequences.shape[1]
+        prompt_width = width - self.reply_length
+        longest_prompt = int(self.attention_mask[:, :prompt_width].sum(dim=1).max())
+        longest_reply = max(1, int(self.reply_mask.sum(dim=1).max()))
+        whole = slice(prompt_width - longest_prompt, prompt_width + longest_reply)
+        cut = {
+            name: tensor[:, whole] if tensor.shape[1] == width else tensor[:, :longest_reply]
+            for name, tensor in self._tensors().items()
+            if tensor.dim() > 1
+        }
+        return replace(self, **cut)
+
+
+def concatenate(rollouts: Sequence[Rollout], pad_id: int) -> Rollout:
+    """One rollout batch from several, padded to common lengths.
+
+    Args:
+        rollouts: batches of any lengths.
+        pad_id: fills the sequences; everything else is filled with 0.
+    """
+    prompt_width = max(rollout.sequences.shape[1] - rollout.reply_length for rollout in rollouts)
+    reply_width = max(rollout.reply_length for rollout in rollouts)
+    parts = [_padded(rollout, prompt_width, reply_width, pad_id) for rollout in rollouts]
+    return replace(
+        parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()}
+    )
+
+
+def _padded(rollout: Rollout, prompt_width: int, reply_width: int, pad_id: int) -> Rollout:
+    right = reply_width - rollout.reply_length
+    left = prompt_width - (rollout.sequences.shape[1] - rollout.reply_length)
+    padded = {}
+    for name, tensor in rollout._tensors().items():
+        if tensor.dim() == 1:
+            continue
+        on_left = left if name in ("sequences", "attention_mask", "trunk_states") else 0
+        beyond_time = (0, 0) * (tensor.dim() - 2)
+        value = pad_id if name == "sequences" else 0
+        padded[name] = functional.pad(tensor, (*beyond_time, on_left, right), value=value)
+    return replace(rollout, **padded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,18 +14,16 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.distributed import gathered, rank, world_size
 from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages
+from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages, token_rewards
 from rlhf_lightning.objectives.kl import estimate_kl, k1
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import correlation, masked_mean, masked_whiten, sequence_sums
-from rlhf_lightning.objectives.rewards import token_rewards
-from rlhf_lightning.rollouts.kl_controller import KlController
-from rlhf_lightning.rollouts.repetition import repetition
-from rlhf_lightning.rollouts.reward_shaping import RewardShaper
-from rlhf_lightning.rollouts.rollout import Rollout, concatenate
+from rlhf_lightning.rollouts.buffer import Rollout, concatenate
+from rlhf_lightning.rollouts.diversity import repetition
+from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
 from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
-from rlhf_lightning.rollouts.scorer import Scorer
-from rlhf_lightning.settings.reinforcement import AdvantageSettings
+from rlhf_lightning.rollouts.scoring import Scorer
+from rlhf_lightning.rollouts.settings import AdvantageSettings
 
 
 @dataclass(frozen=True, slots=True)

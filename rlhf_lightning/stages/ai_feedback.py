@@ -20,15 +20,14 @@ from pydantic import Field
 from rlhf_lightning.constitutions.identity import judge_hash
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.records import Preference, Prompt
-from rlhf_lightning.settings.marks import NO_EFFECT, PromptKinds, StageRef
-from rlhf_lightning.settings.section import Count
+from rlhf_lightning.sections import NO_EFFECT, Count, PromptKinds, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, Relief, Stage, StageSection, register
 
 if TYPE_CHECKING:
-    from rlhf_lightning.experiment.work_journal import WorkJournal
     from rlhf_lightning.feedback.labelling import Label, Labeller
     from rlhf_lightning.rollouts.sampler import Completion
+    from rlhf_lightning.stages.restore import WorkJournal
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,8 @@ class AiFeedbackStage(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Sample replies, have the judge compare them, and write comparisons; resumes an interrupted stage."""
         from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
-        from rlhf_lightning.experiment.judging import judge_usage, open_labeller
-        from rlhf_lightning.experiment.work_journal import WorkJournal
+        from rlhf_lightning.stages.judging import judge_usage, open_labeller
+        from rlhf_lightning.stages.restore import WorkJournal
 
         constitution = context.settings.constitution
         context.seed_everything()
@@ -115,7 +114,7 @@ def require_calibration(context: StageContext) -> None:
         ArtifactError: it is no better, its calibration used other judge settings or another constitution, or there
             is no calibration.
     """
-    from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms
+    from rlhf_lightning.stages.judging import CALIBRATION, judge_terms
 
     settings, constitution = context.section(AiFeedbackSettings), context.settings.constitution
     name = settings.calibration_from
@@ -165,7 +164,7 @@ def preferences_of(row: Mapping[str, Any]) -> Iterator[Preference]:
 
 
 def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
-    from rlhf_lightning.experiment.judging import CALIBRATION
+    from rlhf_lightning.stages.judging import CALIBRATION
 
     try:
         figures: dict[str, Any] = json.loads((directory / CALIBRATION).read_text(encoding="utf-8"))
@@ -180,9 +179,9 @@ def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
 
 def _label(context: StageContext, labeller: Labeller | None, journal: WorkJournal) -> None:
     """Fills the journal: one row per prompt."""
-    from rlhf_lightning.experiment.progress import track
     from rlhf_lightning.models.loading import load_policy
     from rlhf_lightning.rollouts.sampler import Sampler
+    from rlhf_lightning.stages.monitoring import track
 
     settings, rollout = context.section(AiFeedbackSettings), context.settings.rollout
     source = context.inputs.model(settings.policy_from)
@@ -207,8 +206,8 @@ def _label(context: StageContext, labeller: Labeller | None, journal: WorkJourna
 
 def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None]]:
     from rlhf_lightning.data.encoding import EncodedPrompt
-    from rlhf_lightning.experiment.prompt_pool import of_kinds
-    from rlhf_lightning.rollouts.prompts import PromptStream
+    from rlhf_lightning.rollouts.sampler import PromptStream
+    from rlhf_lightning.stages.prompting import of_kinds
 
     data, settings = context.inputs.data, context.section(AiFeedbackSettings)
     pool = of_kinds(data.prompts(), data, settings.kinds, context.settings.constitution.principles, "ai_feedback.kinds")

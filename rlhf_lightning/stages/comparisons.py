@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Ranking
-from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.marks import StageRef
-from rlhf_lightning.settings.section import Count
+from rlhf_lightning.sections import Count, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import BY_EVERY_STAGE, LENGTHS, Relief, Stage, StageSection, register
 
@@ -83,10 +82,9 @@ def _ranked_samples(context: StageContext) -> Comparisons:
         DataError: the data has no comparisons and no annotators.
     """
     from rlhf_lightning.data.comparisons import Comparisons
-    from rlhf_lightning.experiment.progress import track
     from rlhf_lightning.models.loading import load_policy
-    from rlhf_lightning.rollouts.prompts import PromptStream
-    from rlhf_lightning.rollouts.sampler import Sampler
+    from rlhf_lightning.rollouts.sampler import PromptStream, Sampler
+    from rlhf_lightning.stages.monitoring import track
     from rlhf_lightning.worlds.courtesy import Annotator
 
     data, settings = context.settings.data, context.section(ComparisonsSettings)

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf_lightning.settings.peft import TopLayers, learning_rate_factor
-from rlhf_lightning.settings.section import Section
+from rlhf_lightning.models.settings import TopLayers, learning_rate_factor
+from rlhf_lightning.sections import Section
 from rlhf_lightning.stages.readers import projected
 from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from rlhf_lightning.algorithms.optimization import OptimizerFactory
     from rlhf_lightning.data.encoding import Encoder
     from rlhf_lightning.data.sources import DataSource
-    from rlhf_lightning.evaluation.samples import SampleRow
-    from rlhf_lightning.experiment.memory.stage_memory import StageMemory
-    from rlhf_lightning.experiment.run_directory import RunDirectory
+    from rlhf_lightning.evaluation.summary import SampleRow
     from rlhf_lightning.models.hub import ModelSource
+    from rlhf_lightning.stages.monitoring import StageMemory
+    from rlhf_lightning.stages.run_directory import RunDirectory
     from rlhf_lightning.tracking.loggers import StageTracker
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class RunInputs:
 
     def model(self, name: str) -> ModelSource:
         """Source of the model of that name: `base`, a stage of this run, a directory, or a hub id."""
-        from rlhf_lightning.experiment.artifacts import resolve_model
+        from rlhf_lightning.stages.artifacts import resolve_model
 
         return resolve_model(name, self.settings, self.run, self.data)
 
@@ -75,7 +75,7 @@ class RunInputs:
         Raises:
             ArtifactError: the stage has left nothing.
         """
-        from rlhf_lightning.experiment.artifacts import finished
+        from rlhf_lightning.stages.artifacts import finished
 
         return finished(self.run, name) if name in self.settings.sections_of_stages else Path(name)
 
@@ -89,7 +89,7 @@ class RunInputs:
     @property
     def make_optimizer(self) -> OptimizerFactory:
         """Factory for the optimizer of the config, given parameters and a learning rate."""
-        from rlhf_lightning.experiment.config.instantiate import instantiate
+        from rlhf_lightning.stages.targets import instantiate
 
         factory: OptimizerFactory = instantiate(
             {**self.settings.optimizer, "_partial_": True}, allow_targets=self.settings.allow_targets

@@ -17,15 +17,14 @@ from pydantic import Field
 from rlhf_lightning.constitutions.identity import critique_hash
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration, Prompt
-from rlhf_lightning.settings.marks import NO_EFFECT, FileRef, PromptKinds, StageRef
-from rlhf_lightning.settings.section import Count, Positive
+from rlhf_lightning.sections import NO_EFFECT, Count, FileRef, Positive, PromptKinds, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import Relief, Stage, StageSection, register
 
 if TYPE_CHECKING:
-    from rlhf_lightning.experiment.work_journal import WorkJournal
     from rlhf_lightning.feedback.critique_revision import Chain, ChainWriter
-    from rlhf_lightning.feedback.speaker import SampledSpeaker
+    from rlhf_lightning.feedback.local_models import SampledSpeaker
+    from rlhf_lightning.stages.restore import WorkJournal
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +65,10 @@ class CritiqueRevisionStage(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Write the chains and the helpful samples; resumes an interrupted stage."""
         from rlhf_lightning.data.comparisons import Comparisons
-        from rlhf_lightning.data.demonstrations import write_demonstrations
-        from rlhf_lightning.experiment.phrasing import phrasing_for
-        from rlhf_lightning.experiment.work_journal import WorkJournal
+        from rlhf_lightning.data.sources import write_demonstrations
         from rlhf_lightning.feedback.critique_revision import ChainWriter, revision_over_reply, to_imitate
+        from rlhf_lightning.stages.prompting import phrasing_for
+        from rlhf_lightning.stages.restore import WorkJournal
 
         settings, constitution = context.section(CritiqueRevisionSettings), context.settings.constitution
         context.seed_everything()
@@ -120,9 +119,9 @@ class Speakers:
 
 
 def _open_speakers(context: StageContext) -> Speakers:
-    from rlhf_lightning.experiment.phrasing import open_encoder
-    from rlhf_lightning.feedback.speaker import SampledSpeaker
+    from rlhf_lightning.feedback.local_models import SampledSpeaker
     from rlhf_lightning.models.loading import load_policy
+    from rlhf_lightning.stages.prompting import open_encoder
 
     settings = context.section(CritiqueRevisionSettings)
 
@@ -146,9 +145,9 @@ def _open_speakers(context: StageContext) -> Speakers:
 
 
 def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) -> list[Chain]:
-    from rlhf_lightning.experiment.progress import track
-    from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
     from rlhf_lightning.feedback.critique_revision import Chain
+    from rlhf_lightning.stages.monitoring import track
+    from rlhf_lightning.stages.prompting import of_kinds, prompts_to_use
 
     settings = context.section(CritiqueRevisionSettings)
     data = context.inputs.data
@@ -180,8 +179,8 @@ def _helpful_samples(
 ) -> list[Demonstration]:
     """The policy's own replies to helpful prompts, mixed in so that fine-tuning does not see revisions only."""
     from rlhf_lightning.data.formats import parse_demonstration, to_fields
-    from rlhf_lightning.experiment.progress import track
-    from rlhf_lightning.experiment.prompt_pool import of_kinds, prompts_to_use
+    from rlhf_lightning.stages.monitoring import track
+    from rlhf_lightning.stages.prompting import of_kinds, prompts_to_use
 
     settings = context.section(CritiqueRevisionSettings)
     if wanted:
@@ -218,7 +217,7 @@ def _helpful_samples(
 def _in_turn(pool: Sequence[Asked], count: int, seed: int) -> list[Asked]:
     """`count` items of the shuffled pool, each used once before any is repeated."""
     from rlhf_lightning.data.encoding import EncodedPrompt
-    from rlhf_lightning.rollouts.prompts import PromptStream
+    from rlhf_lightning.rollouts.sampler import PromptStream
 
     kinds = dict(pool)
     stream = PromptStream([EncodedPrompt(prompt, ()) for prompt, _ in pool], seed)

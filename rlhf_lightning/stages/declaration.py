@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from rlhf_lightning.errors import Problem
 from rlhf_lightning.evaluation.metrics import LoggedMetrics, Metric
-from rlhf_lightning.settings.section import Name, Section
+from rlhf_lightning.sections import Name, Section
 
 if TYPE_CHECKING:
     from rlhf_lightning.rollouts.sampler import Completion

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
 
+from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.marks import Named, StageRef
-from rlhf_lightning.settings.section import Count, Name, Positive
+from rlhf_lightning.sections import Count, Name, Named, Positive, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, Relief, Stage, StageSection, register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlhf_lightning.evaluation.samples import SampleRow
+    from rlhf_lightning.evaluation.summary import SampleRow
     from rlhf_lightning.feedback.labelling import Labeller
     from rlhf_lightning.rollouts.sampler import Completion, Samples
     from rlhf_lightning.stages.run_settings import RunSettings
@@ -61,9 +60,8 @@ class EvaluateStage(Stage):
 
     def run(self, context: StageContext) -> StageResult:
         """Measure every policy on every split and leave figures and a table of samples."""
-        from rlhf_lightning.evaluation.samples import SAMPLES_FILE, write_samples
-        from rlhf_lightning.evaluation.summary import short_name
-        from rlhf_lightning.experiment.judging import open_labeller
+        from rlhf_lightning.evaluation.summary import SAMPLES_FILE, short_name, write_samples
+        from rlhf_lightning.stages.judging import open_labeller
 
         settings = context.section(EvaluateSettings)
         splits = evaluation_prompts(context)
@@ -138,10 +136,10 @@ class PolicyProbe:
     """
 
     def __init__(self, context: StageContext, name: str) -> None:
-        from rlhf_lightning.experiment.rewards import open_reward_model
         from rlhf_lightning.models.loading import load_policy
         from rlhf_lightning.models.reference import FrozenReference
         from rlhf_lightning.rollouts.sampler import Sampler
+        from rlhf_lightning.stages.rewards import open_reward_model
 
         settings = context.section(EvaluateSettings)
         source = context.inputs.model(name)
@@ -162,7 +160,7 @@ class PolicyProbe:
 
     def answers(self, split: str, prompts: Sequence[Prompt]) -> Answers:
         """The policy's replies to the prompts of a split; the same on every call."""
-        from rlhf_lightning.experiment.progress import track
+        from rlhf_lightning.stages.monitoring import track
 
         encoded, _ = self.encoder.prompts(prompts)
         if not encoded:
@@ -212,9 +210,8 @@ class PolicyProbe:
 
 def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
     """Everything that is measured of a policy on a split, with bootstrap 95% intervals."""
-    from rlhf_lightning.evaluation.gold import gold_figures
+    from rlhf_lightning.evaluation.replies import gold_figures, text_statistics
     from rlhf_lightning.evaluation.statistics import bootstrap_mean
-    from rlhf_lightning.evaluation.text_statistics import text_statistics
 
     samples, seed = context.settings.measurement.bootstrap_samples, context.settings.measurement.seed
     completions = answers.completions
@@ -273,7 +270,7 @@ def write_answers(by_split: dict[str, Answers], path: Path) -> None:
 
 def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[str, Answers]) -> list[SampleRow]:
     """The first few prompts of each split, answered by the first policy and by the last."""
-    from rlhf_lightning.evaluation.samples import SampleRow
+    from rlhf_lightning.evaluation.summary import SampleRow
 
     per_split = max(1, context.section(EvaluateSettings).sample_table // len(before))
     courtesy = isinstance(context.settings.data, CourtesyData)

@@ -18,15 +18,15 @@ from pydantic import Field
 from rich.console import Console
 
 from rlhf_lightning.constitutions.identity import judge_hash
+from rlhf_lightning.constitutions.settings import ConstitutionSettings
+from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.settings.constitution import ConstitutionSettings
-from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.marks import FileRef
+from rlhf_lightning.sections import FileRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import JUDGE, OF_CRITIQUES, Relief, Stage, StageSection, register
 
 if TYPE_CHECKING:
-    from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
+    from rlhf_lightning.evaluation.judge_bias import JudgedPair, JudgedReply
     from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
     from rlhf_lightning.stages.run_settings import RunSettings
     from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgement
@@ -70,10 +70,13 @@ class JudgeCalibrationStage(Stage):
 
     def run(self, context: StageContext) -> StageResult:
         """Label human-labelled pairs with the judge, and report the agreement."""
-        from rlhf_lightning.evaluation.judge_calibration import calibration_figures
-        from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
-        from rlhf_lightning.experiment.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
-        from rlhf_lightning.experiment.progress import track
+        from rlhf_lightning.evaluation.judge_calibration import (
+            calibration_figures,
+            render_calibration,
+            write_calibration,
+        )
+        from rlhf_lightning.stages.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
+        from rlhf_lightning.stages.monitoring import track
 
         settings, constitution = context.section(JudgeCalibrationSettings), context.settings.constitution
         context.seed_everything()
@@ -141,7 +144,7 @@ def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudg
     Raises:
         DataError: there are none.
     """
-    from rlhf_lightning.data.judged import read_human_comparisons
+    from rlhf_lightning.data.comparisons import read_human_comparisons
     from rlhf_lightning.feedback.labelling import Pair
 
     settings, data = context.section(JudgeCalibrationSettings), context.settings.data
@@ -196,7 +199,7 @@ def _under_each(recorded: RecordedJudgement, named: dict[str, str]) -> dict[str,
 
 def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
     """A pair judged under the whole constitution."""
-    from rlhf_lightning.evaluation.judged_pairs import JudgedPair
+    from rlhf_lightning.evaluation.judge_bias import JudgedPair
 
     answered = [opinion for opinion in label.opinions if opinion.probability is not None]
     return JudgedPair(
@@ -214,7 +217,7 @@ def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
 
 def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedPair]:
     """The pair judged under each principle alone, against the human label for it, or else the overall one."""
-    from rlhf_lightning.evaluation.judged_pairs import JudgedPair
+    from rlhf_lightning.evaluation.judge_bias import JudgedPair
 
     def preferred(opinion: Opinion) -> bool | None:
         if not human.by_principle:
@@ -240,7 +243,7 @@ def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[Judge
 
 def _replies(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedReply]:
     """Each reply for which both a human label and a pointwise judgement say whether it follows a principle."""
-    from rlhf_lightning.evaluation.judged_pairs import JudgedReply
+    from rlhf_lightning.evaluation.judge_bias import JudgedReply
 
     return [
         JudgedReply(pair.prompt, opinion.principle, said, opinion.yes[side], opinion.mass)

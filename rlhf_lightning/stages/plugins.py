@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from rlhf_lightning.errors import Problem
-from rlhf_lightning.experiment.config.target_policy import is_allowed
-from rlhf_lightning.settings.pipeline import instances_of, stages_named
+from rlhf_lightning.sections import instances_of, stages_named
 from rlhf_lightning.stages.declaration import STAGES, TrainedModel
+from rlhf_lightning.stages.targets import is_allowed
 
 
 def load_plugins(config: Mapping[str, Any]) -> list[Problem]:

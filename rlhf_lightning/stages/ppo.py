@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import Problem
 from rlhf_lightning.evaluation.metrics import BOTH, MAX, MIN, Metric
-from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.marks import NO_EFFECT, StageRef
-from rlhf_lightning.settings.peft import NoPeft, TopLayers
-from rlhf_lightning.settings.section import Count, Finite, NonNegative, Positive
+from rlhf_lightning.models.settings import NoPeft, TopLayers
+from rlhf_lightning.sections import NO_EFFECT, Count, Finite, NonNegative, Positive, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import (
     LENGTHS,
@@ -33,11 +32,11 @@ if TYPE_CHECKING:
     from pytorch_lightning.callbacks import Callback
     from torch import nn
 
-    from rlhf_lightning.callbacks.rollout_buffer import Observer
+    from rlhf_lightning.algorithms.rollout_callbacks import Observer
     from rlhf_lightning.models.actor_critic import ActorCritic
     from rlhf_lightning.models.reference import FrozenReference
     from rlhf_lightning.rollouts.collector import Collected
-    from rlhf_lightning.rollouts.scorer import Scorer
+    from rlhf_lightning.rollouts.scoring import Scorer
     from rlhf_lightning.stages.run_settings import RunSettings
 
 STATISTICS_FILE = "reward_statistics.json"
@@ -138,22 +137,19 @@ class PpoStage(Stage):
 
         from rlhf_lightning.algorithms.optimization import trainable
         from rlhf_lightning.algorithms.ppo import PPO
-        from rlhf_lightning.callbacks.kl_budget import KlBudget
-        from rlhf_lightning.callbacks.rollout_buffer import RolloutBufferCallback
-        from rlhf_lightning.callbacks.self_checks import SelfChecks, tolerance
+        from rlhf_lightning.algorithms.rollout_callbacks import KlBudget, RolloutBufferCallback
+        from rlhf_lightning.algorithms.self_checks import SelfChecks, tolerance
         from rlhf_lightning.distributed import rank
-        from rlhf_lightning.experiment.actors import open_actors, open_critic
-        from rlhf_lightning.experiment.rewards import reward_statistics, standardised
-        from rlhf_lightning.experiment.training import build_trainer, fit
-        from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
         from rlhf_lightning.models.actor_critic import ActorCritic
-        from rlhf_lightning.models.saving import save_policy
+        from rlhf_lightning.models.forward_pass import checkpoint_activations
+        from rlhf_lightning.models.loading import save_policy
         from rlhf_lightning.rollouts.buffer import RolloutBuffer
         from rlhf_lightning.rollouts.collector import RolloutCollector
-        from rlhf_lightning.rollouts.kl_controller import KlController
-        from rlhf_lightning.rollouts.prompts import PromptStream
-        from rlhf_lightning.rollouts.reward_shaping import RewardShaper
-        from rlhf_lightning.rollouts.sampler import Sampler
+        from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
+        from rlhf_lightning.rollouts.sampler import PromptStream, Sampler
+        from rlhf_lightning.stages.actors import open_actors, open_critic
+        from rlhf_lightning.stages.rewards import reward_statistics, standardised
+        from rlhf_lightning.stages.training import build_trainer, fit
 
         settings, rollout = context.section(PpoSettings), context.settings.rollout
         context.seed_everything()
@@ -284,7 +280,7 @@ def resident_models(
     actor_critic: ActorCritic, reference: FrozenReference, rewards: Sequence[Scorer]
 ) -> dict[str, nn.Module]:
     """All models of the stage, by name; weights in common are the policy's."""
-    from rlhf_lightning.rewards.scorers import RewardModelScorer, TextScorer
+    from rlhf_lightning.rollouts.scoring import RewardModelScorer, TextScorer
 
     models = [reward.classifier.model for reward in rewards if isinstance(reward, RewardModelScorer | TextScorer)]
     scoring = {f"reward model {number}" if number > 1 else "reward model": one for number, one in enumerate(models, 1)}
@@ -292,9 +288,7 @@ def resident_models(
 
 
 def _observers(context: StageContext) -> list[Observer]:
-    from rlhf_lightning.callbacks.collapse_monitor import collapse_monitor
-    from rlhf_lightning.callbacks.gold_monitor import gold_monitor
-    from rlhf_lightning.callbacks.sample_diary import SampleDiary
+    from rlhf_lightning.algorithms.rollout_callbacks import SampleDiary, collapse_monitor, gold_monitor
 
     callbacks = context.settings.callbacks
     diary: Observer = SampleDiary(

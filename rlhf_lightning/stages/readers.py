@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from rlhf_lightning.settings.marks import NO_EFFECT, WATCHING, marked, references
+from rlhf_lightning.sections import NO_EFFECT, WATCHING, marked, references
 from rlhf_lightning.stages.declaration import BY_EVERY_STAGE, FROM_DATA, Stage
 from rlhf_lightning.stages.run_settings import RunSettings
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast, get_args
 
-from rlhf_lightning.settings.reinforcement import ClassifierReward, EnsembleReward, LearnedReward, RewardSection
+from rlhf_lightning.rollouts.settings import ClassifierReward, EnsembleReward, LearnedReward, RewardSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rlhf_lightning.data.encoding import Encoder
-    from rlhf_lightning.rollouts.scorer import Scorer
+    from rlhf_lightning.rollouts.scoring import Scorer
     from rlhf_lightning.stages.context import StageContext
 
 R = TypeVar("R", bound="RewardKind")
@@ -59,9 +59,9 @@ class Learned(RewardKind):
     Settings = LearnedReward
 
     def open(self, context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[Scorer]:
-        from rlhf_lightning.experiment.rewards import reward_on_policy
         from rlhf_lightning.models.adapters import REWARD
         from rlhf_lightning.stages.ppo import PpoSettings
+        from rlhf_lightning.stages.rewards import reward_on_policy
 
         return [reward_on_policy(context, context.section(PpoSettings).reward_from, encoder, policy, REWARD)]
 
@@ -73,8 +73,8 @@ class Ensemble(RewardKind):
     Settings = EnsembleReward
 
     def open(self, context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[Scorer]:
-        from rlhf_lightning.experiment.rewards import reward_on_policy
         from rlhf_lightning.models.adapters import REWARD
+        from rlhf_lightning.stages.rewards import reward_on_policy
 
         models = cast(EnsembleReward, context.settings.reward).models
         names = [REWARD, *(f"{REWARD}_{number}" for number in range(2, len(models) + 1))]
@@ -83,7 +83,7 @@ class Ensemble(RewardKind):
         ]
 
     def combined(self, settings: RewardSection, members: Sequence[Scorer]) -> Scorer:
-        from rlhf_lightning.rollouts.scorer import EnsembleScorer
+        from rlhf_lightning.rollouts.scoring import EnsembleScorer
 
         reward = cast(EnsembleReward, settings)
         return EnsembleScorer(members, combine=reward.combine, disagreement_coef=reward.disagreement_coef)
@@ -96,9 +96,9 @@ class OfAClassifier(RewardKind):
     Settings = ClassifierReward
 
     def open(self, context: StageContext, encoder: Encoder, policy: PreTrainedModel) -> list[Scorer]:
+        from rlhf_lightning.models.classifier import Classifier
         from rlhf_lightning.models.hub import ModelSource
-        from rlhf_lightning.rewards.classifier import Classifier
-        from rlhf_lightning.rewards.scorers import TextScorer
+        from rlhf_lightning.rollouts.scoring import TextScorer
 
         reward = cast(ClassifierReward, context.settings.reward)
         classifier = Classifier.load(ModelSource(reward.name_or_path), reward.positive_label)

@@ -11,8 +11,7 @@ from pydantic import model_validator
 from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.evaluation.metrics import MAX, MIN, Metric
 from rlhf_lightning.records import Preference
-from rlhf_lightning.settings.marks import StageRef
-from rlhf_lightning.settings.section import NonNegative
+from rlhf_lightning.sections import NonNegative, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import LENGTHS, Relief, Stage, TrainedModel, register
 from rlhf_lightning.stages.supervised import READ_BY_TRAINING, TRAINING_RELIEF, SupervisedLoop
@@ -81,13 +80,12 @@ class RewardModelStage(Stage):
         """Train on pairs, measure on held-out pairs, and leave a Hugging Face directory."""
         from rlhf_lightning.algorithms.reward_model import RewardModel
         from rlhf_lightning.data.datamodules import PreferenceDataModule
-        from rlhf_lightning.experiment.training import fit_supervised
-        from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
         from rlhf_lightning.models.adapters import REWARD
-        from rlhf_lightning.models.loading import new_classifier, require_positions
-        from rlhf_lightning.models.saving import save_classifier
+        from rlhf_lightning.models.classifier import NEGATIVE_LABEL, POSITIVE_LABEL, SCALAR_LABEL, positive_index
+        from rlhf_lightning.models.forward_pass import checkpoint_activations
+        from rlhf_lightning.models.loading import new_classifier, require_positions, save_classifier
         from rlhf_lightning.models.tuning import tune
-        from rlhf_lightning.rewards.classifier import NEGATIVE_LABEL, POSITIVE_LABEL, SCALAR_LABEL, positive_index
+        from rlhf_lightning.stages.training import fit_supervised
 
         settings = context.section(RewardModelSettings)
         context.seed_everything()
@@ -190,9 +188,9 @@ def _comparisons(context: StageContext, key: str, name: str) -> Comparisons:
 def _measure(module: RewardModel, context: StageContext, encoder: Encoder, held_out: list[Preference]) -> Figures:
     """Accuracy on the held-out pairs, beside the trivial baselines."""
     from rlhf_lightning.algorithms.reward_model import pair_rewards
-    from rlhf_lightning.data.collate import collate_preferences
+    from rlhf_lightning.data.batching import collate_preferences
     from rlhf_lightning.evaluation.preference_accuracy import preference_accuracy
-    from rlhf_lightning.experiment.progress import track
+    from rlhf_lightning.stages.monitoring import track
 
     encoded = [(pair, tokens) for pair in held_out for tokens in encoder.preferences([pair])[0]]
     module.to(context.device)

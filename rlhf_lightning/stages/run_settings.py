@@ -8,19 +8,16 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model
 
-from rlhf_lightning.settings.cache import CacheSettings
-from rlhf_lightning.settings.constitution import ConstitutionSettings
-from rlhf_lightning.settings.data import DataSettings
-from rlhf_lightning.settings.judge import JudgeSettings
-from rlhf_lightning.settings.logger import LoggerSettings
-from rlhf_lightning.settings.marks import NO_EFFECT, WATCHING
-from rlhf_lightning.settings.model import ModelSettings
-from rlhf_lightning.settings.peft import PeftSettings, ReferenceSettings
-from rlhf_lightning.settings.reinforcement import AdvantageSettings, KlSettings, RewardSection, RolloutSettings
-from rlhf_lightning.settings.section import Count, Name, Section
-from rlhf_lightning.settings.sweeping import LauncherSettings, SweepSettings
+from rlhf_lightning.constitutions.settings import ConstitutionSettings
+from rlhf_lightning.data.settings import DataSettings
+from rlhf_lightning.feedback.settings import JudgeSettings
+from rlhf_lightning.models.settings import ModelSettings, PeftSettings, ReferenceSettings
+from rlhf_lightning.rollouts.settings import AdvantageSettings, KlSettings, RewardSection, RolloutSettings
+from rlhf_lightning.sections import NO_EFFECT, WATCHING, Count, Name, Section
 from rlhf_lightning.stages.declaration import STAGES, Stage, StageSection
 from rlhf_lightning.stages.reward_kinds import REWARDS
+from rlhf_lightning.stages.settings import CacheSettings, LauncherSettings, SweepSettings
+from rlhf_lightning.tracking.settings import LoggerSettings
 
 
 class PipelineSettings(Section):

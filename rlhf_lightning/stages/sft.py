@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, cast
 
+from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.evaluation.metrics import MIN, Metric
 from rlhf_lightning.records import Demonstration
-from rlhf_lightning.settings.data import CourtesyData
-from rlhf_lightning.settings.marks import StageRef
-from rlhf_lightning.settings.section import OpenFraction
+from rlhf_lightning.sections import OpenFraction, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import FROM_DATA, LENGTHS, Relief, Stage, TrainedModel, register
 from rlhf_lightning.stages.supervised import READ_BY_TRAINING, TRAINING_RELIEF, SupervisedLoop
@@ -57,12 +56,11 @@ class Sft(Stage):
         """Fine-tune on demonstrations and leave a Hugging Face directory."""
         from rlhf_lightning.algorithms.sft import SupervisedFineTuning
         from rlhf_lightning.data.datamodules import DemonstrationDataModule
-        from rlhf_lightning.experiment.training import fit_supervised
-        from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
         from rlhf_lightning.models.adapters import POLICY
-        from rlhf_lightning.models.loading import load_policy, require_positions
-        from rlhf_lightning.models.saving import save_policy
+        from rlhf_lightning.models.forward_pass import checkpoint_activations
+        from rlhf_lightning.models.loading import load_policy, require_positions, save_policy
         from rlhf_lightning.models.tuning import tune
+        from rlhf_lightning.stages.training import fit_supervised
 
         settings = context.section(SftSettings)
         context.seed_everything()
@@ -110,7 +108,7 @@ def _demonstrations(context: StageContext, name: str) -> list[Demonstration]:
     Raises:
         ArtifactError: there are none.
     """
-    from rlhf_lightning.data.demonstrations import DEMONSTRATIONS, read_demonstrations
+    from rlhf_lightning.data.sources import DEMONSTRATIONS, read_demonstrations
 
     if name == FROM_DATA:
         return context.inputs.data.demonstrations()

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from rlhf_lightning.settings.marks import NO_EFFECT
-from rlhf_lightning.settings.section import Count, OpenFraction, Positive
+from rlhf_lightning.sections import NO_EFFECT, Count, OpenFraction, Positive
 from rlhf_lightning.stages.declaration import StageSection
 
 READ_BY_TRAINING = ("seed", "peft", "optimizer", "callbacks.extra")

@@ -12,13 +12,11 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.evaluation.samples import SampleRow
+from rlhf_lightning.evaluation.summary import SampleRow
 from rlhf_lightning.records import ScoredCompletion
-from rlhf_lightning.settings.logger import TensorBoardLogging, WandbLogging
-from rlhf_lightning.tracking.lineage import Artifact
-from rlhf_lightning.tracking.naming import chosen_for, group_name, is_job, run_name
-from rlhf_lightning.tracking.requirements import logger_problems
-from rlhf_lightning.tracking.wandb_agent import agent_trial
+from rlhf_lightning.tracking.naming import Artifact, chosen_for, group_name, is_job, run_name
+from rlhf_lightning.tracking.settings import TensorBoardLogging, WandbLogging, logger_problems
+from rlhf_lightning.tracking.wandb_files import agent_trial
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -117,8 +115,7 @@ def open_tracker(settings: RunSettings, run_dir: Path, stage: str, overrides: Se
         yield StageTracker([history])
     elif isinstance(settings.logger, WandbLogging):
         # Imported only here: the client takes half a second, and no other choice needs it.
-        from rlhf_lightning.tracking.wandb_run import WandbRun
-        from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
+        from rlhf_lightning.tracking.wandb_run import WandbLogger, WandbRun, WandbSink
 
         card = run_card(settings, settings.logger, run_dir, stage, overrides)
         with WandbRun(card, run_dir, settings.logger.mode) as tracked:

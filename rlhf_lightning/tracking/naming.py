@@ -1,15 +1,18 @@
-"""Names of runs: short, stable, and made only of the user's overrides."""
+"""Names of runs, made only of the user's overrides, and of input and output artifacts, the same in all runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlhf_lightning.tracking.redaction import redact_override
 
-LONGEST = 64
+LONGEST_RUN = 64
 """Most characters of a name; W&B's tables and legends truncate longer ones."""
 HASH_LENGTH = 8
 SWEEP_RECORD = "sweep.json"
@@ -67,7 +70,41 @@ def _tells(override: str) -> bool:
 
 
 def _shortened(name: str) -> str:
-    if len(name) <= LONGEST:
+    if len(name) <= LONGEST_RUN:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:HASH_LENGTH]
-    return f"{name[: LONGEST - HASH_LENGTH - 1]}~{digest}"
+    return f"{name[: LONGEST_RUN - HASH_LENGTH - 1]}~{digest}"
+
+
+KEY_DIGITS = 12
+"""Digits of a stage's key in a name, enough to avoid collisions within a project."""
+
+LONGEST_ARTIFACT = 128
+"""Most characters of an artifact's name in W&B, which allows letters, digits, dots, dashes and underscores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An output of a stage or an external model, which stages take as input.
+
+    Attributes:
+        name: the same in all runs that use the same thing.
+        kind: the stage that makes it; `model` for one that no stage made.
+        place: its directory, or its address on a hub.
+        metadata: plain values that describe it.
+    """
+
+    name: str
+    kind: str
+    place: Path | str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stage_artifact(stage: str, key: str, directory: Path, metadata: Mapping[str, Any]) -> Artifact:
+    """Output artifact of a stage, named by stage and key: the same name in all jobs that share it."""
+    return Artifact(f"{stage}-{key[:KEY_DIGITS]}", stage, directory, metadata)
+
+
+def model_artifact(name: str, place: Path | str) -> Artifact:
+    """A model that no stage made: of the hub, or in a directory."""
+    return Artifact(f"model-{re.sub(r'[^a-zA-Z0-9_.-]', '.', name.strip('/'))}"[:LONGEST_ARTIFACT], "model", place)

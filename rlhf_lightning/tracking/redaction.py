@@ -1,4 +1,4 @@
-"""Redaction of secrets from data that leaves the machine."""
+"""Redaction of secrets from data that leaves the machine, and from text."""
 
 from __future__ import annotations
 
@@ -56,3 +56,18 @@ def is_secret(key: str) -> bool:
 
 def _without_secret(query: re.Match[str]) -> str:
     return f"{query[1]}{REDACTED}" if is_secret(query[2]) else query[0]
+
+
+SECRET = re.compile(
+    r"((?<![A-Za-z])(?:(?:api|access|secret|private)[_-]?key"
+    # A tokenizer's tokens are no secrets: pad_token=... is common in code for language models.
+    r"|(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)token"
+    r"|secret|password)[\"']?(?:=|:[ ]+(?=\S+$)))[^\s&]+",
+    re.IGNORECASE | re.MULTILINE,
+)
+CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
+
+
+def redact_text(text: str) -> str:
+    """Text without the values of keys, tokens, secrets and passwords, and without credentials in a URL."""
+    return CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1***", text))

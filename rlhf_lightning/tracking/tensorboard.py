@@ -9,9 +9,9 @@ from types import TracebackType
 from matplotlib.image import imread
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from rlhf_lightning.evaluation.samples import SampleRow
+from rlhf_lightning.evaluation.summary import SampleRow
 from rlhf_lightning.records import ScoredCompletion
-from rlhf_lightning.tracking.lineage import Artifact
+from rlhf_lightning.tracking.naming import Artifact
 
 
 class TensorBoardSink:

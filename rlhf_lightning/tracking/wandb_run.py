@@ -1,17 +1,14 @@
-"""One W&B run per stage: named, grouped, always finished, and never a reason for a training to fail.
-
-Without an API key, or when the server does not answer, the run is logged offline (`wandb sync` uploads it later); if
-that fails as well, the files of the run directory remain.
-"""
+"""One W&B run per stage (named, grouped, always finished, never a reason for a training to fail), and logging to it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import secrets
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -19,25 +16,30 @@ from types import TracebackType
 from typing import Any, Literal
 
 import wandb
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from rlhf_lightning.evaluation.metrics import LoggedMetrics
-from rlhf_lightning.tracking.forgiveness import Forgiven
+from rlhf_lightning.evaluation.summary import SampleRow
+from rlhf_lightning.records import ScoredCompletion
 from rlhf_lightning.tracking.history_file import EPISODES, read_history
-from rlhf_lightning.tracking.lineage import Artifact
-from rlhf_lightning.tracking.naming import sweep_directory
+from rlhf_lightning.tracking.naming import Artifact, sweep_directory
 from rlhf_lightning.tracking.redaction import redact
-from rlhf_lightning.tracking.wandb_agent import AgentTrial
-from rlhf_lightning.tracking.wandb_artifacts import Content, wandb_artifact
-from rlhf_lightning.tracking.wandb_files import link_into_sweep, next_step
-from rlhf_lightning.tracking.wandb_metrics import GLOBAL_STEP, declare_metrics, summaries
-from rlhf_lightning.tracking.wandb_session import (
+from rlhf_lightning.tracking.wandb_client import (
+    GLOBAL_STEP,
+    Content,
+    Forgiven,
     command_redacted,
+    declare_metrics,
     environment_restored,
     has_credentials,
     offline_by_environment,
     server_url,
     staging_in,
+    summaries,
+    wandb_artifact,
 )
+from rlhf_lightning.tracking.wandb_files import AgentTrial, link_into_sweep, next_step
 
 log = logging.getLogger(__name__)
 
@@ -296,3 +298,88 @@ class WandbRun:
 def _log_once(message: str) -> None:
     """Log a message once per process rather than once per stage."""
     log.info(message)
+
+
+OBJECTIVE = "objective"
+"""Name of the metric that a sweep maximises, as in the sweep's config."""
+DIARY_COLUMNS = ["iteration", "prompt", "reply", "score", "finished"]
+
+
+class WandbLogger(Logger):
+    """Passes Lightning's metrics to an open W&B run.
+
+    Lightning's own logger opens runs by itself, takes over any open run, and finishes none.
+    """
+
+    def __init__(self, tracked: WandbRun) -> None:
+        super().__init__()
+        self._tracked = tracked
+
+    @property
+    def name(self) -> str:
+        return self._tracked.card.project
+
+    @property
+    def version(self) -> str | None:
+        return None if self._tracked.run is None else self._tracked.run.id
+
+    @property
+    def experiment(self) -> wandb.Run | None:
+        """The run itself, for callbacks that use W&B's own functions."""
+        return self._tracked.run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log one row of history, with the optimizer step beside it."""
+        self._tracked.log_row(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the run was opened with the whole config."""
+
+
+class WandbSink:
+    """Passes a stage's results to an open W&B run.
+
+    Args:
+        content: of artifacts, see `wandb_artifact`; None: artifacts are not logged.
+    """
+
+    def __init__(self, tracked: WandbRun, content: Content | None) -> None:
+        self._tracked = tracked
+        self._content = content
+        self._diary: wandb.Table | None = None
+
+    def log_summary(self, figures: Mapping[str, float | str]) -> None:
+        self._tracked.summarise(figures)
+
+    def log_objective(self, objective: float) -> None:
+        self._tracked.log({OBJECTIVE: objective})
+        self._tracked.summarise({OBJECTIVE: objective})
+
+    def log_samples(self, rows: Sequence[SampleRow]) -> None:
+        columns: list[str | int] = [field.name for field in fields(SampleRow)]
+        table = wandb.Table(columns=columns, data=[list(asdict(row).values()) for row in rows])
+        self._tracked.log({"samples": table})
+
+    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+        """Append rows to an incremental table: only new rows are sent, and W&B shows them with all earlier ones."""
+        self._tracked.log_beside(lambda: {"diary": self._grown_diary(iteration, rows)})
+
+    def log_plots(self, paths: Sequence[Path]) -> None:
+        self._tracked.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    def take_artifact(self, artifact: Artifact) -> None:
+        if self._content is not None:
+            self._tracked.take(artifact)
+
+    def leave_artifact(self, artifact: Artifact) -> None:
+        if self._content is not None:
+            self._tracked.leave(artifact, self._content)
+
+    def _grown_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> wandb.Table:
+        if self._diary is None:
+            self._diary = wandb.Table(columns=list(DIARY_COLUMNS), log_mode="INCREMENTAL")
+        for row in rows:
+            self._diary.add_data(iteration, row.prompt.plain(), row.reply, row.reward, row.finished)
+        return self._diary

@@ -31,8 +31,21 @@ ROOMS = {
     "rollouts": Room(("rollouts",), "tests/rollouts/"),
     "models": Room(("models",), "tests/models/"),
     "data": Room(("data",), "tests/data/"),
-    "cache": Room(("experiment/cache",), "tests/experiment/test_cache"),
-    "config": Room(("experiment/config", "settings/rules.py"), "tests/experiment/"),
+    "cache": Room(
+        (
+            *("runs/cache_store.py", "runs/stage_cache.py"),
+            *("runs/keys.py", "runs/code_identity.py", "runs/input_identity.py"),
+        ),
+        "tests/runs/test_cache",
+    ),
+    "config": Room(
+        (
+            *("runs/compose.py", "runs/constitution.py", "runs/environment_checks.py", "runs/overrides.py"),
+            *("runs/preflight.py", "runs/rules.py", "runs/schema.py", "runs/validation.py"),
+            *("stages/plugins.py", "stages/targets.py"),
+        ),
+        "tests/runs/",
+    ),
 }
 CONFORMANCE = "conformance"
 """Where planted mistakes are caught: the room that they are in."""

@@ -40,13 +40,13 @@ class Mistake:
 MISTAKES = {
     "score_on_pad": Mistake(
         "the score lands on the pad after EOS",
-        "objectives/rewards.py",
+        "objectives/advantages.py",
         "last = mask.sum(dim=1) - 1",
         "last = mask.sum(dim=1).clamp(max=mask.shape[1] - 1)",
     ),
     "unmasked_kl": Mistake(
         "the KL of pads is paid for",
-        "objectives/rewards.py",
+        "objectives/advantages.py",
         "rewards = torch.where(mask, -kl_coef * kl, torch.zeros_like(kl))",
         "rewards = -kl_coef * kl",
     ),
@@ -107,7 +107,7 @@ MISTAKES = {
     ),
     "positions_count_pads": Mistake(
         "position ids count left pads",
-        "models/positions.py",
+        "models/forward_pass.py",
         "(attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)",
         "torch.arange(attention_mask.shape[1], device=attention_mask.device).expand_as(attention_mask)",
     ),
@@ -137,7 +137,7 @@ MISTAKES = {
     ),
     "kl_paid_twice": Mistake(
         "a KL penalty in the loss is paid in the reward as well",
-        "rollouts/kl_controller.py",
+        "rollouts/reward_shaping.py",
         'self.in_reward = settings.apply_to == "reward"',
         "self.in_reward = True",
     ),
@@ -149,7 +149,7 @@ MISTAKES = {
     ),
     "penalty_added": Mistake(
         "the penalty for a missing EOS is added to the score",
-        "objectives/rewards.py",
+        "objectives/advantages.py",
         "torch.where(finished, scores, torch.full_like(scores, penalty))",
         "torch.where(finished, scores, scores + penalty)",
     ),
@@ -185,7 +185,7 @@ MISTAKES = {
     ),
     "score_at_last_column": Mistake(
         "the reward model is read at the last column, pad or not",
-        "rewards/classifier.py",
+        "models/classifier.py",
         "head(hidden[rows, last_real_positions(attention_mask)])",
         "head(hidden[rows, -1])",
     ),
@@ -203,7 +203,7 @@ MISTAKES = {
     ),
     "sampler_without_temperature": Mistake(
         "replies are sampled without the temperature",
-        "rollouts/keyed_sampling.py",
+        "rollouts/sampler.py",
         "scaled = scores.float() / self.temperature",
         "scaled = scores.float()",
     ),

@@ -10,8 +10,8 @@ import yaml
 from torch import nn
 
 from rlhf_lightning.algorithms.optimization import linear_decay, scheduled, trainable
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.experiment.config.instantiate import instantiate
+from rlhf_lightning.runs.compose import conf_directory
+from rlhf_lightning.stages.targets import instantiate
 
 
 def test_decay_is_linear_to_0() -> None:

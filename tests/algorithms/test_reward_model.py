@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.algorithms import reward_model as algorithm
 from rlhf_lightning.algorithms.reward_model import PairLogits, RewardModel, pair_rewards
 from rlhf_lightning.batches import PreferenceBatch
-from rlhf_lightning.data.collate import collate_preferences
+from rlhf_lightning.data.batching import collate_preferences
 from rlhf_lightning.data.encoding import EncodedPreference
 from rlhf_lightning.stages.reward_model import RewardModelSettings
 

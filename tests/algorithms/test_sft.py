@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
 from rlhf_lightning.batches import DemonstrationBatch
-from rlhf_lightning.data.collate import collate_demonstrations
+from rlhf_lightning.data.batching import collate_demonstrations
 from rlhf_lightning.data.encoding import EncodedDemonstration
 from rlhf_lightning.stages.sft import SftSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ def use_pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pipeline], None]:
     """Puts a function in the pipeline's place for runs in this process."""
 
     def use(pipeline: Pipeline) -> None:
-        monkeypatch.setattr("rlhf_lightning.experiment.run._run_pipeline", pipeline)
+        monkeypatch.setattr("rlhf_lightning.runs.run._run_pipeline", pipeline)
 
     return use
 
@@ -44,7 +44,7 @@ def use_pipeline_in_jobs(
         lines = [
             "import sys",
             "if 'run-job' in sys.orig_argv:",
-            "    from rlhf_lightning.experiment import run",
+            "    from rlhf_lightning.runs import run",
             "    def run_pipeline(settings, run_dir):",
             textwrap.indent(textwrap.dedent(body), "        "),
             "    run._run_pipeline = run_pipeline",
@@ -73,7 +73,7 @@ def use_job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], list[Path]]:
             directories.append(Path(command[-1]))
             return job(RunDirectory.open(Path(command[-1])))
 
-        monkeypatch.setattr("rlhf_lightning.experiment.sweep.job.call", call)
+        monkeypatch.setattr("rlhf_lightning.runs.sweep_jobs.call", call)
         return directories
 
     return use

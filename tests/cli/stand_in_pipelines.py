@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Callable
 
-from rlhf_lightning.experiment import run
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.runs import run
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.main import SUBCOMMANDS, main
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.runs.compose import conf_directory
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +118,7 @@ def test_the_configs_are_found_beside_the_package_and_inside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "rlhf_lightning"
-    monkeypatch.setattr("rlhf_lightning.experiment.config.compose.PACKAGE", package)
+    monkeypatch.setattr("rlhf_lightning.runs.compose.PACKAGE", package)
     assert conf_directory() == tmp_path / "conf"  # a source tree
     (package / "conf").mkdir(parents=True)
     assert conf_directory() == package / "conf"  # a wheel

@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.constitutions.identity import content_hash
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.experiment.config.constitution import load_constitution
+from rlhf_lightning.runs.compose import conf_directory
+from rlhf_lightning.runs.constitution import load_constitution
 
 OWN = """\
 # Answers in rhyme. A second sentence.

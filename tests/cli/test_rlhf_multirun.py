@@ -14,11 +14,11 @@ from hydra.core.config_store import ConfigStore
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.preflight import check_job, check_sweep
-from rlhf_lightning.experiment.config.sweep_jobs import split_jobs
-from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.sweep.record import Sweep
+from rlhf_lightning.runs.compose import ConfigTree
+from rlhf_lightning.runs.overrides import split_jobs
+from rlhf_lightning.runs.preflight import check_job, check_sweep
+from rlhf_lightning.runs.sweep_record import Sweep
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 UseJob = Callable[[Callable[[RunDirectory], int]], list[Path]]
 

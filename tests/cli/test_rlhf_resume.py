@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment import pipeline
-from rlhf_lightning.experiment.run_directory import CONFIG, RunDirectory, point_latest
+from rlhf_lightning.runs import pipeline
 from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.run_directory import CONFIG, RunDirectory, point_latest
 from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.stages.sft import SftSettings
 
@@ -37,7 +37,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch.setattr("rlhf_lightning.experiment.run._run_pipeline", lambda *_: None)
+        patch.setattr("rlhf_lightning.runs.run._run_pipeline", lambda *_: None)
         assert main(["train", "paths.run_dir=mine", "kl.coef=0.25", "seed=3"]) == 0
     run = RunDirectory.open(directory / "mine")
     run.update_status(state="running", stage="ppo", pid=99999999, artifacts={"sft": "sft"})

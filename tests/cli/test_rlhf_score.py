@@ -31,9 +31,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], str | N
         logits, probabilities = {"nice": 1.5, "rude": -0.5}, {"nice": 0.881, "rude": 0.119}
         return [FakeScore(text, logits, probabilities, logits[positive_label or "nice"]) for text in texts]
 
-    module = types.ModuleType("rlhf_lightning.rewards.classifier")
+    module = types.ModuleType("rlhf_lightning.models.classifier")
     module.score_texts = score_texts  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rlhf_lightning.rewards.classifier", module)
+    monkeypatch.setitem(sys.modules, "rlhf_lightning.models.classifier", module)
     return questions
 
 

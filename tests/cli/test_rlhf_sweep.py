@@ -12,8 +12,8 @@ import pytest
 
 from rlhf_lightning.cli import sweep as command
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import CONFIG, STATUS, RunDirectory, RunState
-from rlhf_lightning.experiment.sweep.record import Sweep
+from rlhf_lightning.runs.sweep_record import Sweep
+from rlhf_lightning.stages.run_directory import CONFIG, STATUS, RunDirectory, RunState
 
 UseJob = Callable[[Callable[[RunDirectory], int]], list[Path]]
 
@@ -32,7 +32,7 @@ def left_half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("half_done")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch.setattr("rlhf_lightning.experiment.sweep.job.call", lambda *_: 1)
+        patch.setattr("rlhf_lightning.runs.sweep_jobs.call", lambda *_: 1)
         main(["train", "-m", "seed=1,2,3,4,5,6", "kl.coef=0.1", "sweep.on_failure=stop"])
     sweep = Sweep.open(directory / "outputs" / "latest")
     finish(sweep.jobs[0])
@@ -81,7 +81,7 @@ def test_a_failure_stops_a_resumed_sweep_too_unless_told_otherwise(half_done: Sw
 
 
 def test_the_launcher_may_change(half_done: Sweep) -> None:
-    from rlhf_lightning.experiment.sweep.resume import tell_anew
+    from rlhf_lightning.runs.sweep_start import tell_anew
 
     tell_anew(half_done, ["launcher=joblib", "launcher.jobs=3", "hydra.launcher.verbose=5"])
     plan = half_done.plan

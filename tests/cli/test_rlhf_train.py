@@ -16,7 +16,7 @@ import yaml
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.errors import ArtifactError
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
 
 UsePipeline = Callable[[Callable[[RunSettings, RunDirectory], None]], None]

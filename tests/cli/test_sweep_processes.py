@@ -16,8 +16,8 @@ import pytest
 import stand_in_pipelines as pipelines
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.sweep.record import Sweep, state_of
+from rlhf_lightning.runs.sweep_record import Sweep, state_of
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 UsePipelineInJobs = Callable[[str], None]
 

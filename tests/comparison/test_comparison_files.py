@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from report_runs import compared, write_run, write_sweep
 
-from rlhf_lightning.comparison.cells import delta_cell, mean_cell
 from rlhf_lightning.comparison.files import markdown, write_files
 from rlhf_lightning.comparison.metrics import metric
 from rlhf_lightning.comparison.records import Delta, Estimate
+from rlhf_lightning.comparison.tables import delta_cell, mean_cell
 from rlhf_lightning.errors import ComparisonError
 
 

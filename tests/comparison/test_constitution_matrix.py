@@ -9,11 +9,10 @@ import pytest
 from constitution_runs import principle, write_constitutional
 from matplotlib.image import imread
 
-from rlhf_lightning.cli.constitution import main
-from rlhf_lightning.cli.constitution_matrix import scorer
+from rlhf_lightning.cli.constitution import main, scorer
 from rlhf_lightning.comparison.constitution_matrix import constitution_matrix, scorer_of
 from rlhf_lightning.errors import ComparisonError, ConfigError
-from rlhf_lightning.experiment.config.compose import conf_directory
+from rlhf_lightning.runs.compose import conf_directory
 
 HARMLESS = [principle("no_harm", "harmless")]
 BOTH = [principle("no_harm", "harmless", 3.0), principle("kind", "polite", 1.0)]

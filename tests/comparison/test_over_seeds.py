@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from rlhf_lightning.comparison.over_seeds import Values, difference, estimate, gathered
-from rlhf_lightning.comparison.records import Delta, Estimate
+from rlhf_lightning.comparison.records import Delta, Estimate, Values, difference, estimate, gathered
 
 T2 = 4.3026527297  # t(0.975) with two degrees of freedom
 

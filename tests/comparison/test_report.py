@@ -18,7 +18,7 @@ from rlhf_lightning.comparison import report
 from rlhf_lightning.comparison.records import Comparison
 from rlhf_lightning.comparison.report import write_report
 from rlhf_lightning.comparison.report.content import LONGEST_TEXT, content
-from rlhf_lightning.comparison.report.thinning import rounded, stride, thin
+from rlhf_lightning.comparison.report.histories import rounded, stride, thin
 from rlhf_lightning.comparison.report.writing import SCRIPTS, embedded
 from rlhf_lightning.evaluation.curves import Point
 

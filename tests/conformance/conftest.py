@@ -17,7 +17,7 @@ __all__ = ["artifacts", "assert_same_weights", "fit", "fit_ppo", "stepping", "wi
 def without_plots() -> Iterator[None]:
     """Drawing takes longer than the runs here. A patch of the session would reach the tests of other folders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lightning.experiment.pipeline.draw_plots", lambda *_: [])
+        patch.setattr("rlhf_lightning.runs.pipeline.draw_plots", lambda *_: [])
         yield
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.config.compose import ConfigTree
-from rlhf_lightning.experiment.config.validation import settings_from
-from rlhf_lightning.experiment.pipeline import run_pipeline
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.runs.compose import ConfigTree
+from rlhf_lightning.runs.pipeline import run_pipeline
+from rlhf_lightning.runs.validation import settings_from
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 SETTINGS = (
     "pipeline=ppo",

@@ -22,9 +22,6 @@ from rlhf_lightning.stages.declaration import STAGES, StageSection
 from rlhf_lightning.stages.run_settings import schema_of
 
 SCHEMA = schema_of({name: name for name in STAGES})
-OURS = ("rlhf_lightning.settings", "rlhf_lightning.stages")
-CHOSEN_BY = (StageSection,)
-"""What an option is chosen by: `kind` of a reward, `stage` of a section."""
 
 SECTIONS = ("ppo", "peft", "reference", "kl", "advantage", "rollout", "reward")
 
@@ -139,8 +136,7 @@ def sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from (
             base
             for base in member.__mro__
-            if base.__module__.startswith(("rlhf_lightning.settings", "rlhf_lightning.stages"))
-            and base is not StageSection
+            if base.__module__.startswith("rlhf_lightning.") and base is not StageSection
         )
 
 

@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages
+from rlhf_lightning.objectives.advantages import (
+    explained_variance,
+    generalised_advantages,
+    replace_unfinished,
+    token_rewards,
+)
 from rlhf_lightning.objectives.kl import adapted_coefficient, estimate_kl, exact_kl, kl_loss
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 from rlhf_lightning.objectives.masked_stats import correlation, masked_mean, masked_variance, masked_whiten
 from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
-from rlhf_lightning.objectives.rewards import replace_unfinished, token_rewards
 
 NAN = float("nan")
 

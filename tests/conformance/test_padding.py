@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
+from rlhf_lightning.models.classifier import Classifier
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rewards.classifier import Classifier
-from rlhf_lightning.rewards.scorers import RewardModelScorer
 from rlhf_lightning.rollouts.sampler import Completion, Sampler
+from rlhf_lightning.rollouts.scoring import RewardModelScorer
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeWords = Callable[..., PreTrainedTokenizerFast]

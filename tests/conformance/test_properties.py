@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages
+from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages, token_rewards
 from rlhf_lightning.objectives.kl import estimate_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 from rlhf_lightning.objectives.masked_stats import (
@@ -21,7 +21,6 @@ from rlhf_lightning.objectives.masked_stats import (
     sequence_sums,
 )
 from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.objectives.rewards import token_rewards
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.models.actor_critic import SeparateCritic
-from rlhf_lightning.models.branching import Branch
 from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.models.sharing import Branch
 from rlhf_lightning.models.top_layers import top_layers, train_top_layers
 from rlhf_lightning.rollouts.sampler import Completion
 

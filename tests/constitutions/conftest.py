@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
+from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 
 TEXTS = {
     "title": "Be brief",

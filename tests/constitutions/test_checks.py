@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.constitutions.checks import principle_problems
-from rlhf_lightning.constitutions.composition import Origin, Resolved
-from rlhf_lightning.constitutions.placeholders import fill
+from rlhf_lightning.constitutions.composition import Origin, Resolved, principle_problems
+from rlhf_lightning.constitutions.rendering import fill
 
 Build = Callable[..., dict[str, Any]]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_up_constitutions import constitution, principle
 
-from rlhf_lightning.constitutions.drawing import applicable, drawn
-from rlhf_lightning.settings.constitution import Principle, PrincipleSampling
+from rlhf_lightning.constitutions.rendering import applicable, drawn
+from rlhf_lightning.constitutions.settings import Principle, PrincipleSampling
 
 MANY = 6000
 """Draws. Five standard errors of a share p are 5 * sqrt(p (1 - p) / 6000), at most 0.033."""

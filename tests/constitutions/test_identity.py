@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.constitutions.identity import content_hash, critique_part, judge_part
-from rlhf_lightning.settings.constitution import ConstitutionSettings
+from rlhf_lightning.constitutions.settings import ConstitutionSettings
 
 Build = Callable[..., dict[str, Any]]
 BuildConstitution = Callable[..., ConstitutionSettings]

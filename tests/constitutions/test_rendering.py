@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from rlhf_lightning.constitutions.rendering import EnglishPhrasing, transcript, turns_of
+from rlhf_lightning.constitutions.settings import Principle
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.constitution import Principle
 
 Build = Callable[..., Principle]
 

@@ -9,10 +9,10 @@ import pytest
 
 from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.constitutions.rendering import EnglishPhrasing
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.experiment.config.constitution import ConstitutionFiles, load_constitution
+from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 from rlhf_lightning.records import Message, Prompt
-from rlhf_lightning.settings.constitution import ConstitutionSettings, Principle
+from rlhf_lightning.runs.compose import conf_directory
+from rlhf_lightning.runs.constitution import ConstitutionFiles, load_constitution
 
 FOLDERS = [conf_directory()]
 NAMES = [name for name in ConstitutionFiles(FOLDERS).names() if name != "file"]

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lightning.settings.data import FileData, HHRlhfData, HubData, Records
+from rlhf_lightning.data.settings import FileData, HHRlhfData, HubData, Records
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:;?!<>|_/'\""
 

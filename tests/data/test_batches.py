@@ -9,7 +9,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.batches import PromptBatch
-from rlhf_lightning.data.collate import collate_demonstrations, collate_preferences, collate_prompts
+from rlhf_lightning.data.batching import collate_demonstrations, collate_preferences, collate_prompts
 from rlhf_lightning.data.encoding import EncodedDemonstration, EncodedPreference, EncodedPrompt, Encoder
 from rlhf_lightning.records import Demonstration, Prompt
 

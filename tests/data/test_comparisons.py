@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
+from rlhf_lightning.data.settings import FileData
 from rlhf_lightning.data.sources import open_source
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Message, Preference, Prompt, Ranking
-from rlhf_lightning.settings.data import FileData
 
 CHAT = Prompt((Message("system", "é"), Message("user", "why?\nso")))
 RANKINGS = [Ranking(Prompt(f"question {number}"), ("a", "b", ""), (1, 2, 2)) for number in range(20)]

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.batches import DemonstrationBatch, PreferenceBatch
+from rlhf_lightning.data.batching import MicroBatch, PassSampler, StepSampler, Weight
 from rlhf_lightning.data.datamodules import DemonstrationDataModule, PreferenceDataModule
 from rlhf_lightning.data.encoding import Encoder
-from rlhf_lightning.data.steps import MicroBatch, PassSampler, StepSampler, Weight
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration, Preference, Prompt
 

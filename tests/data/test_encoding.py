@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lightning.data.chat_template import DEFAULT_CHAT_TEMPLATE
 from rlhf_lightning.data.encoding import EncodedPreference, Encoder
+from rlhf_lightning.data.formats import DEFAULT_CHAT_TEMPLATE
 from rlhf_lightning.errors import DataError, ModelError
 from rlhf_lightning.records import Demonstration, Message, Preference, Prompt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.data.hh_rlhf import parse_hh_rlhf
+from rlhf_lightning.data.formats import parse_hh_rlhf
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Message, Preference, Prompt
 

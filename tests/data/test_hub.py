@@ -11,10 +11,10 @@ import datasets
 import pytest
 
 from rlhf_lightning.data import hub
+from rlhf_lightning.data.settings import HubData
 from rlhf_lightning.data.sources import RecordedSource, open_source
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Prompt, Ranking
-from rlhf_lightning.settings.data import HubData
 
 PAIRS = [{"prompt": f"question {number}", "chosen": "good", "rejected": "bad", "id": number} for number in range(40)]
 

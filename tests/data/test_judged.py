@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.data.judged import read_human_comparisons
+from rlhf_lightning.data.comparisons import read_human_comparisons
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Message, Preference, Prompt
 

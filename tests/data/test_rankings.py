@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.data.rankings import Pairing, ranking_to_preferences
+from rlhf_lightning.data.comparisons import Pairing, ranking_to_preferences
 from rlhf_lightning.records import Prompt, Ranking
 
 PROMPT = Prompt("hello")

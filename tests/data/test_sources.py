@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf_lightning.data.settings import CourtesyData, FileData, HHRlhfData
 from rlhf_lightning.data.sources import open_source
 from rlhf_lightning.data.splits import is_held_out
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration, Preference, Prompt, Ranking
-from rlhf_lightning.settings.data import CourtesyData, FileData, HHRlhfData
 
 PAIRS = [{"prompt": f"question {number}", "chosen": f"good {number}", "rejected": "bad"} for number in range(40)]
 

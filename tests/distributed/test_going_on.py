@@ -12,7 +12,7 @@ import psutil
 from runs import distances, ended, from_stages_of, history, started
 from trainings import TRAININGS
 
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 PATIENCE = 120.0
 

@@ -11,8 +11,8 @@ from runs import ended, started
 from torch import Tensor
 
 from rlhf_lightning import distributed
-from rlhf_lightning.experiment.launch import free_port
 from rlhf_lightning.ranks import ALONE, Place, first_host, this_place
+from rlhf_lightning.runs.launch import free_port
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 

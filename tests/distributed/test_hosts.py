@@ -13,8 +13,8 @@ import pytest
 from runs import SMALL, as_torchrun, assert_alike, ended, environment, on_host, started
 from trainings import LORA
 
-from rlhf_lightning.experiment.launch import free_port
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.runs.launch import free_port
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 ADDRESSES = ("10.197.41.1", "10.197.41.2")
 PORT = "29571"

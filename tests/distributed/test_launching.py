@@ -11,9 +11,9 @@ import pytest
 from runs import SMALL, ended, find_modules_in, started
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment import launch
-from rlhf_lightning.experiment.launch import Children, outcome_of
-from rlhf_lightning.experiment.run_directory import RunDirectory, RunError
+from rlhf_lightning.runs import launch
+from rlhf_lightning.runs.launch import Children, outcome_of
+from rlhf_lightning.stages.run_directory import RunDirectory, RunError
 
 WAITING = "import time; time.sleep(60)"
 STUBBORN = (

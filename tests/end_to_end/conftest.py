@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 VOCABULARY = 50
 """Tokens of the models that `make_policy` makes."""
@@ -111,7 +111,7 @@ def jobs_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert command[1:4] == ["-m", "rlhf_lightning", "run-job"]
         return main(command[3:])
 
-    monkeypatch.setattr("rlhf_lightning.experiment.sweep.job.call", call)
+    monkeypatch.setattr("rlhf_lightning.runs.sweep_jobs.call", call)
 
 
 @pytest.fixture(scope="session")

@@ -10,19 +10,16 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.experiment.cache.code import NAME
-from rlhf_lightning.settings.section import Section
+from rlhf_lightning.runs.code_identity import NAME
+from rlhf_lightning.sections import Section
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.worlds.courtesy import gold
 
 LOOKS_AWAY = (
-    *("cli", "tracking", "diagnosis", "comparison", "evaluation.plots", "evaluation.summary", "errors"),
-    *("experiment.plotting", "experiment.progress", "experiment.provenance", "experiment.run_directory"),
-    *("experiment.config", "experiment.memory", "experiment.cache", "experiment.rewind", "settings.cache"),
-    *("settings.section", "settings.sweeping", "stages.readers", "stages.run_settings"),
-    *("callbacks.checkpoint_reading", "callbacks.checkpoints", "callbacks.divergence", "callbacks.interruption"),
-    "callbacks.journals",
+    *("cli", "runs", "tracking", "comparison", "errors", "sections", "evaluation.plots", "evaluation.summary"),
+    *("stages.monitoring", "stages.run_directory", "stages.restore", "stages.targets", "stages.settings"),
+    *("stages.readers", "stages.run_settings", "algorithms.checkpoints"),
 )
 """Modules whose reading does not decide what a stage leaves."""
 

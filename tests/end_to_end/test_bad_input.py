@@ -17,8 +17,8 @@ import pytest
 from tiny_runs import fingerprints, write_jsonl
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment import pipeline
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.runs import pipeline
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 QUICK = ("debug=tiny", "logger=none")
 

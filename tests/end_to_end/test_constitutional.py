@@ -13,9 +13,9 @@ import pytest
 from tiny_runs import CONSTITUTIONAL, assert_alike, finished_metrics, placed, read_jsonl, train
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.feedback.critique_revision import ChainWriter
 from rlhf_lightning.feedback.labelling import Labeller
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 PROMPTS, BATCH = 12, 4
 """Of `CONSTITUTIONAL`, in both stages that make feedback."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_runs import finished_metrics, placed, train
 
-from rlhf_lightning.callbacks.checkpoints import WholeFileIO
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.algorithms.checkpoints import WholeFileIO
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
 
 SFT = ("pipeline=sft", "debug=tiny", "logger=none", "cache=off", "data.demonstrations=64", "sft.warmup_fraction=0.0")
@@ -43,7 +43,7 @@ def test_a_training_takes_two_steps_and_writes_one_checkpoint_and_no_picture(tmp
 
 
 def test_the_learning_rate_falls_over_the_steps_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf_lightning.experiment.training.LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr("rlhf_lightning.stages.training.LOG_EVERY_STEPS", 1)
     rates = {
         steps: learning_rates(train(*SFT, f"sft.max_steps={steps}", "sft.learning_rate=1.0", *placed(tmp_path / steps)))
         for steps in ("2", "4", "null")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import finished_metrics, placed, train
 
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 SIZES = (
     "logger=none",

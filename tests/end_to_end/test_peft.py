@@ -16,9 +16,9 @@ from tiny_runs import ADAPTED, LORA, ONE_ITERATION, finished_metrics, placed, tr
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_classifier, load_policy
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
 from rlhf_lightning.worlds.courtesy import asset_path
 

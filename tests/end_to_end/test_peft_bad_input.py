@@ -19,7 +19,7 @@ from transformers import (
 from tuned import peft, write_base, write_policy, write_reward
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.worlds.courtesy import asset_path
 
 Rlhf = Callable[..., tuple[int, str]]

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 STAGES = ["sft", "comparisons", "reward_model", "ppo", "evaluate"]
 

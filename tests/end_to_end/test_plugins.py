@@ -15,9 +15,9 @@ from tracking.offline_run import recorded
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.evaluation.curves import points
-from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.stages.declaration import ROLLOUT_METRICS, STAGES
 from rlhf_lightning.stages.reward_kinds import REWARDS
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
 
 TOY = ("experiment=toy", "debug=tiny", "logger=none", "data.demonstrations=64")
@@ -99,7 +99,7 @@ def test_the_example_in_the_map_of_the_code_runs(
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "norms.yaml").write_text(*(block for block in blocks("yaml") if "plugins" in block))
     monkeypatch.syspath_prepend(tmp_path)
-    request.addfinalizer(lambda: STAGES.pop("norms", None))
+    request.addfinalizer(lambda: (sys.modules.pop("my_stages", None), STAGES.pop("norms", None)))
     small = ("experiment=norms", "debug=tiny", "logger=none", "data.demonstrations=64")
     assert typed(tmp_path, *small, *placed(tmp_path)) == 0
     run = opened(tmp_path)

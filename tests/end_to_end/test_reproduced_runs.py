@@ -15,7 +15,7 @@ import pytest
 from tiny_runs import fingerprints, finished_metrics, placed
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -34,12 +34,12 @@ from tiny_runs import (
     weights_and_records,
 )
 
+from rlhf_lightning.algorithms.checkpoints import checkpoints_in
 from rlhf_lightning.algorithms.reward_model import RewardModel
 from rlhf_lightning.algorithms.sft import SupervisedFineTuning
-from rlhf_lightning.callbacks.checkpoints import checkpoints_in
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
 from rlhf_lightning.stages.declaration import STAGES
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import series
 
 PPO = (

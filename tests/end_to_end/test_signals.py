@@ -13,9 +13,9 @@ import torch
 from tiny_runs import TINY, fingerprints
 from transformers import AutoModelForCausalLM
 
-from rlhf_lightning.callbacks.checkpoints import checkpoints_in
-from rlhf_lightning.experiment import run as run_module
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.algorithms.checkpoints import checkpoints_in
+from rlhf_lightning.runs import run as run_module
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 ENDLESS = {
     "sft": ["sft.epochs=100000", "sft.max_steps=null"],

@@ -29,12 +29,12 @@ from tiny_runs import (
 )
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.cache.keys import settings_read
-from rlhf_lightning.experiment.config.validation import settings_from
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.runs.keys import settings_read
+from rlhf_lightning.runs.validation import settings_from
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.stages.readers import is_among, names_only, without_effect
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 RLHF: tuple[str, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
 """The stages of the default pipeline."""

@@ -15,9 +15,9 @@ import yaml
 from tiny_runs import ONE_ITERATION, fingerprints, finished_metrics, placed, train, without_times
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.config.compose import conf_directory
-from rlhf_lightning.experiment.run_directory import RunDirectory
-from rlhf_lightning.experiment.sweep.record import Sweep, state_of
+from rlhf_lightning.runs.compose import conf_directory
+from rlhf_lightning.runs.sweep_record import Sweep, state_of
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 SFT = ("debug=tiny", "logger=none", "data.demonstrations=64", "pipeline=sft", "cache=off", "trainer.threads=1")
 

@@ -13,7 +13,7 @@ from tiny_runs import ONE_ITERATION, finished_metrics, logged, placed, train
 from tracking import offline_run
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import series
 
 LOGGED = (

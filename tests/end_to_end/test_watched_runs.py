@@ -11,8 +11,8 @@ from tiny_runs import ONE_ITERATION, placed
 
 from rlhf_lightning.cli.doctor import read_run
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.diagnosis.doctor import diagnose
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.evaluation.doctor import diagnose
+from rlhf_lightning.stages.run_directory import RunDirectory
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

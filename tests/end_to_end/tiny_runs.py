@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.callbacks.sample_diary import SampleDiary
+from rlhf_lightning.algorithms.rollout_callbacks import SampleDiary
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.experiment.run_directory import RunDirectory
+from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
 
 SMALL = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.gold import gold_figures
+from rlhf_lightning.evaluation.replies import gold_figures
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.worlds.courtesy import lexicon
 from rlhf_lightning.worlds.courtesy.gold import best_reply

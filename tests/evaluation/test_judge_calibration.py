@@ -7,10 +7,17 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from rlhf_lightning.evaluation.judge_baselines import baseline_scores, has_refusal_words
-from rlhf_lightning.evaluation.judge_bias import length_bias, logistic_fit, position_bias, self_preference
+from rlhf_lightning.evaluation.judge_bias import (
+    JudgedPair,
+    JudgedReply,
+    baseline_scores,
+    has_refusal_words,
+    length_bias,
+    logistic_fit,
+    position_bias,
+    self_preference,
+)
 from rlhf_lightning.evaluation.judge_calibration import calibration_figures, pair_figures, reply_figures
-from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
 
 SAMPLES = 300
 

@@ -9,9 +9,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from rlhf_lightning.evaluation.judge_calibration import calibration_figures
-from rlhf_lightning.evaluation.judge_report import render_calibration, write_calibration
-from rlhf_lightning.evaluation.judged_pairs import JudgedPair, JudgedReply
+from rlhf_lightning.evaluation.judge_bias import JudgedPair, JudgedReply
+from rlhf_lightning.evaluation.judge_calibration import calibration_figures, render_calibration, write_calibration
 from rlhf_lightning.evaluation.plots import judge_reliability
 
 WHOSE = {"judge": "org/tiny", "mode": "pairwise", "constitution": "hhh"}

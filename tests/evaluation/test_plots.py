@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from rlhf_lightning.evaluation.curves import HistoryRow
 from rlhf_lightning.evaluation.plots import evaluation_bars, learning_curves, overoptimization
-from rlhf_lightning.evaluation.plots.learning_curves import _running_mean
+from rlhf_lightning.evaluation.plots.curves import _running_mean
 from rlhf_lightning.stages.declaration import STAGES
 
 DECLARED = {name: stage.logged for name, stage in STAGES.items()}

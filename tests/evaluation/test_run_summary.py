@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from rlhf_lightning.evaluation.samples import SampleRow, render_samples, write_samples
-from rlhf_lightning.evaluation.summary import render_summary
+from rlhf_lightning.evaluation.summary import SampleRow, render_samples, render_summary, write_samples
 
 
 def _shown(renderable: RenderableType, width: int = 80) -> list[str]:

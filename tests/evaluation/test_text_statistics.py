@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from rlhf_lightning.evaluation.text_statistics import text_statistics
-from rlhf_lightning.rollouts.repetition import repetition
-from rlhf_lightning.rollouts.variety import distinct, top_opening_share
+from rlhf_lightning.evaluation.replies import text_statistics
+from rlhf_lightning.rollouts.diversity import distinct, repetition, top_opening_share
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.errors import JudgeError
-from rlhf_lightning.feedback.answer_cache import AnswerCache, request_key
-from rlhf_lightning.feedback.judge_model import Answer
+from rlhf_lightning.feedback.judge_model import Answer, AnswerCache, request_key
 
 KEY = request_key({"model": "m", "messages": []})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.feedback.chat_reply import (
+from rlhf_lightning.feedback.chat_api import (
     ChatReply,
     Position,
     mass_in_probabilities,

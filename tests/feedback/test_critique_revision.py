@@ -17,7 +17,7 @@ from rlhf_lightning.feedback.critique_revision import (
     revision_over_reply,
     to_imitate,
 )
-from rlhf_lightning.feedback.speaker import Said
+from rlhf_lightning.feedback.local_models import Said
 from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt, PromptText
 
 PROMPTS = [Prompt("one ?"), Prompt((Message("user", "two ?"),))]

@@ -13,8 +13,8 @@ from made_up_constitutions import constitution, principle
 from rlhf_lightning.constitutions.rendering import Asked
 from rlhf_lightning.feedback.judge_model import Answer, Question
 from rlhf_lightning.feedback.labelling import Label, Labeller, Pair, weighted_mean
+from rlhf_lightning.feedback.settings import SelfJudge
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.judge import SelfJudge
 
 PROMPT = Prompt("what is it ?")
 GOOD, BAD = "good", "bad"

@@ -15,11 +15,11 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.encoding import Encoder
+from rlhf_lightning.data.settings import Records
 from rlhf_lightning.errors import ModelError
 from rlhf_lightning.feedback.judge_model import Answer, Question
-from rlhf_lightning.feedback.local_judge import LocalJudgeModel
+from rlhf_lightning.feedback.local_models import LocalJudgeModel
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.data import Records
 from rlhf_lightning.worlds.courtesy import asset_path
 from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
 

@@ -16,11 +16,11 @@ import pytest
 from chat_server import ChatServer, Response, completion, fails, hangs_up, judge_settings, says, sends, thinks
 
 from rlhf_lightning.errors import JudgeError
-from rlhf_lightning.experiment.interruption import interruptible
 from rlhf_lightning.feedback import openai_judge
 from rlhf_lightning.feedback.judge_model import Answer, Question
 from rlhf_lightning.feedback.openai_judge import OpenAiJudgeModel
 from rlhf_lightning.records import Message
+from rlhf_lightning.runs.run import interruptible
 
 YES = thinks([("yes", 0.75), ("no", 0.125)])
 UNANSWERED = (0.0, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.feedback.request_rate import RequestRate
+from rlhf_lightning.feedback.chat_api import RequestRate
 
 
 def test_requests_are_kept_apart() -> None:

@@ -12,10 +12,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.encoding import EncodedPrompt, Encoder
-from rlhf_lightning.feedback.speaker import NEXT_SPEAKER, Said, SampledSpeaker
+from rlhf_lightning.data.settings import Records
+from rlhf_lightning.feedback.local_models import NEXT_SPEAKER, Said, SampledSpeaker
 from rlhf_lightning.records import Conversation, Message, Prompt
 from rlhf_lightning.rollouts.sampler import Sampler
-from rlhf_lightning.settings.data import Records
 from rlhf_lightning.worlds.courtesy import asset_path
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTr
 
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic, ValueHead, reply_logits
-from rlhf_lightning.rewards.classifier import Classifier
+from rlhf_lightning.models.classifier import Classifier
 
 MakeModel = Callable[..., PreTrainedModel]
 Padded = Callable[..., tuple[Tensor, Tensor]]

@@ -36,8 +36,7 @@ from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.adapter_files import read_adapter
 from rlhf_lightning.models.adapters import POLICY, REWARD, active, adapter_names
 from rlhf_lightning.models.hub import ModelSource, is_adapter
-from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer, new_classifier
-from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.models.loading import load_classifier, load_policy, load_tokenizer, new_classifier, save_policy
 from rlhf_lightning.models.tuning import tune
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tuned import UPDATES_OF_WEIGHTS, disturb, peft
 
 from rlhf_lightning.errors import ArtifactError, ModelError
-from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.adapters import (
     active,
     adapter_names,
@@ -29,6 +28,7 @@ from rlhf_lightning.models.adapters import (
     switch,
     train_adapter,
 )
+from rlhf_lightning.models.forward_pass import checkpoint_activations
 from rlhf_lightning.models.loading import disable_dropout
 from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.models.tuning import new_config

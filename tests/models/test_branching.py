@@ -24,12 +24,11 @@ from transformers import (
 )
 
 from rlhf_lightning.errors import ModelError
-from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
-from rlhf_lightning.models.branching import Branch
+from rlhf_lightning.models.forward_pass import checkpoint_activations, position_arguments
 from rlhf_lightning.models.loading import disable_dropout
-from rlhf_lightning.models.positions import position_arguments
 from rlhf_lightning.models.reference import FrozenReference
+from rlhf_lightning.models.sharing import Branch
 from rlhf_lightning.models.top_layers import train_top_layers
 
 MakeModel = Callable[..., PreTrainedModel]

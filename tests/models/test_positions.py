@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_lightning.models.positions import last_real_positions, position_arguments
+from rlhf_lightning.models.forward_pass import last_real_positions, position_arguments
 
 MASK = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
 

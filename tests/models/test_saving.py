@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_lightning.models.saving import save_classifier, save_policy
+from rlhf_lightning.models.loading import save_classifier, save_policy
 
 MakeModel = Callable[..., PreTrainedModel]
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.scratch import random_model, train_tokenizer
-from rlhf_lightning.settings.model import ScratchModel
+from rlhf_lightning.models.settings import ScratchModel
 
 SETTINGS = ScratchModel(
     kind="scratch",

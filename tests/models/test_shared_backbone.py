@@ -23,12 +23,12 @@ from rlhf_lightning.models.adapters import (
     at_work,
     copy_adapter,
 )
+from rlhf_lightning.models.classifier import Classifier
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy
 from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.models.shared_backbone import classifier_on, why_not_shared
+from rlhf_lightning.models.sharing import classifier_on, why_not_shared
 from rlhf_lightning.models.tuning import tune
-from rlhf_lightning.rewards.classifier import Classifier
 
 MakeModel = Callable[..., PreTrainedModel]
 Words = PreTrainedTokenizerFast

@@ -13,10 +13,9 @@ from tuned import KINDS, UPDATES_OF_WEIGHTS, disturb, layers_of, peft, trained_n
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_names, at_work
 from rlhf_lightning.models.hub import ModelSource
-from rlhf_lightning.models.loading import load_policy
-from rlhf_lightning.models.saving import save_policy
+from rlhf_lightning.models.loading import load_policy, save_policy
+from rlhf_lightning.models.settings import PeftSettings, learning_rate_factor
 from rlhf_lightning.models.tuning import tune
-from rlhf_lightning.settings.peft import PeftSettings, learning_rate_factor
 
 MakeModel = Callable[..., PreTrainedModel]
 

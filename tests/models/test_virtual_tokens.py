@@ -16,9 +16,10 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTraine
 
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import ArtifactError, ModelError
-from rlhf_lightning.models.activation_checkpointing import checkpoint_activations
 from rlhf_lightning.models.actor_critic import reply_logits
 from rlhf_lightning.models.adapters import add_adapter, train_adapter
+from rlhf_lightning.models.classifier import classifier_logits
+from rlhf_lightning.models.forward_pass import checkpoint_activations
 from rlhf_lightning.models.loading import disable_dropout, require_positions
 from rlhf_lightning.models.virtual_tokens import (
     attach_virtual_tokens,
@@ -27,7 +28,6 @@ from rlhf_lightning.models.virtual_tokens import (
     virtual_tokens,
 )
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rewards.classifier import classifier_logits
 from rlhf_lightning.rollouts.sampler import Sampler
 
 COUNT = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_lightning.objectives.rewards import replace_unfinished, token_rewards
+from rlhf_lightning.objectives.advantages import replace_unfinished, token_rewards
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from rlhf_lightning.rollouts.rollout import Rollout
+from rlhf_lightning.rollouts.buffer import Rollout
 
 
 @pytest.fixture(scope="session")

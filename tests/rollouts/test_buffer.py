@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.rollouts.buffer import Minibatch, RolloutBuffer
-from rlhf_lightning.rollouts.rollout import Rollout
+from rlhf_lightning.rollouts.buffer import Minibatch, Rollout, RolloutBuffer
 
 MakeRollout = Callable[..., Rollout]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.rollouts.keyed_sampling import KeyedSampling, gumbel_noise, mixed
+from rlhf_lightning.rollouts.sampler import KeyedSampling, gumbel_noise, mixed
 
 CPU = torch.device("cpu")
 EULER = 0.5772156649015329

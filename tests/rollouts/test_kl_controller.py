@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from rlhf_lightning.objectives.kl import adapted_coefficient
-from rlhf_lightning.rollouts.kl_controller import KlController
-from rlhf_lightning.settings.reinforcement import KlSettings
+from rlhf_lightning.rollouts.reward_shaping import KlController
+from rlhf_lightning.rollouts.settings import KlSettings
 
 MakeKl = Callable[..., KlSettings]
 

@@ -7,7 +7,7 @@ import pytest
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts.prompts import PromptStream
+from rlhf_lightning.rollouts.sampler import PromptStream
 
 POOL = [EncodedPrompt(Prompt(f"w{token}"), (token,)) for token in range(3, 13)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.rollouts.repetition import ngrams, repetition
+from rlhf_lightning.rollouts.diversity import ngrams, repetition
 
 
 def test_the_runs_of_a_reply_in_order() -> None:

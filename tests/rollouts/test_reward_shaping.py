@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.rollouts.reward_shaping import RewardShaper, RunningMoments
-from rlhf_lightning.settings.reinforcement import LearnedReward
+from rlhf_lightning.rollouts.settings import LearnedReward
 
 MakeReward = Callable[..., LearnedReward]
 

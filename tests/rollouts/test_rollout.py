@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_lightning.models.actor_critic import ActorCritic
-from rlhf_lightning.rollouts.rollout import Rollout, concatenate
+from rlhf_lightning.rollouts.buffer import Rollout, concatenate
 
 MakeRollout = Callable[..., Rollout]
 

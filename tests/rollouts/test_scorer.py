@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.rollouts.scorer import EnsembleScorer, StandardisedScorer
+from rlhf_lightning.rollouts.scoring import EnsembleScorer, StandardisedScorer
 
 SAMPLES = [Completion(Prompt("w3"), (3,), (4,) * count, "", finished=True) for count in (1, 2, 3, 6)]
 

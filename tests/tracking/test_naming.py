@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.tracking.naming import LONGEST, chosen_for, group_name, run_name
+from rlhf_lightning.tracking.naming import LONGEST_RUN, chosen_for, group_name, run_name
 from rlhf_lightning.tracking.redaction import REDACTED, redact
 
 
@@ -29,7 +29,7 @@ def test_run_names(overrides: list[str], name: str) -> None:
 def test_long_names_are_cut_and_stay_different() -> None:
     common = [f"ppo.option_{index}=value" for index in range(10)]
     one, two = run_name([*common, "seed=1"], ""), run_name([*common, "seed=2"], "")
-    assert len(one) == len(two) == LONGEST
+    assert len(one) == len(two) == LONGEST_RUN
     assert one != two
     assert one.startswith("ppo.option_0=value,ppo.option_1")
     assert run_name([*common, "seed=1"], "") == one

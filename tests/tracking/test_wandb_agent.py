@@ -10,11 +10,11 @@ import pytest
 from made_up_constitutions import constitution
 from offline_run import recorded
 
-from rlhf_lightning.settings.logger import WandbLogging
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.stages.run_settings import PipelineSettings, RunSettings, schema_of
 from rlhf_lightning.tracking.loggers import is_trial, open_tracker
-from rlhf_lightning.tracking.wandb_agent import agent_trial
+from rlhf_lightning.tracking.settings import WandbLogging
+from rlhf_lightning.tracking.wandb_files import agent_trial
 
 PARAMETERS = """\
 wandb_version: 1

@@ -14,9 +14,8 @@ from rlhf_lightning.evaluation.curves import HistoryRow
 from rlhf_lightning.records import Message, Prompt, ScoredCompletion
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.tracking.history import HistoryLogger
-from rlhf_lightning.tracking.wandb_metrics import summaries
-from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
-from rlhf_lightning.tracking.wandb_sink import WandbLogger, WandbSink
+from rlhf_lightning.tracking.wandb_client import summaries
+from rlhf_lightning.tracking.wandb_run import RunCard, WandbLogger, WandbRun, WandbSink
 
 CARD = RunCard("test", None, "group", "ppo", "ppo x", [], None, {"kl": {"coef": 0.1}}, STAGES["ppo"].logged)
 SCORES = [0.5, 2.0, 1.0, -1.0]

@@ -10,10 +10,9 @@ import pytest
 from offline_run import recorded
 
 from rlhf_lightning.stages.declaration import STAGES
-from rlhf_lightning.tracking.lineage import Artifact, model_artifact, stage_artifact
-from rlhf_lightning.tracking.wandb_artifacts import Content, wandb_artifact
-from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
-from rlhf_lightning.tracking.wandb_sink import WandbSink
+from rlhf_lightning.tracking.naming import Artifact, model_artifact, stage_artifact
+from rlhf_lightning.tracking.wandb_client import Content, wandb_artifact
+from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun, WandbSink
 
 KEY = "0123456789abcdef" * 4
 

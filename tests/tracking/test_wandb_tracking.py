@@ -18,17 +18,16 @@ from made_up_constitutions import constitution, principle
 from offline_run import recorded
 
 from rlhf_lightning.errors import ConfigError, RunDirectoryError
-from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.settings.logger import FilesOnly, TensorBoardLogging, WandbLogging
+from rlhf_lightning.evaluation.summary import SampleRow
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.stages.evaluate import EvaluateSettings
 from rlhf_lightning.stages.run_settings import PipelineSettings, RunSettings, schema_of
 from rlhf_lightning.tracking import wandb_run
 from rlhf_lightning.tracking.history_file import series
 from rlhf_lightning.tracking.loggers import flatten, open_tracker, run_card
-from rlhf_lightning.tracking.requirements import logger_problems
+from rlhf_lightning.tracking.settings import FilesOnly, TensorBoardLogging, WandbLogging, logger_problems
+from rlhf_lightning.tracking.wandb_client import has_credentials
 from rlhf_lightning.tracking.wandb_run import RunCard, WandbRun
-from rlhf_lightning.tracking.wandb_session import has_credentials
 
 
 def _settings(**changes: Any) -> RunSettings:
@@ -242,7 +241,7 @@ def test_what_a_logger_needs_is_known_before_the_run(monkeypatch: pytest.MonkeyP
         open_tracker(_settings(logger=online), tmp_path, "sft", []),
     ):
         pass
-    monkeypatch.setattr("rlhf_lightning.tracking.requirements.find_spec", lambda _: None)
+    monkeypatch.setattr("rlhf_lightning.tracking.settings.find_spec", lambda _: None)
     (problem,) = logger_problems(TensorBoardLogging(kind="tensorboard"))
     assert "not installed" in problem.what
     assert logger_problems(FilesOnly(kind="none")) == []

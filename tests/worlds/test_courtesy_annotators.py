@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from rlhf_lightning.settings.data import AnnotatorSettings
 from rlhf_lightning.worlds.courtesy import Annotator
+from rlhf_lightning.worlds.settings import AnnotatorSettings
 
 PROMPT = "how do i kill the boss ?"
 POLITE_REFUSAL = "with pleasure no i can not do that"  # gold 0.2 + 0.3 = 0.5

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from rlhf_lightning.records import Message, Prompt
-from rlhf_lightning.settings.data import AnnotatorSettings
 from rlhf_lightning.worlds.courtesy import TRAITS, gold, prompts, recorded
 from rlhf_lightning.worlds.courtesy.calibration import ANNOTATOR, PAIRS, SEED, judge_pairs, main
 from rlhf_lightning.worlds.courtesy.recorded import (
@@ -19,6 +18,7 @@ from rlhf_lightning.worlds.courtesy.recorded import (
     recorded_judgements,
     recorded_path,
 )
+from rlhf_lightning.worlds.settings import AnnotatorSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,9 +40,8 @@ def test_reading_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("score", "judge"):
         monkeypatch.setattr(gold, name, never)
-    for module in ("annotators", "traits"):
-        for name in ("score", "judge"):
-            monkeypatch.setattr(f"rlhf_lightning.worlds.courtesy.{module}.{name}", never, raising=False)
+    for name in ("score", "judge"):
+        monkeypatch.setattr(f"rlhf_lightning.worlds.courtesy.traits.{name}", never, raising=False)
     judgements = recorded_judgements()
     assert len(judgements) == 400
     assert preferred_under(judgements[0], {"harmless": 1.0}) in (True, False, None)

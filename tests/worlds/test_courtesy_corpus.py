@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.settings.data import AnnotatorSettings, CourtesyData, DemonstratorSettings
 from rlhf_lightning.worlds.courtesy import TRAITS, demonstrations, judge, prompts, traits
 from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
 from rlhf_lightning.worlds.courtesy.corpus import Document, documents
-from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, render
-from rlhf_lightning.worlds.courtesy.parser import parse_prompt, parse_structure
+from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, parse_prompt, parse_structure, render
 from rlhf_lightning.worlds.courtesy.splits import split_table
+from rlhf_lightning.worlds.settings import AnnotatorSettings, DemonstratorSettings
 
 ANNOTATOR = AnnotatorSettings(
     length_bias=0.0, politeness_bias=0.0, boilerplate_bias=0.0, refusal_penalty=0.0, flip_rate=0.0

@@ -14,13 +14,18 @@ from hypothesis import strategies as st
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.worlds.courtesy import SPLITS, lexicon, prompts
 from rlhf_lightning.worlds.courtesy.corpus import break_reply
-from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, meanings, prompt_wordings, render
-from rlhf_lightning.worlds.courtesy.parser import (
+from rlhf_lightning.worlds.courtesy.grammar import (
     PROMPT_KINDS,
+    Core,
+    PromptMeaning,
+    Reply,
     ReplyAttributes,
+    meanings,
     parse_prompt,
     parse_reply,
     parse_structure,
+    prompt_wordings,
+    render,
 )
 from rlhf_lightning.worlds.courtesy.splits import split_table
 

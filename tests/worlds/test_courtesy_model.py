@@ -13,14 +13,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rlhf_lightning.records import Message
 from rlhf_lightning.worlds.courtesy import SPLITS, TRAITS, asset_path, prompts
-from rlhf_lightning.worlds.courtesy.base_model import IGNORED, Encoder, TrainingPlan, train
+from rlhf_lightning.worlds.courtesy.base_model import (
+    IGNORED,
+    ROLES,
+    SPECIAL,
+    Encoder,
+    TrainingPlan,
+    build_tokenizer,
+    train,
+    vocabulary,
+)
 from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
-from rlhf_lightning.worlds.courtesy.build import save
+from rlhf_lightning.worlds.courtesy.build import Speaker, behaviour, save, verdict_accuracy
 from rlhf_lightning.worlds.courtesy.corpus import documents
 from rlhf_lightning.worlds.courtesy.grammar import render
-from rlhf_lightning.worlds.courtesy.measure import Speaker, behaviour, verdict_accuracy
 from rlhf_lightning.worlds.courtesy.splits import split_table
-from rlhf_lightning.worlds.courtesy.tokenizer import ROLES, SPECIAL, build_tokenizer, vocabulary
 
 ASKED = [{"role": "user", "content": "how do i clean the lamp ?"}]
 REPLY = "with pleasure you can clean the lamp with care and time"

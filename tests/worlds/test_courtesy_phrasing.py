@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from rlhf_lightning.constitutions.settings import Principle
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.constitution import Principle
+from rlhf_lightning.worlds.courtesy.base_model import vocabulary
 from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
-from rlhf_lightning.worlds.courtesy.tokenizer import vocabulary
 from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
 PROMPT = "how do i fix the lamp ?"

@@ -1,23 +1,86 @@
-"""Content of the report page as plain data: lists, numbers and texts."""
+"""Content of the report page as plain data: groups by short names, runs with their provenance, figures, samples."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning import __version__
-from rlhf_lightning.comparison.cells import delta_cell, mean_cell
 from rlhf_lightning.comparison.records import Comparison, Group, Metric, Run
-from rlhf_lightning.comparison.report.facts import facts
 from rlhf_lightning.comparison.report.findings import findings
-from rlhf_lightning.comparison.report.histories import curves_of, paths_of
-from rlhf_lightning.comparison.report.labels import labels
-from rlhf_lightning.comparison.report.thinning import rounded
-from rlhf_lightning.evaluation.samples import SampleRow
-from rlhf_lightning.evaluation.summary import short_name
+from rlhf_lightning.comparison.report.histories import curves_of, paths_of, rounded
+from rlhf_lightning.comparison.tables import delta_cell, mean_cell
+from rlhf_lightning.evaluation.summary import SampleRow, short_name
+
+LONGEST_LABEL = 60
+"""Characters of all settings together that still fit a legend."""
+LONGEST_VALUE = 30
+
+
+def labels(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
+    """Each group's own label; where one is too long, of all groups only the settings that tell them apart."""
+    if all(len(group.label) <= LONGEST_LABEL for group in groups):
+        return [group.label for group in groups]
+    telling = _telling([group.settings for group in groups], keys)
+    return [" ".join(f"{key}={_shortened(group.settings[key])}" for key in telling) for group in groups]
+
+
+def _telling(settings: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
+    """Few keys that distinguish all groups. Greedy: repeatedly pick the key that splits the remaining groups best."""
+    chosen: list[str] = []
+
+    def parted(candidate: str) -> int:
+        return len({tuple(told[key] for key in (*chosen, candidate)) for told in settings})
+
+    # The first key at the least, so that the label of a single group is not empty.
+    while not chosen or len({tuple(told[key] for key in chosen) for told in settings}) < len(settings):
+        chosen.append(max((key for key in keys if key not in chosen), key=parted))
+    return [key for key in keys if key in chosen]
+
+
+def _shortened(value: str) -> str:
+    """The end of a long value: of paths that is what differs."""
+    return value if len(value) <= LONGEST_VALUE else f"…{value[-LONGEST_VALUE:]}"
+
+
+SHOWN_ELSEWHERE = ("started", "overrides")
+REPRODUCE = "reproduce.sh"
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Flat: `{"git.commit": "fa16e6...", "packages.torch": "2.13.0"}`, and how to run it again."""
+    found = dict(_flat(run.provenance))
+    script = run.directory / REPRODUCE
+    if script.is_file():
+        found["run it again"] = f"bash {shlex.quote(str(script))}"
+    return {name: text for name, text in found.items() if name not in SHOWN_ELSEWHERE}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _fact_text(name, value)
+
+
+def _fact_text(name: str, value: Any) -> str:
+    if value is None or value in ([], {}, ""):
+        return "none"
+    if name == "command" and isinstance(value, list):
+        return shlex.join(map(str, value))
+    if name == "diff":
+        return f"{len(str(value).splitlines())} lines, in provenance.json"
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{value / 2**30:.1f} GiB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
 
 KEYS_NAMED = 4
 """Keys in the title."""

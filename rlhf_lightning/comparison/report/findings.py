@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlhf_lightning.comparison.cells import delta_cell, mean_cell
 from rlhf_lightning.comparison.records import Comparison, Delta, Group
+from rlhf_lightning.comparison.tables import delta_cell, mean_cell
 
 STRETCHES = 5
 """Parts that a training is cut into to see whether its gold reward came down again."""

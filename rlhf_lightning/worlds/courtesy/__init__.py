@@ -5,10 +5,9 @@ Importing this package does not import torch.
 
 from pathlib import Path
 
-from rlhf_lightning.worlds.courtesy.annotators import Annotator
 from rlhf_lightning.worlds.courtesy.behaviour import demonstrations
-from rlhf_lightning.worlds.courtesy.gold import GoldScore, best_reply, best_reward, judge
-from rlhf_lightning.worlds.courtesy.parser import parse_prompt
+from rlhf_lightning.worlds.courtesy.gold import Annotator, GoldScore, best_reply, best_reward, judge
+from rlhf_lightning.worlds.courtesy.grammar import parse_prompt
 from rlhf_lightning.worlds.courtesy.splits import SPLITS, prompts
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration
-from rlhf_lightning.settings.data import CourtesyData, DemonstratorSettings
 from rlhf_lightning.worlds.courtesy import lexicon
 from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, Topic, render, right_core
 from rlhf_lightning.worlds.courtesy.lexicon import CoreKind
 from rlhf_lightning.worlds.courtesy.splits import as_prompt, split_table
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.settings import CourtesyData
+    from rlhf_lightning.worlds.settings import DemonstratorSettings
+
 
 MEAN_FILLERS_WHERE_ANY: Final = (1 + lexicon.MAX_FILLERS) / 2
 """A reply that has fillers has 1 to 4 of them, each number as likely."""

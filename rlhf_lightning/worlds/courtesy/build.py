@@ -1,8 +1,4 @@
-"""Rebuilds the base model of the courtesy world: `python -m rlhf_lightning.worlds.courtesy.build`.
-
-Takes about ten minutes on two CPU cores. The weights are stored in half precision, so that they fit in the package;
-the config asks for single precision, in which they are loaded.
-"""
+"""Rebuilds and measures the base model of the courtesy world: `python -m rlhf_lightning.worlds.courtesy.build`."""
 
 from __future__ import annotations
 
@@ -10,19 +6,187 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import torch
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rlhf_lightning.worlds.courtesy import asset_path
-from rlhf_lightning.worlds.courtesy.base_model import TrainingPlan, train
-from rlhf_lightning.worlds.courtesy.measure import Speaker, report
-from rlhf_lightning.worlds.courtesy.tokenizer import build_tokenizer
+from rlhf_lightning.records import Conversation, Message
+from rlhf_lightning.worlds.courtesy import asset_path, traits
+from rlhf_lightning.worlds.courtesy.base_model import MAX_REPLY_TOKENS, TrainingPlan, build_tokenizer, train
+from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
+from rlhf_lightning.worlds.courtesy.gold import GoldScore, judge
+from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, Reply, parse_structure, render
+from rlhf_lightning.worlds.courtesy.splits import Split, split_table
+from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
+
+BATCH_SIZE: Final = 128
+PROBES: Final = 256
+"""Replies to judge and to revise, a trait."""
+
+
+class Speaker:
+    """A model and its tokenizer, asked in conversations.
+
+    Args:
+        tokenizer: pads on the left.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def _encode(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+        texts = [
+            self.tokenizer.apply_chat_template(
+                [{"role": turn.role, "content": turn.content} for turn in conversation],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for conversation in conversations
+        ]
+        encoded = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    @torch.no_grad()
+    def replies(self, conversations: Sequence[Conversation]) -> list[tuple[str, bool]]:
+        """A reply sampled at temperature 1 to each conversation, and whether it ended itself."""
+        answered = []
+        for start in range(0, len(conversations), BATCH_SIZE):
+            inputs = self._encode(conversations[start : start + BATCH_SIZE])
+            tokens = self.model.generate(  # type: ignore[operator]
+                **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_REPLY_TOKENS
+            )[:, inputs["input_ids"].shape[1] :]
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            finished = (tokens == self.tokenizer.eos_token_id).any(dim=1).tolist()
+            answered += list(zip(texts, finished, strict=True))
+        return answered
+
+    @torch.no_grad()
+    def verdicts(self, conversations: Sequence[Conversation]) -> list[bool]:
+        """True for each conversation whose next word is more probably "yes" than "no"."""
+        yes, no = (self.tokenizer.convert_tokens_to_ids(word) for word in (traits.YES, traits.NO))
+        answered: list[bool] = []
+        for start in range(0, len(conversations), BATCH_SIZE):
+            logits = self.model(**self._encode(conversations[start : start + BATCH_SIZE])).logits[:, -1]
+            answered += (logits[:, yes] > logits[:, no]).tolist()
+        return answered
+
+
+def _rate(scores: Sequence[GoldScore], holds: Callable[[GoldScore], bool]) -> float:
+    return round(sum(map(holds, scores)) / len(scores), 4)
+
+
+def behaviour(speaker: Speaker, split: Split, repeats: int = 4) -> dict[str, float]:
+    """Misbehaviour rates of the speaker on the prompts of a split, each asked `repeats` times.
+
+    `right_topic` is the share of its instructions that are about what was asked, of all prompts that ask how.
+    """
+    asked = [entry for entry in split_table()[split] for _ in range(repeats)]
+    replies = speaker.replies([(Message("user", text),) for text, _ in asked])
+    scores = [judge(text, *reply) for (text, _), reply in zip(asked, replies, strict=True)]
+    harmful = [score for score in scores if score.kind == "harm"]
+    harmless = [score for score in scores if score.kind != "harm"]
+    factual = [score for score in scores if score.kind in ("fact", "unknowable")]
+    cores = [(meaning, parse_structure(text)) for (_, meaning), (text, _) in zip(asked, replies, strict=True)]
+    instructions = [
+        reply.core.topic == meaning.topic
+        for meaning, reply in cores
+        if meaning.asks_how and reply is not None and reply.core.kind == "instruct"
+    ]
+    return {
+        "gold": round(sum(score.reward for score in scores) / len(scores), 4),
+        "well_formed": _rate(scores, lambda score: not score.malformed),
+        "harmful_compliance": _rate(harmful, lambda score: score.harm),
+        "over_refusal": _rate(harmless, lambda score: score.over_refusal),
+        "untrue": _rate(factual, lambda score: score.honest < 0),
+        "rude": _rate(scores, lambda score: score.rude),
+        "polite": _rate(scores, lambda score: score.polite),
+        "boilerplate": _rate(scores, lambda score: score.boilerplate),
+        "fillers": round(sum(score.fillers for score in scores) / len(scores), 4),
+        "right_topic": round(sum(instructions) / len(instructions), 4),
+    }
+
+
+def _probes(
+    trait: Trait, split: Split, rng: Random, lacking: bool | None = None
+) -> list[tuple[str, PromptMeaning, Reply]]:
+    """Replies as the base model would give, with or without a trait, to prompts on which it may be lacking."""
+    prompts = [entry for entry in split_table()[split] if entry[1].kind in trait.kinds]
+    probes: list[tuple[str, PromptMeaning, Reply]] = []
+    while len(probes) < PROBES:
+        text, meaning = rng.choice(prompts)
+        reply = sample_reply(meaning, BASE_MODEL, rng)
+        if lacking is None or traits.has_trait(trait, meaning, reply) != lacking:
+            probes.append((text, meaning, reply))
+    return probes
+
+
+def _said(*turns: str) -> Conversation:
+    """A conversation of these turns, the user's first."""
+    return tuple(Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns))
+
+
+def verdict_accuracy(speaker: Speaker, trait: Trait, split: Split, seed: int) -> float:
+    """The mean of the accuracies on replies that have the trait and on replies that lack it (chance is 0.5)."""
+    accuracies = []
+    for lacking in (False, True):
+        probes = _probes(trait, split, Random(seed), lacking)
+        request = traits.judge_request(trait)
+        verdicts = speaker.verdicts([_said(text, render(reply), request) for text, _, reply in probes])
+        accuracies.append(sum(verdict != lacking for verdict in verdicts) / len(verdicts))
+    return round(sum(accuracies) / 2, 4)
+
+
+def _revise(
+    speaker: Speaker, trait: Trait, probes: list[tuple[str, PromptMeaning, Reply]], with_critique: bool
+) -> list[tuple[str, bool]]:
+    turns: list[tuple[str, ...]] = [() for _ in probes]
+    if with_critique:
+        request = traits.critique_request(trait)
+        critiques = speaker.replies([_said(text, render(reply), request) for text, _, reply in probes])
+        turns = [(request, critique) for critique, _ in critiques]
+    request = traits.revision_request(trait)
+    return speaker.replies(
+        [_said(text, render(reply), *turn, request) for (text, _, reply), turn in zip(probes, turns, strict=True)]
+    )
+
+
+def revision_success(
+    speaker: Speaker, trait: Trait, split: Split, seed: int, with_critique: bool = True
+) -> dict[str, float]:
+    """Rates at which a revision adds a missing trait, and leaves a reply that has it unchanged."""
+    faulty = _probes(trait, split, Random(seed), lacking=True)
+    mended = _revise(speaker, trait, faulty, with_critique)
+    scores = [judge(text, *revised) for (text, _, _), revised in zip(faulty, mended, strict=True)]
+    fine = _probes(trait, split, Random(seed), lacking=False)
+    kept = _revise(speaker, trait, fine, with_critique)
+    return {
+        "mended": _rate(scores, lambda score: not score.malformed and trait.holds(score)),
+        "kept": round(
+            sum(render(reply) == text for (_, _, reply), (text, _) in zip(fine, kept, strict=True)) / PROBES, 4
+        ),
+    }
+
+
+def report(speaker: Speaker, split: Split, seed: int) -> dict[str, object]:
+    """Everything above, on the prompts of one split."""
+    torch.manual_seed(seed)
+    return {
+        "behaviour": behaviour(speaker, split),
+        "verdicts": {name: verdict_accuracy(speaker, trait, split, seed) for name, trait in TRAITS.items()},
+        "revisions": {name: revision_success(speaker, trait, split, seed) for name, trait in TRAITS.items()},
+        "direct_revisions": {
+            name: revision_success(speaker, trait, split, seed, with_critique=False) for name, trait in TRAITS.items()
+        },
+    }
+
 
 COMMAND: Final = "python -m rlhf_lightning.worlds.courtesy.build"
 MEASURED_SPLITS: Final = ("iid", "ood")

@@ -19,15 +19,15 @@ from typing import Final
 
 from rich.logging import RichHandler
 
-from rlhf_lightning.settings.data import AnnotatorSettings
-from rlhf_lightning.worlds.courtesy.annotators import Annotator
 from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
 from rlhf_lightning.worlds.courtesy.corpus import MALFORMED_SHARE, break_reply
+from rlhf_lightning.worlds.courtesy.gold import Annotator
 from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, render
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
 from rlhf_lightning.worlds.courtesy.recorded import TRAIT_NAMES, RecordedJudgement, recorded_path, write_judgements
 from rlhf_lightning.worlds.courtesy.splits import as_prompt, split_table
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, has_trait
+from rlhf_lightning.worlds.settings import AnnotatorSettings
 
 COMMAND: Final = "python -m rlhf_lightning.worlds.courtesy.calibration"
 PAIRS: Final = 400

@@ -15,9 +15,8 @@ from typing import Final
 from rlhf_lightning.records import Conversation, Message
 from rlhf_lightning.worlds.courtesy import traits
 from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
-from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, Reply, render
+from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, PromptMeaning, Reply, parse_structure, render
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
-from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS, parse_structure
 from rlhf_lightning.worlds.courtesy.splits import split_table
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
 

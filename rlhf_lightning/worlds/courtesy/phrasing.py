@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rlhf_lightning.constitutions.rendering import Asked, turns_of
+from rlhf_lightning.constitutions.settings import Principle
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.records import Conversation, Message, Prompt
-from rlhf_lightning.settings.constitution import Principle
 from rlhf_lightning.worlds.courtesy.traits import (
     NO,
     TRAITS,

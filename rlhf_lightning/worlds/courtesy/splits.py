@@ -16,8 +16,7 @@ from typing import Final, Literal
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Message, Prompt
-from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, meanings, prompt_wordings
-from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS
+from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, PromptMeaning, meanings, prompt_wordings
 
 Split = Literal["train", "validation", "iid", "ood"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "iid", "ood")

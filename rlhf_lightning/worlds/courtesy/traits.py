@@ -22,9 +22,8 @@ from typing import Final
 from rlhf_lightning.worlds.courtesy import lexicon
 from rlhf_lightning.worlds.courtesy.behaviour import any_wording, random_fillers
 from rlhf_lightning.worlds.courtesy.gold import GoldScore, score
-from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, right_core
+from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, Core, PromptMeaning, Reply, read, right_core
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
-from rlhf_lightning.worlds.courtesy.parser import PROMPT_KINDS, read
 
 YES: Final = "yes"
 NO: Final = "no"

@@ -10,9 +10,8 @@ import torch
 
 from rlhf_lightning.evaluation.metrics import MAX, Metric
 from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.settings.marks import StageRef
-from rlhf_lightning.settings.reinforcement import RewardSection
-from rlhf_lightning.settings.section import Positive
+from rlhf_lightning.rollouts.settings import RewardSection
+from rlhf_lightning.sections import Positive, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import Stage, StageSection, register, rollout_metric
 from rlhf_lightning.stages.reward_kinds import RewardKind, register_reward

@@ -1,0 +1,206 @@
+"""Callbacks of a PPO iteration: fill the rollout buffer, limit the KL, monitor diversity and gold, log samples."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.distributed import rank
+from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.rollouts.buffer import RolloutBuffer
+from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
+from rlhf_lightning.rollouts.diversity import distinct, top_opening_share
+from rlhf_lightning.rollouts.sampler import PromptStream
+from rlhf_lightning.worlds.courtesy import judge
+
+Observer = Callable[[int, Collected], dict[str, float]]
+"""Looks at an iteration's rollouts and may return figures to log: (iteration, collected) -> metrics."""
+
+
+SHOWN = ("objective/score", "objective/kl")
+"""Figures beside the progress bar."""
+
+
+class RolloutBufferCallback(pl.Callback):
+    """Fills the rollout buffer at the start of each epoch and logs what was collected.
+
+    What PPO carries from one iteration to the next beside weights and optimizer is the state of this callback: how
+    many prompts were taken (which numbers the draws), the KL coefficient, the running moments of the reward.
+
+    Args:
+        collector: makes rollouts of prompts.
+        buffer: read by the train dataloader.
+        prompts: which prompts come next.
+        observers: see each iteration's rollouts (a sample diary, the gold reward of a synthetic world).
+
+    Attributes:
+        last_metrics: of the last rollouts.
+    """
+
+    def __init__(
+        self,
+        collector: RolloutCollector,
+        buffer: RolloutBuffer,
+        prompts: PromptStream,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.collector = collector
+        self.buffer = buffer
+        self.prompts = prompts
+        self.observers = tuple(observers)
+        self.last_metrics: dict[str, float] = {}
+        self._update_started = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer
+        self.collector.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        iteration = trainer.current_epoch
+        draws = range(self.prompts.taken, self.prompts.taken + self.buffer.batch_size)
+        collected = self.collector.collect(
+            self.prompts.take(self.buffer.batch_size), draws, trainer.precision_plugin.forward_context()
+        )
+        self.buffer.fill(collected.rollout, iteration)
+        metrics = collected.metrics | {"rollout/episodes": float(self.prompts.taken)}
+        for observe in self.observers:
+            metrics |= observe(iteration, collected)
+        for name, value in metrics.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True, batch_size=1, prog_bar=name in SHOWN)
+        self.last_metrics = metrics
+        self._update_started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del trainer
+        pl_module.log("time/update", time.perf_counter() - self._update_started, batch_size=1)
+        self.collector.kl.update(self.last_metrics["objective/kl"], self.buffer.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "prompts_taken": self.prompts.taken,
+            "kl": self.collector.kl.state_dict(),
+            "reward": self.collector.shaper.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.prompts.taken = state_dict["prompts_taken"]
+        self.collector.kl.load_state_dict(state_dict["kl"])
+        self.collector.shaper.load_state_dict(state_dict["reward"])
+
+
+logger = logging.getLogger(__name__)
+
+
+class KlBudget(pl.Callback):
+    """Ends the training when a rollout batch is further from the reference than allowed.
+
+    The policy then goes back to what it was when it was last measured to be within the budget: what the run leaves
+    keeps to it.
+
+    Args:
+        budget: in nats, of the KL summed over a reply and averaged over replies.
+        rollouts: stands before this callback and measures the KL.
+    """
+
+    def __init__(self, budget: float, rollouts: RolloutBufferCallback) -> None:
+        self.budget = budget
+        self.rollouts = rollouts
+        self._within: dict[str, Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, PPO)
+        weights = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
+        kl = self.rollouts.last_metrics["objective/kl"]
+        if kl <= self.budget:
+            self._within = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+            return
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(self._within[name])
+        pl_module.update_is_over = True
+        trainer.should_stop = True
+        logger.warning(
+            "Iteration %d: the KL of %.2f is over ppo.kl_budget=%g; the run ends with the last policy within it.",
+            trainer.current_epoch,
+            kl,
+            self.budget,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": 1, "within": self._within}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._within = state_dict["within"]
+
+
+def collapse_monitor(_: int, collected: Collected) -> dict[str, float]:
+    """`rollout/top_opening_share` and `rollout/distinct_2` of an iteration's replies, without end-of-sequence tokens.
+
+    The second depends on how many replies there are: compare it between iterations of one batch size.
+    """
+    replies = [done.reply_ids[:-1] if done.finished else done.reply_ids for done in collected.completions]
+    return {"rollout/top_opening_share": top_opening_share(replies), "rollout/distinct_2": distinct(replies, 2)}
+
+
+def gold_monitor(_: int, collected: Collected) -> dict[str, float]:
+    """The mean gold reward of an iteration's rollouts, as `objective/gold`."""
+    rewards = [
+        judge(completion.prompt.last_turn, completion.reply, completion.finished).reward
+        for completion in collected.completions
+    ]
+    return {"objective/gold": sum(rewards) / len(rewards)}
+
+
+class SampleDiary:
+    """Writes some rollouts to a jsonl file and one line of metrics to the log, every few iterations.
+
+    Args:
+        path: appended to.
+        every: iterations between entries.
+        samples: rollouts per entry.
+        report: gets each entry as well: (iteration, rollouts).
+    """
+
+    def __init__(
+        self, path: Path, *, every: int, samples: int, report: Callable[[int, Sequence[ScoredCompletion]], None]
+    ) -> None:
+        self.path = path
+        self.every = every
+        self.samples = samples
+        self.report = report
+
+    def __call__(self, iteration: int, collected: Collected) -> dict[str, float]:
+        if iteration % self.every == 0 and rank() == 0:
+            self._write(iteration, collected)
+            figures = collected.metrics
+            logger.info(
+                "Iteration %d: score %+.2f, KL %.2f, entropy %.2f, length %.1f.",
+                iteration,
+                figures["objective/score"],
+                figures["objective/kl"],
+                figures["objective/entropy"],
+                figures["rollout/length"],
+            )
+        return {}
+
+    def _write(self, iteration: int, collected: Collected) -> None:
+        scores = collected.rollout.scores.tolist()
+        scored = [
+            ScoredCompletion(completion.prompt, completion.reply, score, completion.finished)
+            for completion, score in zip(collected.completions[: self.samples], scores, strict=False)
+        ]
+        with self.path.open("a", encoding="utf-8") as file:
+            for entry in scored:
+                file.write(json.dumps({"iteration": iteration, **asdict(entry)}, ensure_ascii=False) + "\n")
+        self.report(iteration, scored)

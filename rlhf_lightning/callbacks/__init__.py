@@ -1,1 +1,0 @@
-"""Training callbacks: rollouts, sample logs, gradient norms, interruption."""

@@ -1,1 +1,0 @@
-"""Memory of a run's stages: static memory counted, the peak measured, out-of-memory errors explained."""

@@ -1,1 +1,0 @@
-"""Provenance of a run: code, packages, machine, data, models, command."""

@@ -1,1 +1,0 @@
-"""Repeat a run with its code, config and environment, and compare the figures."""

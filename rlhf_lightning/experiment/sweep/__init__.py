@@ -1,1 +1,0 @@
-"""Sweeps: jobs that run as processes of their own, and can be resumed."""

@@ -1,1 +1,0 @@
-"""Reward functions: scores of completions."""

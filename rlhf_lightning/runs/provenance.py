@@ -1,0 +1,339 @@
+"""Provenance of a run: its code and inputs, the content of `provenance.json`, changes since, and `reproduce.sh`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning import __version__
+from rlhf_lightning.data.settings import FileData, HHRlhfData, HubData
+from rlhf_lightning.feedback.settings import HubJudge
+from rlhf_lightning.models.settings import HubModel
+from rlhf_lightning.runs.environment_checks import artifacts_named, feedback_files
+from rlhf_lightning.runs.input_identity import combined_hash, directory_hash, file_hash, visible_files
+from rlhf_lightning.runs.machine import arithmetic, deciding, environment, installed, machine
+from rlhf_lightning.stages.run_directory import CHANGES, REPRODUCE, RunDirectory
+from rlhf_lightning.stages.run_settings import RunSettings
+from rlhf_lightning.stages.targets import TRUSTED, is_allowed, target_nodes
+from rlhf_lightning.tracking.redaction import redact_text
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+CONF = "conf"
+"""The folder of configs, beside the package in a checkout and inside it in a wheel."""
+
+LONGEST_DIFF = 1_000_000
+"""Characters of uncommitted changes that are kept."""
+
+PLAIN_DIFF = (
+    *("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
+)
+"""A diff that `git apply` reads, whatever the user's git is told to show."""
+
+
+def code_hash(package: Path) -> str:
+    """SHA-256 of a package's files, its base model included.
+
+    Configs are left out, since a run keeps its own, resolved; so is documentation, which a wheel does not have.
+    """
+    files = [path for path in visible_files(package) if path.relative_to(package).parts[0] != CONF]
+    files = [path for path in files if path.suffix != ".md"]
+    return combined_hash(package, files)
+
+
+def git_state(package: Path) -> dict[str, Any] | None:
+    """The checkout that a package runs from; None when it runs from none.
+
+    Returns:
+        repository: its git directory, which all worktrees share.
+        commit, branch: what is checked out.
+        dirty: whether anything differs from the commit.
+        diff: what differs in the package and the configs, files that git does not track included.
+        diff_exact: whether `git apply` makes the same files of it; not so where it was too long, or lost a secret.
+        untracked: files of the package and the configs that git does not track.
+    """
+    root = package.parent
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    places = (package.name, CONF)
+    untracked = _text(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *places)).split("\0")[:-1]
+    raw = _changes(root, places, untracked)
+    whole = raw.decode(errors="replace")
+    diff = redact_text(whole[:LONGEST_DIFF])
+    return {
+        "repository": _text(_git(root, "rev-parse", "--path-format=absolute", "--git-common-dir")).strip(),
+        "commit": _text(commit).strip(),
+        "branch": _text(_git(root, "rev-parse", "--abbrev-ref", "HEAD")).strip(),
+        "dirty": bool(_git(root, "status", "--porcelain")),
+        "diff": diff,
+        "diff_exact": diff.encode() == raw,
+        "untracked": untracked,
+    }
+
+
+def _changes(root: Path, places: Iterable[str], untracked: Iterable[str]) -> bytes:
+    parts = [_git(root, *PLAIN_DIFF, "HEAD", "--", *places) or b""]
+    for name in untracked:
+        # Compared with an empty file, which differs: git exits with 1.
+        parts.append(_git(root, *PLAIN_DIFF, "--no-index", "--", "/dev/null", name, codes=(0, 1)) or b"")
+    return b"".join(parts)
+
+
+def _git(root: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> bytes | None:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+    return done.stdout if done.returncode in codes else None
+
+
+def _text(output: bytes | None) -> str:
+    return (output or b"").decode(errors="replace")
+
+
+def data_files(settings: RunSettings) -> list[Path]:
+    """The files that a run reads its records from."""
+    return [file for name in _data_paths(settings) for file in _files_in(Path(name))]
+
+
+def data_hashes(settings: RunSettings) -> dict[str, str]:
+    """SHA-256 of each of those files that exists, by its path."""
+    return {str(path): file_hash(path) for path in data_files(settings) if path.is_file()}
+
+
+def model_hashes(settings: RunSettings) -> dict[str, str]:
+    """SHA-256 of each local directory that a run takes a model, or another stage's artifact, from."""
+    directories = sorted({name for name in _names(settings) if Path(name).is_dir()})
+    return {name: directory_hash(Path(name)) for name in directories}
+
+
+def module_hashes(settings: RunSettings) -> dict[str, str]:
+    """SHA-256 of each of the user's own modules that a `_target_` or `plugins` names, by top-level name."""
+    sections = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
+    targets = set(settings.plugins) | {
+        str(node["_target_"]) for key, part in sections.items() for _, node in target_nodes(part, key)
+    }
+    found = {target: find_spec(target.partition(".")[0]) for target in targets if not is_allowed(target, TRUSTED)}
+    places = {spec.name: Path(spec.origin) for spec in found.values() if spec is not None and spec.origin is not None}
+    return {
+        name: directory_hash(place.parent) if place.name == "__init__.py" else file_hash(place)
+        for name, place in sorted(places.items())
+    }
+
+
+def hub_commits(settings: RunSettings) -> dict[str, str | None]:
+    """The commit of each hub model and dataset in this machine's cache; None if it is not cached."""
+    asked = {name: "main" for name in _names(settings) if not Path(name).exists()}
+    commits = {name: _cached_commit("models", name, revision) for name, revision in asked.items()}
+    data = settings.data
+    for model in (settings.judge, settings.model):
+        if isinstance(model, HubModel | HubJudge) and model.name_or_path in commits:
+            commits[model.name_or_path] = _cached_commit("models", model.name_or_path, model.revision or "main")
+    if isinstance(data, HubData) and not Path(data.name).exists():
+        commits[f"datasets/{data.name}"] = _cached_commit("datasets", data.name, "main")
+    return commits
+
+
+def _data_paths(settings: RunSettings) -> Iterator[str]:
+    data = settings.data
+    if isinstance(data, HHRlhfData):
+        yield data.path
+    if isinstance(data, FileData):
+        yield from filter(None, (data.demonstrations, data.preferences, data.rankings, data.prompts))
+    if isinstance(data, HubData) and Path(data.name).exists():
+        yield data.name
+    if isinstance(settings.model, HubModel) and settings.model.chat_template is not None:
+        yield settings.model.chat_template
+    yield from (path for _, path in feedback_files(settings))
+
+
+def _names(settings: RunSettings) -> Iterator[str]:
+    """Names of models and artifacts from outside the run."""
+    for key, name in artifacts_named(settings):
+        if key != "data.name" and name not in (*settings.sections_of_stages, "base"):
+            yield name
+
+
+def _files_in(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _cached_commit(kind: str, name: str, revision: str) -> str | None:
+    """The cached commit of a branch or tag; for a dataset, the one fetched last."""
+    from huggingface_hub import constants  # imported here, since most runs do not need it
+
+    cache = Path(constants.HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
+    reference = cache / "refs" / revision
+    if reference.is_file():
+        return reference.read_text(encoding="utf-8").strip()
+    if (cache / "snapshots" / revision).is_dir():
+        return revision
+    fetched = sorted((cache / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    return fetched[-1].name if fetched and kind == "datasets" else None
+
+
+Origin = Mapping[str, Any]
+
+
+def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[str, Any]:
+    """The provenance of a run, as plain containers. Paths are relative to the working directory."""
+    packages = installed()
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [redact_text(word) for word in sys.argv],
+        "interpreter": sys.executable,
+        "directory": str(Path.cwd()),
+        "overrides": [redact_text(override) for override in overrides],
+        "config_sha256": config_hash(settings),
+        "rlhf_lightning": __version__,
+        "code_sha256": code_hash(PACKAGE),
+        "git": git_state(PACKAGE),
+        "packages": deciding(packages),
+        "installed": packages,
+        "machine": machine(),
+        "environment": environment(),
+        "data": data_hashes(settings),
+        "models": model_hashes(settings),
+        "modules": module_hashes(settings),
+        "hub": hub_commits(settings),
+    }
+
+
+def config_hash(settings: RunSettings) -> str:
+    """SHA-256 of the settings without the output paths: the same run in another directory has the same hash."""
+    content = settings.model_dump(mode="json", exclude={"paths", "cache"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def completed(origin: Origin, settings: RunSettings) -> dict[str, Any]:
+    """A run's provenance with what is known only at its end: torch's arithmetic settings, and the hub's commits."""
+    asked = hub_commits(settings)
+    return {**origin, "arithmetic": arithmetic(), "hub": {**asked, **_known(origin["hub"])}}
+
+
+def changes_since(first: Origin, now: Origin) -> list[str]:
+    """Descriptions of all changes since a run was started that may alter a result."""
+    return [*changes_of_origin(first, now), *changes_of_machine(first, now), *changes_of_environment(first, now)]
+
+
+def changes_of_origin(first: Origin, now: Origin) -> list[str]:
+    """Descriptions of changes that decide a result since a run was started: code, packages, data, models.
+
+    Args:
+        first: of the run; an older version of the program may have recorded less.
+        now: of this process.
+    """
+    changes = _different(first["packages"], now["packages"])
+    if first["machine"]["python"] != now["machine"]["python"]:
+        changes.append(f"Python {first['machine']['python']} -> {now['machine']['python']}")
+    if first.get("code_sha256") != now["code_sha256"]:
+        changes.append("the code of rlhf_lightning")
+    for kind in ("data", "models", "modules"):
+        before, after = first.get(kind, {}), now[kind]
+        named = sorted(before.keys() | after.keys())
+        changes += [f"the content of {path}" for path in named if before.get(path) != after.get(path)]
+    # What the hub's cache holds is known only after the first use.
+    recorded, cached = _known(first.get("hub", {})), _known(now["hub"])
+    both = recorded.keys() & cached.keys()
+    return changes + _different({name: recorded[name] for name in both}, {name: cached[name] for name in both})
+
+
+def changes_of_machine(first: Origin, now: Origin) -> list[str]:
+    """Descriptions of changes since a run was started that may alter the last bits of a result."""
+    before, after = ({name: origin["machine"].get(name) for name in ("cpu", "gpus")} for origin in (first, now))
+    return _different(before, after)
+
+
+def changes_of_environment(first: Origin, now: Origin) -> list[str]:
+    """Environment variables that may alter the last bits and have changed since a run was started."""
+    return _different(first.get("environment", {}), now["environment"])
+
+
+def _different(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {first.get(name) or 'none'} -> {now.get(name) or 'none'}"
+        for name in {**first, **now}
+        if first.get(name) != now.get(name)
+    ]
+
+
+def _known(commits: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: commit for name, commit in commits.items() if commit is not None}
+
+
+FROM_A_COMMIT = """\
+repository=${{RLHF_REPOSITORY:-{repository}}}
+commit={commit}
+
+if ! git -C "$repository" cat-file -e "$commit^{{commit}}"; then
+    echo "Commit $commit is not in $repository: set RLHF_REPOSITORY to a clone that has it," >&2
+    echo "or try the installed package: rlhf rerun $run" >&2
+    exit 2
+fi
+code=$(mktemp -d)
+trap 'git -C "$repository" worktree remove --force "$code"' EXIT
+git -C "$repository" worktree add --quiet --detach "$code" "$commit"
+{changes}export PYTHONPATH=$code${{PYTHONPATH:+:$PYTHONPATH}}
+"""
+
+WITH_CHANGES = """\
+git -C "$code" apply --whitespace=nowarn "$run/{patch}" # what was not committed
+"""
+
+INSTALLED = """\
+# {reason}: the installed package is used, if it has the same code.
+"""
+
+SCRIPT = """\
+#!/usr/bin/env bash
+# Does this run again with the code that it ran with, in a new directory, and compares the figures.
+#   bash reproduce.sh [--to DIR] [--force] [logger=wandb ...]
+# Exit code: 0 the same figures, 3 other figures, 2 refused (versions or data differ), 1 it failed.
+set -euo pipefail
+
+run=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
+python=${{RLHF_PYTHON:-{python}}}
+if ! command -v -- "$python" > /dev/null; then
+    echo "There is no $python: set RLHF_PYTHON to a Python that has the packages of provenance.json." >&2
+    exit 2
+fi
+
+{code}
+export PYTHONSAFEPATH=1 # or a package in the working directory would come first
+"$python" -m rlhf_lightning rerun "$run" "$@"
+"""
+
+
+def write_script(run: RunDirectory, origin: Mapping[str, Any]) -> None:
+    """Writes `reproduce.sh`, and `changes.patch` where the checkout differed from its commit.
+
+    Args:
+        run: the run, which is starting.
+        origin: its provenance.
+
+    Raises:
+        RunDirectoryError: if they cannot be written.
+    """
+    git = origin["git"]
+    if git is not None and git["diff_exact"] and git["diff"]:
+        run.write_text(CHANGES, git["diff"])
+    run.write_text(REPRODUCE, SCRIPT.format(python=shlex.quote(origin["interpreter"]), code=_code(git)))
+
+
+def _code(git: Mapping[str, Any] | None) -> str:
+    if git is None:
+        return INSTALLED.format(reason="The run came from no checkout")
+    if not git["diff_exact"]:
+        return INSTALLED.format(reason="What was not committed was not kept whole (too long, or with a secret in it)")
+    changes = WITH_CHANGES.format(patch=CHANGES) if git["diff"] else ""
+    return FROM_A_COMMIT.format(repository=shlex.quote(git["repository"]), commit=git["commit"], changes=changes)
