@@ -57,12 +57,12 @@ class PromptBatch(TensorRecord):
 
 @dataclass(frozen=True, eq=False)
 class DemonstrationBatch(TensorRecord):
-    """Prompts with the reply to imitate, padded on the right.
+    """Prompts with the response to imitate, padded on the right.
 
     Attributes:
-        input_ids: (batch, time) int64, prompt then reply.
-        attention_mask: (batch, time) int64, 1 on prompt and reply tokens.
-        loss_mask: (batch, time) bool, True on the reply's tokens, its end-of-sequence token included.
+        input_ids: (batch, time) int64, prompt then response.
+        attention_mask: (batch, time) int64, 1 on prompt and response tokens.
+        loss_mask: (batch, time) bool, True on the response's tokens, its end-of-sequence token included.
         step_weight: how many loss tokens the whole optimizer step has, over all of its micro-batches and ranks.
             The step's loss is the sum of token losses over all of them divided by this number.
     """
@@ -78,15 +78,15 @@ class DemonstrationBatch(TensorRecord):
 
 @dataclass(frozen=True, eq=False)
 class PreferenceBatch(TensorRecord):
-    """Pairs of replies to the same prompts, each side a whole sequence padded on the right.
+    """Pairs of responses to the same prompts, each side a whole sequence padded on the right.
 
     Attributes:
-        chosen_ids: (batch, chosen_time) int64, prompt then the preferred reply.
-        chosen_mask: (batch, chosen_time) int64, 1 on prompt and reply tokens.
+        chosen_ids: (batch, chosen_time) int64, prompt then the preferred response.
+        chosen_mask: (batch, chosen_time) int64, 1 on prompt and response tokens.
         rejected_ids: (batch, rejected_time) int64.
         rejected_mask: (batch, rejected_time) int64.
         margin: (batch,) float32, zero where there is none.
-        probability: (batch,) float32, that the preferred reply is the better one; 1 where that is taken as certain.
+        probability: (batch,) float32, that the preferred response is the better one; 1 where that is taken as certain.
         step_weight: how many pairs the whole optimizer step has, over all of its micro-batches and ranks.
     """
 

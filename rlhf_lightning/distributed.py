@@ -17,19 +17,19 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from rlhf_lightning.ranks import Place
+from rlhf_lightning.ranks import RankInfo
 
 Value = TypeVar("Value")
 
-MEETING = timedelta(minutes=15)
+START_TIMEOUT = timedelta(minutes=15)
 """Timeout for all processes to start."""
 
-PATIENCE = timedelta(hours=24)
+COLLECTIVE_TIMEOUT = timedelta(hours=24)
 """Timeout of collective operations: rank 0 may work for hours alone, in an evaluation."""
 
 
-def join(place: Place, *, on_gpu: bool) -> None:
-    """Initialise the process group, unless it is initialised.
+def join(place: RankInfo, *, on_gpu: bool) -> None:
+    """Initialize the process group, unless it is initialized.
 
     Args:
         place: this process's.
@@ -42,18 +42,18 @@ def join(place: Place, *, on_gpu: bool) -> None:
     rank_zero_only.rank = place.rank  # type: ignore[attr-defined]
     group.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=_meet(place),
+        store=_store(place),
         rank=place.rank,
         world_size=place.world_size,
-        timeout=PATIENCE,
+        timeout=COLLECTIVE_TIMEOUT,
     )
 
 
-def _meet(place: Place) -> Store:
+def _store(place: RankInfo) -> Store:
     if place.world_size == 1:
         return HashStore()
     address = f"tcp://{place.address}:{place.port}"
-    store, _, _ = next(rendezvous(address, place.rank, place.world_size, timeout=MEETING))
+    store, _, _ = next(rendezvous(address, place.rank, place.world_size, timeout=START_TIMEOUT))
     assert isinstance(store, Store)
     return store
 
@@ -81,10 +81,10 @@ def world_size() -> int:
 
 def barrier() -> None:
     """Wait for all processes."""
-    total(torch.zeros(()))  # over the CPU: NCCL's own barrier would ask which GPU is meant
+    all_reduce_sum(torch.zeros(()))  # over the CPU: NCCL's own barrier would ask which GPU is meant
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of a tensor over all processes (all-reduce)."""
     if world_size() == 1:
         return tensor
@@ -93,7 +93,7 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def pooled_means(figures: Mapping[str, Tensor], weight: int) -> tuple[dict[str, Tensor], int]:
+def all_reduce_means(figures: Mapping[str, Tensor], weight: int) -> tuple[dict[str, Tensor], int]:
     """Means over all processes, and their total weight. (Lightning's own reduction rounds such a weight down.)
 
     Args:
@@ -103,12 +103,12 @@ def pooled_means(figures: Mapping[str, Tensor], weight: int) -> tuple[dict[str, 
     if world_size() == 1:
         return dict(figures), weight
     stacked = torch.stack([figure.detach().double() for figure in figures.values()])
-    sums = total(torch.cat([stacked * weight, stacked.new_tensor([weight])]))
+    sums = all_reduce_sum(torch.cat([stacked * weight, stacked.new_tensor([weight])]))
     means = (sums[:-1] / sums[-1]).float()
     return dict(zip(figures, means, strict=True)), round(float(sums[-1]))
 
 
-def from_first(value: Value | None) -> Value:
+def broadcast_object(value: Value | None) -> Value:
     """The value passed by rank 0; the values of other ranks are ignored."""
     held = [value]
     if world_size() > 1:
@@ -118,7 +118,7 @@ def from_first(value: Value | None) -> Value:
     return received
 
 
-def gathered(value: Value) -> list[Value]:
+def all_gather_object(value: Value) -> list[Value]:
     """The values of all ranks, in rank order; tensors in them should be on the CPU."""
     if world_size() == 1:
         return [value]
@@ -127,7 +127,7 @@ def gathered(value: Value) -> list[Value]:
     return [part for part in held if part is not None]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor of an FSDP shard; any other tensor unchanged. A collective operation."""
     from torch.distributed.tensor import DTensor  # takes most of a second
 

@@ -16,7 +16,7 @@ FIRST_PORT = 15000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """Rank of a process, and address of the group.
 
     Attributes:
@@ -36,14 +36,14 @@ class Place:
     port: int
 
 
-ALONE = Place(rank=0, world_size=1, local_rank=0, node=0, address=LOCALHOST, port=0)
+SINGLE_PROCESS = RankInfo(rank=0, world_size=1, local_rank=0, node=0, address=LOCALHOST, port=0)
 
 
-def this_place() -> Place:
-    """Rank and address of this process; `ALONE` without a launcher."""
+def rank_info() -> RankInfo:
+    """Rank and address of this process; `SINGLE_PROCESS` without a launcher."""
     found = os.environ
     if "RANK" in found and "WORLD_SIZE" in found:  # torchrun, Kubeflow, our own launcher
-        return Place(
+        return RankInfo(
             rank=int(found["RANK"]),
             world_size=int(found["WORLD_SIZE"]),
             local_rank=int(found.get("LOCAL_RANK", "0")),
@@ -53,7 +53,7 @@ def this_place() -> Place:
         )
     # Of this step of the job, not of the job: within a batch script, outside srun, there is one process.
     if int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return Place(
+        return RankInfo(
             rank=int(found["SLURM_PROCID"]),
             world_size=int(found["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(found["SLURM_LOCALID"]),
@@ -61,7 +61,7 @@ def this_place() -> Place:
             address=found.get("MASTER_ADDR") or first_host(found["SLURM_STEP_NODELIST"]),
             port=int(found.get("MASTER_PORT", FIRST_PORT + int(found["SLURM_JOB_ID"]) % 10000)),
         )
-    return ALONE
+    return SINGLE_PROCESS
 
 
 def first_host(nodes: str) -> str:

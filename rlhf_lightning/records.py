@@ -1,6 +1,6 @@
-"""Text-level records: prompts, replies and preferences before tokenisation.
+"""Text-level records: prompts, responses and preferences before tokenization.
 
-A prompt is plain text, or a conversation that ends with a user turn; a reply is always the text of the one
+A prompt is plain text, or a conversation that ends with a user turn; a response is always the text of the one
 assistant turn that answers it. How a file spells these is the business of `data.formats`.
 """
 
@@ -48,15 +48,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A reply to imitate."""
+    """A response to imitate."""
 
     prompt: Prompt
-    reply: str
+    response: str
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Of two replies, the one that was preferred.
+    """Of two responses, the one that was preferred.
 
     Attributes:
         margin: by how much (any unit; scaled by `reward_model.margin_coef`), or None if not annotated.
@@ -73,23 +73,23 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """K replies and their ranks.
+    """K responses and their ranks.
 
     Attributes:
-        ranks: one a reply, the lower the better; equal ranks are a tie.
+        ranks: one a response, the lower the better; equal ranks are a tie.
     """
 
     prompt: Prompt
-    replies: tuple[str, ...]
+    responses: tuple[str, ...]
     ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredCompletion:
-    """Reply of a policy, and its reward."""
+class ScoredResponse:
+    """Response of a policy, and its reward."""
 
     prompt: Prompt
-    reply: str
+    response: str
     reward: float
     finished: bool
-    """True if the reply ends with a stop token; False if it hit the length limit."""
+    """True if the response ends with a stop token; False if it hit the length limit."""

@@ -60,7 +60,7 @@ class Shape:
     micro_batch: int = 4
     chunk: int = 4
     prompt: int = 64
-    reply: int = 64
+    response: int = 64
     epochs: int = 1
     iterations: int = 2
     rank: int = 16
@@ -151,9 +151,9 @@ def ours(world: Path, row: Row, shape: Shape, arguments: argparse.Namespace) -> 
         *(f"ppo.policy_from={artifacts / 'policy'}", f"ppo.reward_from={artifacts / 'reward'}"),
         *("data=files", f"data.prompts={world / 'prompts.jsonl'}", "data.held_out_fraction=0.05"),
         *(f"rollout.batch_size={shape.batch}", f"rollout.chunk_size={shape.chunk}"),
-        *(f"rollout.max_new_tokens={shape.reply}", f"ppo.micro_batch_size={shape.micro_batch}"),
+        *(f"rollout.max_new_tokens={shape.response}", f"ppo.micro_batch_size={shape.micro_batch}"),
         *("ppo.minibatches=1", f"ppo.epochs={shape.epochs}", f"ppo.iterations={shape.iterations}"),
-        *("reward.standardise_on_reference=null", "logger=none", f"trainer.threads={arguments.threads}"),
+        *("reward.standardize_on_reference=null", "logger=none", f"trainer.threads={arguments.threads}"),
         *(f"trainer.accelerator={arguments.device}", f"paths.run_dir={directory}"),
         *(one for one in row.overrides),
         *((f"peft.rank={shape.rank}", f"peft.alpha={2 * shape.rank}") if row.artifacts == "lora" else ()),

@@ -4,7 +4,7 @@
     python scripts/benchmark_trunk_reuse.py --depth 24 --hidden 1024 --layers 2 6 --trainer gpu
 
 All are runs of `rlhf train pipeline=ppo` on the same random Llama, prompts and draws. They are made `--rounds` times in
-turn, and the shortest update of each counts: on a busy machine the others say more about the neighbours.
+turn, and the shortest update of each counts: on a busy machine the others say more about the neighbors.
 
 A block costs a forward pass, and two more in the backward pass if it is trained. Of L blocks, k of them trained, an
 update so costs 3k instead of 3L, or instead of L + 2k where the frozen ones are computed anew; what is no block (the LM
@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_lightning.cli.main import main as rlhf
 
 WORDS = 500
-PROMPT, REPLY = 24, 24
+PROMPT, RESPONSE = 24, 24
 """Tokens."""
 ROLLOUTS = 16
 FULL = "peft=none"
@@ -122,9 +122,9 @@ def run(directory: Path, name: str, *overrides: str) -> Row:
             "train",
             *("pipeline=ppo", "data=files", "logger=none", "callbacks.progress_bar=false"),
             *("model=hub", f"model.name_or_path={directory / 'policy'}", f"ppo.policy_from={directory / 'policy'}"),
-            *(f"ppo.reward_from={directory / 'reward'}", "reward.standardise_on_reference=null"),
+            *(f"ppo.reward_from={directory / 'reward'}", "reward.standardize_on_reference=null"),
             *(f"data.prompts={directory / 'prompts.jsonl'}", f"data.max_prompt_length={PROMPT}"),
-            *(f"rollout.max_new_tokens={REPLY}", f"rollout.batch_size={ROLLOUTS}", f"rollout.chunk_size={ROLLOUTS}"),
+            *(f"rollout.max_new_tokens={RESPONSE}", f"rollout.batch_size={ROLLOUTS}", f"rollout.chunk_size={ROLLOUTS}"),
             *("ppo.iterations=3", "ppo.epochs=2", "ppo.minibatches=2", f"ppo.micro_batch_size={ROLLOUTS // 2}"),
             *(f"paths.outputs={directory / 'outputs'}", f"paths.run_dir={run_dir}"),
             *overrides,

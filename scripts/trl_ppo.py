@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--policy", required=True, help="directory of a causal language model")
     flags.add_argument("--reward", required=True, help="directory of a sequence classifier with one label")
-    flags.add_argument("--shape", required=True, help="JSON: batch, micro_batch, chunk, prompt, reply, ...")
+    flags.add_argument("--shape", required=True, help="JSON: batch, micro_batch, chunk, prompt, response, ...")
     flags.add_argument("--out", required=True, help="where the figures go")
     flags.add_argument("--peft", action="store_true", help="train a LoRA adapter of the policy")
     return flags.parse_args()
@@ -87,7 +87,7 @@ def build_trainer(arguments: argparse.Namespace, shape: dict[str, int]) -> PPOTr
         num_ppo_epochs=shape["epochs"],
         total_episodes=shape["batch"] * shape["iterations"],
         local_rollout_forward_batch_size=shape["chunk"],
-        response_length=shape["reply"],
+        response_length=shape["response"],
         temperature=1.0,
         stop_token="eos",
         learning_rate=1e-5,

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.comparison.differing import SEED, differing_keys
+from rlhf_lightning.comparison.differing_settings import SEED, differing_keys
 from rlhf_lightning.comparison.reading import find_runs, read_run
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.errors import ComparisonError, RlhfError
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 CURVES = (
     ("objective/score", "Proxy reward"),
     ("objective/gold", "Gold reward"),
-    ("objective/kl", "KL to the reference, nats a reply"),
+    ("objective/kl", "KL to the reference, nats a response"),
     ("objective/entropy", "Entropy, nats a token"),
-    ("rollout/length", "Reply length, tokens"),
+    ("rollout/length", "Response length, tokens"),
     ("value/explained_variance", "Explained variance of the critic"),
 )
 """What is drawn of PPO, over episodes."""
@@ -119,7 +119,7 @@ def build_report(sweep: Sweep, entity: str) -> Report:
         project=sweep.project,
         entity=entity,
         title=f"Sweep {sweep.group}"[:128],
-        description=f"What differs: {told}. Made from {sweep.directory.name} by scripts/wandb_report.py.",
+        description=f"What differs: {told}. CachedResult from {sweep.directory.name} by scripts/wandb_report.py.",
         width="fluid",
         blocks=[
             reports.H1("Where it ends"),

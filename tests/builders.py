@@ -29,7 +29,7 @@ from rlhf_lightning.models.sharing import Branch
 from rlhf_lightning.models.top_layers import train_top_layers
 from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
-from rlhf_lightning.rollouts.sampler import Completion, Sampler
+from rlhf_lightning.rollouts.sampler import SampledResponse, Sampler
 from rlhf_lightning.rollouts.settings import AdaptiveKl, FixedKl, GaeSettings, KlSettings, LearnedReward, NoKl
 
 VOCABULARY = 50
@@ -101,33 +101,33 @@ def make_reward_model() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def padded() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Builds sequences and attention mask of (prompt, reply) rows, prompts padded on the left, replies on the right."""
+    """Sequences and attention mask of (prompt, response) rows, padded on the left and on the right."""
 
     def build(
-        rows: Sequence[tuple[Sequence[int], Sequence[int]]], prompt_width: int, reply_width: int, pad: int
+        rows: Sequence[tuple[Sequence[int], Sequence[int]]], prompt_width: int, response_width: int, pad: int
     ) -> tuple[Tensor, Tensor]:
         sequences, masks = [], []
-        for prompt, reply in rows:
-            left, right = prompt_width - len(prompt), reply_width - len(reply)
-            sequences.append([pad] * left + [*prompt, *reply] + [pad] * right)
-            masks.append([0] * left + [1] * (len(prompt) + len(reply)) + [0] * right)
+        for prompt, response in rows:
+            left, right = prompt_width - len(prompt), response_width - len(response)
+            sequences.append([pad] * left + [*prompt, *response] + [pad] * right)
+            masks.append([0] * left + [1] * (len(prompt) + len(response)) + [0] * right)
         return torch.tensor(sequences), torch.tensor(masks)
 
     return build
 
 
 class RuleScorer:
-    """A score that is a function of the completion."""
+    """A score that is a function of the response."""
 
-    def __init__(self, rule: Callable[[Completion], float]) -> None:
+    def __init__(self, rule: Callable[[SampledResponse], float]) -> None:
         self.rule = rule
 
     def to(self, device: torch.device) -> RuleScorer:
         del device
         return self
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
-        return torch.tensor([self.rule(completion) for completion in completions])
+    def score(self, responses: Sequence[SampledResponse]) -> Tensor:
+        return torch.tensor([self.rule(response) for response in responses])
 
 
 def kl_settings(kind: str = "fixed", **values: Any) -> KlSettings:
@@ -142,7 +142,7 @@ def kl_settings(kind: str = "fixed", **values: Any) -> KlSettings:
 
 def reward_settings(**values: Any) -> LearnedReward:
     """A reward whose raw scores are its scores, where nothing else is said."""
-    plain = {"standardise_on_reference": None, "running_normalisation": False, "scale": 1.0, "clip": None}
+    plain = {"standardize_on_reference": None, "running_normalization": False, "scale": 1.0, "clip": None}
     return LearnedReward(kind="learned", **{**plain, "length_penalty": 0.0, **values})
 
 
@@ -172,7 +172,7 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
 
     def build(
         policy: PreTrainedModel,
-        rule: Callable[[Completion], float],
+        rule: Callable[[SampledResponse], float],
         *,
         reference: PreTrainedModel | None = None,
         critic: SeparateCritic | None = None,
@@ -188,7 +188,7 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
         whiten: bool = True,
         whiten_rewards: bool = False,
         gamma: float = 1.0,
-        lam: float = 0.95,
+        gae_lambda: float = 0.95,
         top_layers: int | None = None,
         reuse_trunk: bool = False,
     ) -> RolloutCollector:
@@ -204,7 +204,9 @@ def make_collector(words: PreTrainedTokenizerFast) -> Callable[..., RolloutColle
             RuleScorer(rule),
             shaper=RewardShaper(reward_settings(**(reward or {})), missing_eos_penalty),
             kl=KlController(kl or kl_settings(coef=kl_coef)),
-            advantage=GaeSettings(kind="gae", gamma=gamma, lam=lam, whiten=whiten, whiten_rewards=whiten_rewards),
+            advantage=GaeSettings(
+                kind="gae", gamma=gamma, gae_lambda=gae_lambda, whiten=whiten, whiten_rewards=whiten_rewards
+            ),
             chunk_size=chunk_size,
             temperature=temperature,
         )

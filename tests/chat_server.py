@@ -28,17 +28,17 @@ class Response:
     seconds: float = 0.0
 
 
-Behaviour = Callable[[Mapping[str, Any]], Response]
+Behavior = Callable[[Mapping[str, Any]], Response]
 """From a request's fields to a response."""
 
 
-def says(text: str | None, *, finish_reason: str = "stop", seconds: float = 0.0) -> Behaviour:
-    """A reply of text alone: 12 tokens read and 3 written."""
+def says(text: str | None, *, finish_reason: str = "stop", seconds: float = 0.0) -> Behavior:
+    """A response of text alone: 12 tokens read and 3 written."""
     return completion({"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}, seconds)
 
 
-def thinks(*positions: Sequence[tuple[str, float]], seconds: float = 0.0) -> Behaviour:
-    """A reply with probabilities: of each position the tokens, the first of which it said."""
+def thinks(*positions: Sequence[tuple[str, float]], seconds: float = 0.0) -> Behavior:
+    """A response with probabilities: of each position the tokens, the first of which it said."""
     content = [
         {
             "token": position[0][0],
@@ -51,20 +51,20 @@ def thinks(*positions: Sequence[tuple[str, float]], seconds: float = 0.0) -> Beh
     return completion({"message": message, "finish_reason": "stop", "logprobs": {"content": content}}, seconds)
 
 
-def completion(choice: Mapping[str, Any], seconds: float = 0.0) -> Behaviour:
-    """A reply with this one choice."""
+def completion(choice: Mapping[str, Any], seconds: float = 0.0) -> Behavior:
+    """A response with this one choice."""
     usage = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
     fields = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, **choice}], "usage": usage}
     return sends(json.dumps(fields), seconds=seconds)
 
 
-def sends(body: str, *, status: int = 200, seconds: float = 0.0, **headers: str) -> Behaviour:
+def sends(body: str, *, status: int = 200, seconds: float = 0.0, **headers: str) -> Behavior:
     """Any body; a header's name with underscores: `retry_after="1"`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda _: Response(status, body.encode(), named, seconds)
 
 
-def fails(status: int, message: str = "no", *, code: str | None = None, **headers: str) -> Behaviour:
+def fails(status: int, message: str = "no", *, code: str | None = None, **headers: str) -> Behavior:
     """An error as OpenAI spells it."""
     return sends(json.dumps({"error": {"message": message, "code": code}}), status=status, **headers)
 
@@ -97,7 +97,7 @@ class ChatServer:
         at_once: the most requests that it was answering at one time.
     """
 
-    def __init__(self, always: Behaviour, first: Sequence[Behaviour] = ()) -> None:
+    def __init__(self, always: Behavior, first: Sequence[Behavior] = ()) -> None:
         self.always = always
         self.first = deque(first)
         self.received: list[Received] = []
@@ -146,10 +146,10 @@ class ChatServer:
         with self._lock:
             headers = {name.lower(): value for name, value in request.headers.items()}
             self.received.append(Received(request.path, headers, fields, time.monotonic()))
-            behaviour = self.first.popleft() if self.first else self.always
+            behavior = self.first.popleft() if self.first else self.always
             self._busy += 1
             self.at_once = max(self.at_once, self._busy)
-        response = behaviour(fields)
+        response = behavior(fields)
         time.sleep(response.seconds)
         with self._lock:
             self._busy -= 1

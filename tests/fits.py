@@ -23,8 +23,8 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.forward_pass import checkpoint_activations
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
-from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
-from rlhf_lightning.rollouts.sampler import Completion, PromptStream
+from rlhf_lightning.rollouts.collector import CollectedRollouts, RolloutCollector
+from rlhf_lightning.rollouts.sampler import PromptStream, SampledResponse
 from rlhf_lightning.stages.ppo import PpoSettings
 from rlhf_lightning.stages.training import EXPECTED
 
@@ -104,7 +104,7 @@ class Fit:
     trainer: pl.Trainer
     recorder: Recorder
     steps: Stepping
-    collected: list[Collected] = field(default_factory=list)
+    collected: list[CollectedRollouts] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -170,7 +170,7 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
 
     def run(
         policy: PreTrainedModel,
-        rule: Callable[[Completion], float],
+        rule: Callable[[SampledResponse], float],
         *,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         prompts: Sequence[Sequence[int]] = ((5, 9, 7), (11,), (6, 6, 40, 33), (20, 3)),
@@ -184,7 +184,7 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
     ) -> Fit:
         learning_rate = values.get("learning_rate", PPO_VALUES["learning_rate"])
         settings = PpoSettings.model_validate({**PPO_VALUES, "critic_learning_rate": learning_rate, **values})
-        # A fifth of all tokens ends a reply, so that replies differ in length.
+        # A fifth of all tokens ends a response, so that responses differ in length.
         policy.generation_config.eos_token_id = list(range(40, 50))
         collector = make_collector(policy, rule, missing_eos_penalty=settings.missing_eos_penalty, **(collecting or {}))
         if value_head is not None:
@@ -200,9 +200,9 @@ def fit_ppo(fit: Callable[..., Fit], make_collector: Callable[..., RolloutCollec
             seed=seed,
         )
         steps = Stepping(optimizer)
-        collected: list[Collected] = []
+        collected: list[CollectedRollouts] = []
 
-        def observe(_: int, seen: Collected) -> dict[str, float]:
+        def observe(_: int, seen: CollectedRollouts) -> dict[str, float]:
             collected.append(seen)
             return {}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import subprocess
@@ -217,6 +218,11 @@ def _become(cwd: str | None, environment: Mapping[str, str], outputs: tuple[Path
     # Not those of pytest, which gathers what tests print.
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+            # Lightning keeps the standard error of its import. That was closed: its number is another file's now.
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setStream(sys.stderr)
     import torch
 
     if "OMP_NUM_THREADS" in environment:

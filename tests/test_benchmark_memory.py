@@ -51,7 +51,7 @@ def test_one_command_leaves_the_table(script: ModuleType, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(script, "run", run_here)
     monkeypatch.setattr(script, "OURS", [row for row in script.OURS if row.name in ("all weights", script.SHARED)])
-    shape = {"batch": 4, "micro_batch": 2, "chunk": 2, "prompt": 8, "reply": 4, "prompts": 8, "iterations": 1}
+    shape = {"batch": 4, "micro_batch": 2, "chunk": 2, "prompt": 8, "response": 4, "prompts": 8, "iterations": 1}
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     command = ["benchmark_memory", "--sizes", "tiny", "--no-trl", "--shape", json.dumps(shape), *places]
     monkeypatch.setattr("sys.argv", command)

@@ -57,9 +57,9 @@ policy = AutoModelForCausalLM.from_pretrained(f"{run}/ppo")
 tokenizer = AutoTokenizer.from_pretrained(f"{run}/ppo")
 chat = [{"role": "user", "content": "i want to find the drum"}]
 prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-reply = policy.generate(**prompt, do_sample=False, max_new_tokens=32)[0, prompt["input_ids"].shape[1] :]
-assert reply[-1] == tokenizer.eos_token_id or len(reply) == 32
-print(tokenizer.decode(reply, skip_special_tokens=True))
+response = policy.generate(**prompt, do_sample=False, max_new_tokens=32)[0, prompt["input_ids"].shape[1] :]
+assert response[-1] == tokenizer.eos_token_id or len(response) == 32
+print(tokenizer.decode(response, skip_special_tokens=True))
 judge = AutoModelForSequenceClassification.from_pretrained(f"{run}/reward_model")
 assert judge(**prompt).logits.shape == (1, 1)
 """

@@ -44,7 +44,7 @@ from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.worlds.courtesy import asset_path
 from rlhf_lightning.worlds.courtesy.base_model import build_tokenizer, new_model
 
-FILES = ("pairs.jsonl", "rankings.jsonl", "replies.jsonl", "helpful.jsonl", "harmless-base.jsonl.gz")
+FILES = ("pairs.jsonl", "rankings.jsonl", "responses.jsonl", "helpful.jsonl", "harmless-base.jsonl.gz")
 """The files that the commands name, as a user would have them."""
 ARTIFACTS = tuple(
     f"{run}/{stage}" for run in ("RUN", "outputs/latest") for stage in ("sft", "comparisons", "reward_model", "ppo")
@@ -332,9 +332,9 @@ def test_the_python_snippet_talks_to_a_policy(
     save_policy(new_model(tokenizer), tokenizer, tmp_path / "outputs" / "latest" / "ppo")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README", "exec"), {})
-    reply = capsys.readouterr().out.split()
-    assert reply
-    assert set(reply) <= set(tokenizer.get_vocab())
+    response = capsys.readouterr().out.split()
+    assert response
+    assert set(response) <= set(tokenizer.get_vocab())
 
 
 def test_the_python_snippet_trains_without_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from rlhf_lightning.distributed import gathered
+from rlhf_lightning.distributed import all_gather_object
 from rlhf_lightning.errors import CheckpointError
 
 LINES = "*.jsonl"
 
 
-class Journals:
+class AppendedFiles:
     """The history file of a run and the line files of one stage.
 
     Args:
@@ -46,7 +46,7 @@ class Journals:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def rewind(self, lengths: Mapping[str, int]) -> None:
+    def truncate(self, lengths: Mapping[str, int]) -> None:
         """Truncate the journals to earlier lengths; one that did not exist yet is removed.
 
         Args:
@@ -69,7 +69,7 @@ class Journals:
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".ckpt"
-OURS = "resume"
+RESUME_STATE = "resume"
 """Checkpoint key of the state that Lightning does not save."""
 
 BARE_PICKLE = b"\x80"
@@ -77,11 +77,11 @@ BARE_PICKLE = b"\x80"
 
 
 @dataclass(frozen=True, slots=True)
-class Readable:
+class LoadableCheckpoint:
     """A checkpoint that can be loaded.
 
     Attributes:
-        journals: the lengths of the stage's journals when it was written (see `Journals`).
+        journals: the lengths of the stage's journals when it was written (see `AppendedFiles`).
     """
 
     path: Path
@@ -93,7 +93,7 @@ def checkpoints_in(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"*=*{SUFFIX}"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True)
 
 
-def newest_readable(directory: Path) -> Readable | None:
+def newest_loadable(directory: Path) -> LoadableCheckpoint | None:
     """The newest checkpoint of a stage that is whole; None where there is none.
 
     One that is not whole (a disk that failed, a copy that was cut short) is named in a warning and passed over.
@@ -113,7 +113,7 @@ def newest_readable(directory: Path) -> Readable | None:
     return None
 
 
-def _read(path: Path) -> Readable | None:
+def _read(path: Path) -> LoadableCheckpoint | None:
     with path.open("rb") as file:
         if file.read(1) == BARE_PICKLE:
             raise _refused(path, "a bare pickle")
@@ -123,7 +123,7 @@ def _read(path: Path) -> Readable | None:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, _refusal(error)) from error
-    return Readable(path, content[OURS]["journals"])
+    return LoadableCheckpoint(path, content[RESUME_STATE]["journals"])
 
 
 def _is_whole(path: Path) -> bool:
@@ -183,7 +183,7 @@ Unit = Literal["iteration", "step"]
 ASIDE = ".part"
 
 
-class WholeFileIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint to a temporary file, flush it to disk and rename it, so that it is complete or absent.
 
     Lightning's own way goes through the directory for temporary files, which may be on another filesystem; from there a
@@ -217,7 +217,7 @@ class Checkpoints(pl.Callback):
     all random number generators and the lengths of the files that the training appends to.
 
     It must stand before callbacks that log or roll out when an iteration or a batch begins, since what they do then
-    comes after the checkpoint. The trainer needs the plugin `WholeFileIO`.
+    comes after the checkpoint. The trainer needs the plugin `AtomicCheckpointIO`.
 
     Args:
         directory: of the checkpoints.
@@ -227,7 +227,7 @@ class Checkpoints(pl.Callback):
         keep_last: how many are kept.
     """
 
-    def __init__(self, directory: Path, journals: Journals, *, unit: Unit, every: int, keep_last: int) -> None:
+    def __init__(self, directory: Path, journals: AppendedFiles, *, unit: Unit, every: int, keep_last: int) -> None:
         self.directory = directory
         self.journals = journals
         self.unit: Unit = unit
@@ -272,11 +272,11 @@ class Checkpoints(pl.Callback):
         frozen = _frozen(pl_module)
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if name not in frozen}
-        checkpoint[OURS] = {
+        checkpoint[RESUME_STATE] = {
             "count": self._last_count,
             "micro_batches_per_step": trainer.accumulate_grad_batches,
             "journals": self.journals.lengths(),
-            "random_states": gathered(random_states()),
+            "random_states": all_gather_object(random_states()),
         }
         _as_not_begun(checkpoint["loops"]["fit_loop"])
 
@@ -293,7 +293,7 @@ class Checkpoints(pl.Callback):
                 where=str(self.directory),
                 fix="put back the peft settings and the models that the run was started with",
             )
-        ours = checkpoint[OURS]
+        ours = checkpoint[RESUME_STATE]
         self._last_count = ours["count"]
         self._to_restore = ours["random_states"]
         # Lightning counts in micro-batches, and their size may be another one now.

@@ -19,7 +19,7 @@ class OptimizerFactory(Protocol):
     def __call__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float) -> Optimizer: ...
 
 
-def scheduled(
+def with_schedule(
     optimizer: Optimizer, factor: Callable[[int], float], interval: Literal["step", "epoch"] = "step"
 ) -> dict[str, Any]:
     """Return value of `configure_optimizers`: the optimizer, its learning rate multiplied by `factor(interval)`."""
@@ -29,7 +29,7 @@ def scheduled(
     }
 
 
-def supervised(
+def supervised_optimizer(
     module: nn.Module, make_optimizer: OptimizerFactory, settings: SupervisedLoop, total_steps: int
 ) -> dict[str, Any]:
     """Return value of `configure_optimizers` for supervised training: linear warm-up, then linear decay to 0.
@@ -38,8 +38,8 @@ def supervised(
         module: whose parameters are trained.
         total_steps: optimizer steps of the whole run.
     """
-    optimizer = make_optimizer(trainable(module), lr=settings.learning_rate)
-    return scheduled(optimizer, linear_decay(total_steps, round(settings.warmup_fraction * total_steps)))
+    optimizer = make_optimizer(trainable_parameters(module), lr=settings.learning_rate)
+    return with_schedule(optimizer, linear_decay(total_steps, round(settings.warmup_fraction * total_steps)))
 
 
 def linear_decay(total_steps: int, warmup_steps: int = 0) -> Callable[[int], float]:
@@ -56,6 +56,6 @@ def linear_decay(total_steps: int, warmup_steps: int = 0) -> Callable[[int], flo
     return factor
 
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: phase two of an iteration, on the rollouts that phase one left in the buffer."""
+"""Proximal policy optimization: phase two of an iteration, on the rollouts that phase one left in the buffer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, scheduled
-from rlhf_lightning.distributed import pooled_means, total, world_size
-from rlhf_lightning.models.actor_critic import ActorCritic, ReplyOutputs
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, linear_decay, with_schedule
+from rlhf_lightning.distributed import all_reduce_means, all_reduce_sum, world_size
+from rlhf_lightning.models.actor_critic import ActorCritic, ResponseOutputs
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.kl import kl_loss
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_sum
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PPO(pl.LightningModule):
-    """Maximise reward within a trust region around the policy that sampled.
+    """Maximize reward within a trust region around the policy that sampled.
 
     One Lightning epoch is one iteration: `RolloutBufferCallback` fills the buffer when it starts, the dataloader
     iterates over it, and `training_step` is a forward pass and the weighted sum of the losses.
@@ -59,10 +59,10 @@ class PPO(pl.LightningModule):
         self._step_kl = torch.zeros(2)
         """Sums of approximate KL and of tokens in the current optimizer step."""
 
-    def forward(self, rollout: Rollout) -> ReplyOutputs:
-        inputs = rollout.sequences, rollout.attention_mask, rollout.reply_length
+    def forward(self, rollout: Rollout) -> ResponseOutputs:
+        inputs = rollout.sequences, rollout.attention_mask, rollout.response_length
         exact = self.kl.in_loss and self.kl.estimator is None
-        outputs: ReplyOutputs = self.actor_critic(
+        outputs: ResponseOutputs = self.actor_critic(
             *inputs,
             self.temperature,
             with_entropy=self.settings.entropy_coef > 0,
@@ -72,7 +72,7 @@ class PPO(pl.LightningModule):
         return outputs
 
     def training_step(self, batch: Minibatch, _: int) -> Tensor:
-        rollout, mask, settings = batch.rollout, batch.rollout.reply_mask, self.settings
+        rollout, mask, settings = batch.rollout, batch.rollout.response_mask, self.settings
         outputs = self(rollout)
         policy = clipped_policy_loss(outputs.logprobs, rollout.logprobs, rollout.advantages, settings.clip_range)
         value = clipped_value_loss(outputs.values, rollout.values, rollout.returns, settings.value_clip_range)
@@ -100,7 +100,7 @@ class PPO(pl.LightningModule):
         # and averages the gradients of the processes.
         return masked_sum(losses, mask) / batch.step_weight * self.trainer.accumulate_grad_batches * world_size()
 
-    def _kl_loss(self, outputs: ReplyOutputs, rollout: Rollout) -> Tensor:
+    def _kl_loss(self, outputs: ResponseOutputs, rollout: Rollout) -> Tensor:
         if self.kl.estimator is None:
             assert outputs.kl is not None
             return outputs.kl
@@ -108,7 +108,7 @@ class PPO(pl.LightningModule):
 
     def _log(self, per_token: dict[str, Tensor], mask: Tensor) -> None:
         means = {name: masked_mean(values.detach(), mask) for name, values in per_token.items()}
-        figures, tokens = pooled_means(means, int(mask.sum()))
+        figures, tokens = all_reduce_means(means, int(mask.sum()))
         # Weighted by tokens, so that the epoch's mean is the mean over tokens, not over micro-batches.
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=tokens)
 
@@ -135,7 +135,7 @@ class PPO(pl.LightningModule):
         del outputs, batch
         if self.settings.target_kl is None or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
-        summed, tokens = total(self._step_kl).tolist()
+        summed, tokens = all_reduce_sum(self._step_kl).tolist()
         self._step_kl = torch.zeros_like(self._step_kl)
         self.update_is_over = summed / tokens > self.settings.target_kl
 
@@ -159,4 +159,4 @@ class PPO(pl.LightningModule):
         optimizer = self.make_optimizer(groups, lr=self.settings.learning_rate)
         if self.settings.lr_schedule == "constant":
             return optimizer
-        return scheduled(optimizer, linear_decay(self.settings.iterations), interval="epoch")
+        return with_schedule(optimizer, linear_decay(self.settings.iterations), interval="epoch")

@@ -10,27 +10,27 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised_optimizer
 from rlhf_lightning.batches import PreferenceBatch
-from rlhf_lightning.distributed import pooled_means, world_size
+from rlhf_lightning.distributed import all_reduce_means, world_size
 from rlhf_lightning.models.classifier import classifier_logits
 from rlhf_lightning.models.forward_pass import shard
 from rlhf_lightning.models.loading import score_head
-from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
+from rlhf_lightning.objectives.preference import bradley_terry_loss, centering_loss, classification_loss
 
 if TYPE_CHECKING:
     from rlhf_lightning.stages.reward_model import RewardModelSettings
 
 
 class PairLogits(NamedTuple):
-    """(pairs, labels) logits of the preferred replies and of the others."""
+    """(pairs, labels) logits of the preferred responses and of the others."""
 
     chosen: Tensor
     rejected: Tensor
 
 
 class RewardModel(pl.LightningModule):
-    """Bradley-Terry on pairs, with optional margin and centring; with two labels also a classifier.
+    """Bradley-Terry on pairs, with optional margin and centering; with two labels also a classifier.
 
     With a two-label head the reward is the positive label's logit; cross-entropy is added, so that the two logits
     are also a calibrated answer to "was this the preferred one?".
@@ -76,7 +76,7 @@ class RewardModel(pl.LightningModule):
             "reward_model/validation_loss": self.pair_losses(logits, batch.margin, batch.probability).mean(),
             "reward_model/validation_accuracy": (margin > 0).float().mean(),
         }
-        figures, pairs = pooled_means(figures, len(batch))
+        figures, pairs = all_reduce_means(figures, len(batch))
         self.log_dict(figures, on_epoch=True, batch_size=pairs)
 
     def pair_losses(self, logits: PairLogits, margin: Tensor, probability: Tensor | float = 1.0) -> Tensor:
@@ -88,7 +88,7 @@ class RewardModel(pl.LightningModule):
         """
         chosen, rejected = logits.chosen[:, self.positive], logits.rejected[:, self.positive]
         losses = bradley_terry_loss(chosen, rejected, self.settings.margin_coef * margin, probability)
-        losses = losses + self.settings.centring_coef * centring_loss(chosen, rejected)
+        losses = losses + self.settings.reward_centering_coef * centering_loss(chosen, rejected)
         if logits.chosen.shape[1] == 2:
             losses = losses + classification_loss(logits.chosen, logits.rejected, self.positive, probability)
         return losses
@@ -100,7 +100,7 @@ class RewardModel(pl.LightningModule):
             "reward_model/accuracy": (margin > 0).float().mean(),
             "reward_model/margin": margin.mean(),
         }
-        figures, pooled = pooled_means(figures, pairs)
+        figures, pooled = all_reduce_means(figures, pairs)
         self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=pooled)
 
     def configure_model(self) -> None:
@@ -111,7 +111,7 @@ class RewardModel(pl.LightningModule):
                 shard(part, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        return supervised(self, self.make_optimizer, self.settings, self.total_steps)
+        return supervised_optimizer(self, self.make_optimizer, self.settings, self.total_steps)
 
 
 def pair_logits(classifier: PreTrainedModel, batch: PreferenceBatch) -> PairLogits:
@@ -126,6 +126,6 @@ def pair_logits(classifier: PreTrainedModel, batch: PreferenceBatch) -> PairLogi
 
 @torch.no_grad()
 def pair_rewards(classifier: PreTrainedModel, positive: int, batch: PreferenceBatch) -> tuple[list[float], list[float]]:
-    """The rewards of a batch's chosen and rejected replies."""
+    """The rewards of a batch's chosen and rejected responses."""
     logits = pair_logits(classifier, batch)
     return logits.chosen[:, positive].tolist(), logits.rejected[:, positive].tolist()

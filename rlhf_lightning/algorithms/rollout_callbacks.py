@@ -16,14 +16,14 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.distributed import rank
-from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.records import ScoredResponse
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
-from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
+from rlhf_lightning.rollouts.collector import CollectedRollouts, RolloutCollector
 from rlhf_lightning.rollouts.diversity import distinct, top_opening_share
 from rlhf_lightning.rollouts.sampler import PromptStream
 from rlhf_lightning.worlds.courtesy import judge
 
-Observer = Callable[[int, Collected], dict[str, float]]
+Observer = Callable[[int, CollectedRollouts], dict[str, float]]
 """Looks at an iteration's rollouts and may return figures to log: (iteration, collected) -> metrics."""
 
 
@@ -41,7 +41,7 @@ class RolloutBufferCallback(pl.Callback):
         collector: makes rollouts of prompts.
         buffer: read by the train dataloader.
         prompts: which prompts come next.
-        observers: see each iteration's rollouts (a sample diary, the gold reward of a synthetic world).
+        observers: see each iteration's rollouts (a sample log, the gold reward of a synthetic world).
 
     Attributes:
         last_metrics: of the last rollouts.
@@ -109,7 +109,7 @@ class KlBudget(pl.Callback):
     keeps to it.
 
     Args:
-        budget: in nats, of the KL summed over a reply and averaged over replies.
+        budget: in nats, of the KL summed over a response and averaged over responses.
         rollouts: stands before this callback and measures the KL.
     """
 
@@ -144,25 +144,24 @@ class KlBudget(pl.Callback):
         self._within = state_dict["within"]
 
 
-def collapse_monitor(_: int, collected: Collected) -> dict[str, float]:
-    """`rollout/top_opening_share` and `rollout/distinct_2` of an iteration's replies, without end-of-sequence tokens.
+def collapse_monitor(_: int, collected: CollectedRollouts) -> dict[str, float]:
+    """`rollout/top_opening_share` and `rollout/distinct_2` of an iteration's responses, without end-of-sequence tokens.
 
-    The second depends on how many replies there are: compare it between iterations of one batch size.
+    The second depends on how many responses there are: compare it between iterations of one batch size.
     """
-    replies = [done.reply_ids[:-1] if done.finished else done.reply_ids for done in collected.completions]
-    return {"rollout/top_opening_share": top_opening_share(replies), "rollout/distinct_2": distinct(replies, 2)}
+    token_ids = [done.response_ids[:-1] if done.finished else done.response_ids for done in collected.responses]
+    return {"rollout/top_opening_share": top_opening_share(token_ids), "rollout/distinct_2": distinct(token_ids, 2)}
 
 
-def gold_monitor(_: int, collected: Collected) -> dict[str, float]:
+def gold_monitor(_: int, collected: CollectedRollouts) -> dict[str, float]:
     """The mean gold reward of an iteration's rollouts, as `objective/gold`."""
     rewards = [
-        judge(completion.prompt.last_turn, completion.reply, completion.finished).reward
-        for completion in collected.completions
+        judge(response.prompt.last_turn, response.text, response.finished).reward for response in collected.responses
     ]
     return {"objective/gold": sum(rewards) / len(rewards)}
 
 
-class SampleDiary:
+class SampleLogger:
     """Writes some rollouts to a jsonl file and one line of metrics to the log, every few iterations.
 
     Args:
@@ -173,14 +172,14 @@ class SampleDiary:
     """
 
     def __init__(
-        self, path: Path, *, every: int, samples: int, report: Callable[[int, Sequence[ScoredCompletion]], None]
+        self, path: Path, *, every: int, samples: int, report: Callable[[int, Sequence[ScoredResponse]], None]
     ) -> None:
         self.path = path
         self.every = every
         self.samples = samples
         self.report = report
 
-    def __call__(self, iteration: int, collected: Collected) -> dict[str, float]:
+    def __call__(self, iteration: int, collected: CollectedRollouts) -> dict[str, float]:
         if iteration % self.every == 0 and rank() == 0:
             self._write(iteration, collected)
             figures = collected.metrics
@@ -194,11 +193,11 @@ class SampleDiary:
             )
         return {}
 
-    def _write(self, iteration: int, collected: Collected) -> None:
+    def _write(self, iteration: int, collected: CollectedRollouts) -> None:
         scores = collected.rollout.scores.tolist()
         scored = [
-            ScoredCompletion(completion.prompt, completion.reply, score, completion.finished)
-            for completion, score in zip(collected.completions[: self.samples], scores, strict=False)
+            ScoredResponse(response.prompt, response.text, score, response.finished)
+            for response, score in zip(collected.responses[: self.samples], scores, strict=False)
         ]
         with self.path.open("a", encoding="utf-8") as file:
             for entry in scored:

@@ -20,7 +20,7 @@ from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.masked_stats import masked_mean
 from rlhf_lightning.rollouts.buffer import Minibatch, Rollout
 
-ANYWAY = "callbacks.self_checks=false runs on regardless"
+DISABLE_HINT = "callbacks.self_checks=false runs on regardless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +119,13 @@ class SelfChecks(pl.Callback):
         mismatch = self.rollouts.last_metrics["rollout/logprob_mismatch"]
         if not mismatch <= self.tolerance.mean:
             raise InvariantError(
-                f"Iteration {iteration}: replies were sampled from another distribution than is trained. The log-probs "
+                f"Iteration {iteration}: responses were sampled from another distribution than is trained. Log-probs "
                 f"that the sampler recorded differ by {mismatch:.3g} nats a token from those that training computes "
                 f"(rollout/logprob_mismatch; allowed {self.tolerance.mean:g}).",
                 where="rollout.temperature, and what else shapes the sampling",
                 fix="likely causes, the commonest first: a temperature on one side only; top-k, top-p or a penalty in "
                 "the sampler; dropout; positions that count padding; weights that changed between sampling and "
-                f"evaluation; a sampler in another precision. {ANYWAY}",
+                f"evaluation; a sampler in another precision. {DISABLE_HINT}",
             )
 
     def _check_start(self) -> None:
@@ -133,15 +133,15 @@ class SelfChecks(pl.Callback):
         kl, length = metrics["objective/kl"], metrics["rollout/length"]
         if not abs(kl) <= self.tolerance.mean * length:
             raise InvariantError(
-                f"The policy has learned nothing yet, but its KL to the reference is {kl:.3g} nats a reply "
+                f"The policy has learned nothing yet, but its KL to the reference is {kl:.3g} nats a response "
                 f"(allowed {self.tolerance.mean * length:.2g} for {length:.3g} tokens).",
                 where="ppo.policy_from",
                 fix="likely causes: the reference is another model or was loaded in another precision; a temperature, "
-                f"padding or position ids on one side only; dropout. {ANYWAY}",
+                f"padding or position ids on one side only; dropout. {DISABLE_HINT}",
             )
 
     def _check_ratio(self, iteration: int, rollout: Rollout, logprobs: Tensor, clip_range: float) -> None:
-        mask = rollout.reply_mask
+        mask = rollout.response_mask
         difference = (logprobs.float() - rollout.logprobs.float()).abs().masked_fill(~mask, 0.0)
         mean, largest = float(masked_mean(difference, mask)), float(difference.max())
         if mean <= self.tolerance.mean and largest <= self.tolerance.largest:
@@ -154,7 +154,7 @@ class SelfChecks(pl.Callback):
             where="the first minibatch after the rollouts",
             fix="likely causes: dropout or another random layer is on in training; the policy changed after the "
             "rollouts; a temperature, padding or position ids differ between rollout and update; the rollouts were "
-            f"evaluated in another precision. {ANYWAY}",
+            f"evaluated in another precision. {DISABLE_HINT}",
         )
 
     def _check_reference(self, iteration: int, rollout: Rollout) -> None:
@@ -167,7 +167,7 @@ class SelfChecks(pl.Callback):
             raise changed_reference(f"in iteration {iteration} it answers a fixed input in another way than before")
 
     def _answer(self, row: Rollout) -> Tensor:
-        return self.reference.logprobs(row.sequences, row.attention_mask, row.reply_length, temperature=1.0)
+        return self.reference.logprobs(row.sequences, row.attention_mask, row.response_length, temperature=1.0)
 
 
 def changed_reference(what: str) -> InvariantError:
@@ -176,5 +176,5 @@ def changed_reference(what: str) -> InvariantError:
         f"The frozen reference changed during training: {what}.",
         where="the reference policy",
         fix="likely causes: it shares weights with the policy, or a callback or optimizer holds its parameters. "
-        f"{ANYWAY}",
+        f"{DISABLE_HINT}",
     )

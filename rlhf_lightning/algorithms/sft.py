@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitate demonstrated replies."""
+"""Supervised fine-tuning: imitate demonstrated responses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised
+from rlhf_lightning.algorithms.optimization import OptimizerFactory, supervised_optimizer
 from rlhf_lightning.batches import DemonstrationBatch
-from rlhf_lightning.distributed import pooled_means, world_size
+from rlhf_lightning.distributed import all_reduce_means, world_size
 from rlhf_lightning.models.forward_pass import position_arguments, shard
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import masked_sum
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SupervisedFineTuning(pl.LightningModule):
-    """Cross-entropy on reply tokens only.
+    """Cross-entropy on response tokens only.
 
     Args:
         policy: a causal language model.
@@ -39,7 +39,7 @@ class SupervisedFineTuning(pl.LightningModule):
         self.total_steps = total_steps
 
     def forward(self, batch: DemonstrationBatch) -> Tensor:
-        """The sum of -log p over the batch's reply tokens."""
+        """The sum of -log p over the batch's response tokens."""
         logits = self.policy(
             input_ids=batch.input_ids, **position_arguments(self.policy, batch.attention_mask), use_cache=False
         ).logits
@@ -49,7 +49,7 @@ class SupervisedFineTuning(pl.LightningModule):
     def training_step(self, batch: DemonstrationBatch, _: int) -> Tensor:
         total: Tensor = self(batch)
         tokens = int(batch.loss_mask.sum())
-        figures, pooled = pooled_means({"sft/loss": total.detach() / tokens}, tokens)
+        figures, pooled = all_reduce_means({"sft/loss": total.detach() / tokens}, tokens)
         self.log_dict(figures, on_step=True, on_epoch=False, prog_bar=True, batch_size=pooled)
         # Lightning divides by the number of accumulated micro-batches, and averages the gradients of the processes;
         # the weight of the step is its tokens.
@@ -57,7 +57,7 @@ class SupervisedFineTuning(pl.LightningModule):
 
     def validation_step(self, batch: DemonstrationBatch, _: int) -> None:
         tokens = int(batch.loss_mask.sum())
-        figures, pooled = pooled_means({"sft/validation_loss": self(batch) / tokens}, tokens)
+        figures, pooled = all_reduce_means({"sft/validation_loss": self(batch) / tokens}, tokens)
         self.log_dict(figures, on_epoch=True, batch_size=pooled)
 
     def configure_model(self) -> None:
@@ -65,4 +65,4 @@ class SupervisedFineTuning(pl.LightningModule):
             shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        return supervised(self, self.make_optimizer, self.settings, self.total_steps)
+        return supervised_optimizer(self, self.make_optimizer, self.settings, self.total_steps)

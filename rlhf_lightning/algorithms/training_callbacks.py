@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.batches import TensorRecord
-from rlhf_lightning.distributed import whole
+from rlhf_lightning.distributed import full_tensor
 from rlhf_lightning.errors import DivergedError
 
 
@@ -48,7 +48,7 @@ def gradient_norm(optimizer: Optimizer) -> Tensor:
         for parameter in group["params"]
         if parameter.grad is not None
     ]
-    return whole(torch.nn.utils.get_total_norm(gradients))
+    return full_tensor(torch.nn.utils.get_total_norm(gradients))
 
 
 BATCH_FILE = "diverged_batch.safetensors"
@@ -97,7 +97,7 @@ class DivergenceGuard(pl.Callback):
         for name, value in trainer.callback_metrics.items():
             if name.endswith("loss") and not math.isfinite(value):
                 raise self._diverged(f"{name} is {float(value)}", trainer)
-        if not all(bool(whole(parameter.isfinite().all())) for parameter in pl_module.parameters()):
+        if not all(bool(full_tensor(parameter.isfinite().all())) for parameter in pl_module.parameters()):
             raise self._diverged("some weights are not finite", trainer)
 
     def _save_batch(self, trainer: pl.Trainer) -> str:
@@ -148,7 +148,7 @@ class StepLimit(pl.Callback):
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
-OURS = (signal.SIGTERM, signal.SIGUSR1)
+PROGRAM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class OwnSignalHandlers(pl.Callback):
@@ -165,7 +165,7 @@ class OwnSignalHandlers(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
-        self._handlers = {number: signal.getsignal(number) for number in OURS}
+        self._handlers = {number: signal.getsignal(number) for number in PROGRAM_SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         del trainer, pl_module

@@ -91,7 +91,7 @@ def _list(store: Store, _: argparse.Namespace) -> None:
     console = stdout()
     console.print(_table(entries))
     total = sum(entry.record.bytes for entry in entries)
-    console.print(Text(f"{_count(entries)}, {in_words(total)}, in {store.directory}"), soft_wrap=True)
+    console.print(Text(f"{_count(entries)}, {format_bytes(total)}, in {store.directory}"), soft_wrap=True)
 
 
 def _show(store: Store, arguments: argparse.Namespace) -> None:
@@ -111,7 +111,9 @@ def _show(store: Store, arguments: argparse.Namespace) -> None:
             console.print(Text(f"\n{heading}", style="bold"))
             console.print(_pairs(content))
     console.print(Text("\nfiles", style="bold"))
-    console.print(_pairs({name: f"{in_words(file['size'])}  {file['sha256']}" for name, file in record.files.items()}))
+    console.print(
+        _pairs({name: f"{format_bytes(file['size'])}  {file['sha256']}" for name, file in record.files.items()})
+    )
 
 
 def _prune(store: Store, arguments: argparse.Namespace) -> None:
@@ -121,7 +123,7 @@ def _prune(store: Store, arguments: argparse.Namespace) -> None:
     if gone:
         console.print(_table(gone))
     said = "would go" if arguments.dry_run else "removed"
-    total = in_words(sum(entry.record.bytes for entry in gone))
+    total = format_bytes(sum(entry.record.bytes for entry in gone))
     console.print(Text(f"{_count(gone)} {said}, {total}."))
     for entry in busy:
         console.print(Text(f"{entry.record.stage} {entry.record.key[:SHOWN_DIGITS]} stays: a run is at it."))
@@ -152,7 +154,7 @@ def _table(entries: Iterable[Entry]) -> Table:
         table.add_row(
             record.stage,
             record.key[:SHOWN_DIGITS],
-            in_words(record.bytes),
+            format_bytes(record.bytes),
             _when(datetime.fromisoformat(record.made)),
             f"{record.seconds:.0f} s",
             _when(entry.used),
@@ -184,7 +186,7 @@ def _when(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def in_words(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes as people read them."""
     unit = next((unit for unit, factor in reversed(UNITS.items()) if count >= factor), "B")
     return f"{count / UNITS[unit]:.3g} {unit}"

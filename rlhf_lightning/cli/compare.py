@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.comparison.compare import compare
-from rlhf_lightning.comparison.differing import comma_separated
+from rlhf_lightning.comparison.differing_settings import comma_separated
 from rlhf_lightning.comparison.files import write_files
 from rlhf_lightning.comparison.records import Comparison
 from rlhf_lightning.comparison.request import BEST, Request

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import stdout
 from rlhf_lightning.comparison.constitution_matrix import Matrix, Scorer, constitution_matrix, scorer_of, write_csv
-from rlhf_lightning.comparison.differing import comma_separated
+from rlhf_lightning.comparison.differing_settings import comma_separated
 from rlhf_lightning.comparison.records import Metric
 from rlhf_lightning.comparison.tables import mean_cell
 from rlhf_lightning.constitutions.identity import content_hash
-from rlhf_lightning.constitutions.rendering import Asked, EnglishPhrasing, Phrasing, turns_of
+from rlhf_lightning.constitutions.rendering import EnglishPhrasing, JudgePrompt, Phrasing, as_turns
 from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 from rlhf_lightning.data.formats import as_plain_text
 from rlhf_lightning.errors import ComparisonError, ConfigError, Problem, did_you_mean, similar
@@ -36,10 +36,10 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, two replies to it, and what a model said of the first one."""
+    """A prompt, two responses to it, and what a model said of the first one."""
 
     prompt: Prompt
-    replies: tuple[str, str]
+    responses: tuple[str, str]
     critique: str
 
 
@@ -64,9 +64,9 @@ def prompts(principle: Principle, form: str) -> Iterator[tuple[str, str]]:
     """
     example = IN_THE_WORLD if form == "world" else IN_ENGLISH
     phrasing: Phrasing = CourtesyPhrasing() if form == "world" else EnglishPhrasing(fewshots=form == "plain")
-    first, second = example.replies
-    dialogue = (*turns_of(example.prompt), Message("assistant", first))
-    asked: dict[str, Conversation | Asked] = {
+    first, second = example.responses
+    dialogue = (*as_turns(example.prompt), Message("assistant", first))
+    asked: dict[str, Conversation | JudgePrompt] = {
         "critique": phrasing.critique(principle, dialogue),
         "revision": phrasing.revision(principle, dialogue, example.critique),
         "judge.mode=pairwise": phrasing.pairwise(principle, example.prompt, first, second, reasons=False),
@@ -76,8 +76,8 @@ def prompts(principle: Principle, form: str) -> Iterator[tuple[str, str]]:
         yield name, _text(one, form)
 
 
-def _text(asked: Conversation | Asked, form: str) -> str:
-    turns, opening = (asked.turns, asked.opening) if isinstance(asked, Asked) else (asked, "")
+def _text(asked: Conversation | JudgePrompt, form: str) -> str:
+    turns, opening = (asked.turns, asked.opening) if isinstance(asked, JudgePrompt) else (asked, "")
     if form == "plain":
         return f"{as_plain_text(turns)} {opening}" if opening else as_plain_text(turns)
     lines = [_turn(turn.role, turn.content) for turn in turns]
@@ -109,7 +109,7 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments.add_argument("directory", metavar="DIR", help="a sweep over constitutions, or a folder that holds runs")
     arguments.add_argument("--split", default="iid", help="the prompts replied to (default: %(default)s)")
-    arguments.add_argument("--policy", help="whose replies, e.g. revision_sft (default: the policy evaluated last)")
+    arguments.add_argument("--policy", help="whose responses, e.g. revision_sft (default: the policy evaluated last)")
     arguments.add_argument(
         "--also", metavar="NAMES", help="score by these too: constitutions by name or file: harmless,mine.yaml"
     )

@@ -28,7 +28,7 @@ Line = tuple[int, Text]
 
 UNHEALTHY = 3
 """The exit code where something serious was found."""
-COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+COLORS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 BORDERS = {
     Verdict.HEALTHY: "green",
     Verdict.DOUBTFUL: "yellow",
@@ -163,7 +163,7 @@ def _nothing_found(diagnosis: Diagnosis) -> str:
 
 def _cause(finding: Finding) -> list[Line]:
     title = Text.assemble(
-        (finding.severity.upper(), f"bold {COLOURS[finding.severity]}"),
+        (finding.severity.upper(), f"bold {COLORS[finding.severity]}"),
         (f"  {finding.title}", "bold"),
         (f"  [{finding.name}]", "dim"),
     )

@@ -13,8 +13,8 @@ from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.runs.compose import ConfigTree
 from rlhf_lightning.runs.environment_checks import check_run_directory
 from rlhf_lightning.runs.preflight import Checked, check_sweep
-from rlhf_lightning.runs.sweep_adaptive import draw
-from rlhf_lightning.runs.sweep_jobs import launch, stopped_by_signals
+from rlhf_lightning.runs.sweep_adaptive import run_adaptive
+from rlhf_lightning.runs.sweep_jobs import launch, stop_on_signals
 from rlhf_lightning.runs.sweep_record import Sweep
 from rlhf_lightning.runs.sweep_start import prepare
 from rlhf_lightning.stages.run_directory import pin_latest, point_latest
@@ -39,10 +39,10 @@ def run_sweep(tree: ConfigTree, overrides: Sequence[str], config_dir: Path | Non
         assert settings is not None
         point_latest(Path(settings.paths.outputs), sweep.directory)
         stderr().print(Text(f"The sweep's directory: {sweep.directory}"))
-        with stopped_by_signals(sweep):
+        with stop_on_signals(sweep):
             try:
                 if sweep.plan.draws:
-                    draw(sweep, tree, overrides)
+                    run_adaptive(sweep, tree, overrides)
                 else:
                     launch(sweep, sweep.jobs)
             finally:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import stderr, stdout
 from rlhf_lightning.errors import ConfigError, Problem, ReproductionError
-from rlhf_lightning.ranks import this_place
+from rlhf_lightning.ranks import rank_info
 from rlhf_lightning.runs.compose import ConfigTree
 from rlhf_lightning.runs.reproduction import Comparison, Rerun, compare_figures, prepare
 from rlhf_lightning.stages.run_directory import REPRODUCE, REPRODUCTION
@@ -27,7 +27,7 @@ MOST_SHOWN = 20
 def main(argv: Sequence[str]) -> int:
     """Does a run again and returns the exit code: 0 if its figures are the same."""
     arguments = parser().parse_intermixed_args(list(argv))
-    if this_place().world_size > 1:
+    if rank_info().world_size > 1:
         what = "a run is done again in the processes that its config asks for, and several were started here"
         raise ConfigError([Problem("rerun", what, fix="start it once, without torchrun or srun")])
     to = Path(arguments.to) if arguments.to else None
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def carry_out(rerun: Rerun) -> int:
     """Runs it and says how its figures compare."""
     stdout().print(Text(f"Runs again in {rerun.target}"), soft_wrap=True)
-    run, outcome = rerun.carry_out()
+    run, outcome = rerun.run()
     if outcome.exit_code:
         return outcome.exit_code
     comparison = compare_figures(rerun.original.metrics or {}, run.metrics or {})

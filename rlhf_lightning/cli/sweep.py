@@ -25,7 +25,7 @@ from rlhf_lightning.tracking.wandb_files import SWEEP_FOLDER
 
 COLUMNS = ("job", "overrides", "state", "stage", "progress", "objective", "seconds")
 TO_THE_RIGHT = ("progress", "objective", "seconds")
-COLOURS: Mapping[JobState, str] = {
+COLORS: Mapping[JobState, str] = {
     "finished": "green",
     "running": "cyan",
     "pending": "dim",
@@ -74,7 +74,7 @@ def _row(job: RunDirectory, state: JobState, shared: set[str]) -> list[Text]:
     return [
         Text(job.path.name),
         Text(" ".join(override for override in job.overrides if override not in shared)),
-        Text(state, style=COLOURS[state]),
+        Text(state, style=COLORS[state]),
         Text(status.stage or ""),
         Text(_progress(job, status.stage)),
         Text("" if objective is None else f"{objective:.3f}"),
@@ -94,7 +94,7 @@ def _progress(job: RunDirectory, stage: str | None) -> str:
 
 
 def _totals(states: Counter[JobState]) -> Text:
-    counts = ", ".join(f"{states[state]} {state}" for state in COLOURS if states[state])
+    counts = ", ".join(f"{states[state]} {state}" for state in COLORS if states[state])
     return Text(f"{states.total()} jobs: {counts}")
 
 
@@ -150,20 +150,20 @@ def watch(sweep: Sweep) -> int:
 def resume(sweep: Sweep, overrides: Sequence[str]) -> int:
     """Run the unfinished jobs; a sweeper that samples jobs also samples the missing ones."""
     # Imported here because Hydra's plugins take time to find, and `status` needs none.
-    from rlhf_lightning.runs.sweep_adaptive import draw_missing
-    from rlhf_lightning.runs.sweep_jobs import launch, stopped_by_signals
-    from rlhf_lightning.runs.sweep_start import left_to_do, tell_anew
+    from rlhf_lightning.runs.sweep_adaptive import run_missing
+    from rlhf_lightning.runs.sweep_jobs import launch, stop_on_signals
+    from rlhf_lightning.runs.sweep_start import unfinished_jobs, update_plan
 
     with sweep.held(new=False):
         if overrides:
-            tell_anew(sweep, overrides)
-        jobs = left_to_do(sweep)
+            update_plan(sweep, overrides)
+        jobs = unfinished_jobs(sweep)
         stderr().print(Text(f"{len(jobs)} of {len(sweep.jobs)} jobs are left to do."))
-        with stopped_by_signals(sweep):
+        with stop_on_signals(sweep):
             try:
                 if jobs:
                     launch(sweep, jobs)
-                if sweep.plan.draws and not sweep.stopped and not draw_missing(sweep):
+                if sweep.plan.draws and not sweep.stopped and not run_missing(sweep):
                     stderr().print(
                         Text(
                             "The sweeper keeps no record of what it drew (hydra.sweeper.storage): no new"

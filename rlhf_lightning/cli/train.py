@@ -12,13 +12,20 @@ from rich.text import Text
 
 from rlhf_lightning.cli.console import show_outcome, stdout
 from rlhf_lightning.errors import ConfigError, Problem
-from rlhf_lightning.ranks import this_place
+from rlhf_lightning.ranks import rank_info
 from rlhf_lightning.runs.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.runs.environment_checks import check_run_directory
-from rlhf_lightning.runs.launch import announce, carry_out, follow, meet
+from rlhf_lightning.runs.launch import broadcast_run_directory, join_processes_started_outside, join_run, run_processes
 from rlhf_lightning.runs.overrides import as_hydra_reads
 from rlhf_lightning.runs.preflight import check_run, told_to_job
-from rlhf_lightning.runs.resume import AUTO, Continuation, continue_as, continue_named, goes_on_by_itself, split_resume
+from rlhf_lightning.runs.resume import (
+    AUTO,
+    ResumedRun,
+    resume_from_directory,
+    resume_with_settings,
+    resumes_by_itself,
+    split_resume,
+)
 from rlhf_lightning.runs.run import joins_a_run
 from rlhf_lightning.stages.run_directory import RunDirectory, holds_a_run, pin_latest, point_latest
 from rlhf_lightning.stages.run_settings import RunSettings
@@ -96,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.multirun:
         from rlhf_lightning.cli.multirun import run_sweep
 
-        if this_place().world_size > 1:
+        if rank_info().world_size > 1:
             what = "a sweep starts the processes of its jobs itself, and several processes were started here"
             raise ConfigError([Problem("-m", what, fix="start it once, without torchrun or srun")])
         return run_sweep(tree, overrides, Path(arguments.config_dir) if arguments.config_dir else None)
@@ -131,35 +138,35 @@ def run_single(tree: ConfigTree, overrides: Sequence[str]) -> int:
     overrides = pin_latest(overrides)
     named, others = split_resume(tree, overrides)
     if named not in (None, AUTO):
-        return go_on(continue_named(tree, Path(named), others))
+        return resume_run(resume_from_directory(tree, Path(named), others))
     checked = check_run(tree, overrides)
     settings, directory = checked.settings, checked.directories.run
     assert settings is not None
     if settings.resume not in (None, AUTO):  # a config file says so
-        return go_on(continue_named(tree, Path(settings.resume), others))
-    if goes_on_by_itself(settings) and holds_a_run(directory):
-        return go_on(continue_as(RunDirectory.open(directory), settings, others))
-    meet(settings.trainer)
+        return resume_run(resume_from_directory(tree, Path(settings.resume), others))
+    if resumes_by_itself(settings) and holds_a_run(directory):
+        return resume_run(resume_with_settings(RunDirectory.open(directory), settings, others))
+    join_processes_started_outside(settings.trainer)
     if joins_a_run():
-        return follow().exit_code
+        return join_run().exit_code
     check_run_directory(directory)
     return _start(tree, settings, directory, others)
 
 
-def go_on(continuation: Continuation) -> int:
+def resume_run(resumed: ResumedRun) -> int:
     """Carries on with a run that was interrupted, or says that there is nothing left to do."""
-    run_dir, settings = continuation.run, continuation.settings
+    run_dir, settings = resumed.run, resumed.settings
     if run_dir.status.state == "finished":
         stdout().print(Text(f"The run in {run_dir.path} has finished: there is nothing to resume."), soft_wrap=True)
         return 0
-    meet(settings.trainer)
+    join_processes_started_outside(settings.trainer)
     if joins_a_run():
-        return follow().exit_code
+        return join_run().exit_code
     with run_dir.held():
-        continuation.record()
+        resumed.record()
     point_latest(Path(settings.paths.outputs), run_dir.path)
-    announce(run_dir)
-    outcome = carry_out(settings, run_dir, continuation.overrides)
+    broadcast_run_directory(run_dir)
+    outcome = run_processes(settings, run_dir, resumed.overrides)
     show_outcome(outcome, run_dir.path)
     return outcome.exit_code
 
@@ -171,7 +178,7 @@ def _start(tree: ConfigTree, settings: RunSettings, directory: Path, overrides: 
     typed = told_to_job(as_hydra_reads(tree, tree.parse(overrides)))
     run_dir = RunDirectory.create(directory, settings.model_dump(mode="json"), typed)
     point_latest(Path(settings.paths.outputs), run_dir.path)
-    announce(run_dir)
-    outcome = carry_out(settings, run_dir, typed)
+    broadcast_run_directory(run_dir)
+    outcome = run_processes(settings, run_dir, typed)
     show_outcome(outcome, run_dir.path)
     return outcome.exit_code

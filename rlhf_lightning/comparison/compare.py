@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlhf_lightning.comparison.differing import MISSING, SEED, differing_keys, named, values_as_typed
+from rlhf_lightning.comparison.differing_settings import MISSING, SEED, differing_keys, named, values_as_typed
 from rlhf_lightning.comparison.metrics import OBJECTIVE, SECONDS, VALIDATION
-from rlhf_lightning.comparison.reading import Found, find_runs, read_run, short_names
+from rlhf_lightning.comparison.reading import FoundRuns, find_runs, read_run, short_names
 from rlhf_lightning.comparison.records import (
     FINISHED,
     Comparison,
+    ExcludedRun,
     Group,
-    LeftOut,
     Metric,
     Run,
     Values,
     difference,
     estimate,
-    gathered,
+    values_by_cell,
 )
 from rlhf_lightning.comparison.request import Request, baseline_of, keys_of, metrics_of, sort_of
 
@@ -36,12 +36,12 @@ def notes(comparison: Comparison, averaged: Sequence[str]) -> tuple[str, ...]:
     return tuple(sentence for part in parts for sentence in part)
 
 
-def left_out(runs: Sequence[Run], found: Found) -> tuple[LeftOut, ...]:
+def excluded_runs(runs: Sequence[Run], found: FoundRuns) -> tuple[ExcludedRun, ...]:
     """The runs that the figures do not count, what could not be read of the others, and directories without a run."""
-    entries = [LeftOut(run.name, why) for run in runs for why in (*_why(run), *run.late_problems)]
-    entries += [LeftOut(str(path), "holds no run") for path in found.without]
+    entries = [ExcludedRun(run.name, why) for run in runs for why in (*_why(run), *run.late_problems)]
+    entries += [ExcludedRun(str(path), "holds no run") for path in found.without]
     entries += [
-        LeftOut(str(path), "was given more than once, and counts once") for path in dict.fromkeys(found.repeated)
+        ExcludedRun(str(path), "was given more than once, and counts once") for path in dict.fromkeys(found.repeated)
     ]
     return tuple(entries)
 
@@ -132,14 +132,14 @@ def _repeats(group: Group) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
+class GroupBuilder:
     """A group under construction: its settings, its runs, and their figures by metric."""
 
     settings: Mapping[str, str]
     runs: tuple[Run, ...]
     figures: Mapping[str, Values]
 
-    def finish(self, baseline: Gathered | None) -> Group:
+    def finish(self, baseline: GroupBuilder | None) -> Group:
         """The group with its estimates, and its deltas unless it is the baseline itself."""
         against = baseline.figures if baseline is not None and baseline is not self else {}
         deltas = {name: difference(self.figures[name], values) for name, values in against.items()}
@@ -159,10 +159,10 @@ def compare(given: Sequence[Path], request: Request) -> Comparison:
     """
     found = find_runs(given)
     places = zip(found.directories, short_names(found.directories), strict=True)
-    runs, columns, averaged = tell_apart([read_run(directory, name) for directory, name in places], request)
+    runs, columns, averaged = distinguishing_keys([read_run(directory, name) for directory, name in places], request)
     known = [run for run in runs if run.config]
     metrics, sort = metrics_of(request, known), sort_of(request, known)
-    in_order = gather(known, columns, averaged, [*metrics, sort])
+    in_order = group_runs(known, columns, averaged, [*metrics, sort])
     with_figures = [group for group in best_first(in_order, sort) if group.figures[sort.name]]
     baseline = baseline_of(request, with_figures, first=next(iter(in_order), None))
     groups = [*with_figures, *(group for group in in_order if group not in with_figures)]
@@ -175,12 +175,12 @@ def compare(given: Sequence[Path], request: Request) -> Comparison:
         sort=sort,
         baseline=final[groups.index(baseline)] if baseline is not None else None,
         notes=(),
-        left_out=left_out(runs, found),
+        left_out=excluded_runs(runs, found),
     )
     return replace(comparison, notes=notes(comparison, averaged))
 
 
-def tell_apart(runs: Sequence[Run], request: Request) -> tuple[list[Run], tuple[str, ...], tuple[str, ...]]:
+def distinguishing_keys(runs: Sequence[Run], request: Request) -> tuple[list[Run], tuple[str, ...], tuple[str, ...]]:
     """The runs with their settings, the names of the keys that make groups, and of those to average over.
 
     A run whose config could not be read has no settings.
@@ -200,15 +200,15 @@ def tell_apart(runs: Sequence[Run], request: Request) -> tuple[list[Run], tuple[
     return told_apart, tuple(map(named, keys)), tuple(map(named, others))
 
 
-def gather(
+def group_runs(
     runs: Sequence[Run], keys: Sequence[str], averaged: Sequence[str], metrics: Sequence[Metric]
-) -> list[Gathered]:
+) -> list[GroupBuilder]:
     """The groups, in the order of their first runs."""
     members: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         members.setdefault(tuple(run.settings[key] for key in keys), []).append(run)
     return [
-        Gathered(
+        GroupBuilder(
             settings=dict(zip(keys, values, strict=True)),
             runs=tuple(group),
             figures={metric.name: _figures(group, averaged, metric.name) for metric in metrics},
@@ -217,10 +217,10 @@ def gather(
     ]
 
 
-def best_first(groups: Sequence[Gathered], sort: Metric) -> list[Gathered]:
+def best_first(groups: Sequence[GroupBuilder], sort: Metric) -> list[GroupBuilder]:
     """The groups by their mean, those without one last in the order given."""
 
-    def place(group: Gathered) -> tuple[bool, float]:
+    def place(group: GroupBuilder) -> tuple[bool, float]:
         values = group.figures[sort.name]
         if not values:
             return True, 0.0
@@ -231,7 +231,7 @@ def best_first(groups: Sequence[Gathered], sort: Metric) -> list[Gathered]:
 
 
 def _figures(runs: Sequence[Run], averaged: Sequence[str], name: str) -> Values:
-    return gathered(
+    return values_by_cell(
         (tuple(run.settings[key] for key in averaged), run.seed, run.figures[name])
         for run in runs
         if run.finished and name in run.figures

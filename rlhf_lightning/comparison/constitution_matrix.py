@@ -1,7 +1,8 @@
 """Policies trained under some constitutions, each scored by others: whose principles does whose policy follow?
 
-How far a policy satisfies a constitution is the mean over its principles, by weight, of how often replies follow them.
-In the courtesy world that is exact for every constitution: the rate of replies with the trait that a principle asks
+How far a policy satisfies a constitution is the mean over its principles, by weight, of how often responses follow
+them.
+In the courtesy world that is exact for every constitution: the rate of responses with the trait that a principle asks
 for. Elsewhere it is what the run's own judge says of the run's own constitution.
 """
 
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.comparison.differing import differing_keys
+from rlhf_lightning.comparison.differing_settings import differing_keys
 from rlhf_lightning.comparison.reading import find_runs, read_run, short_names
-from rlhf_lightning.comparison.records import Estimate, Run, estimate, gathered
+from rlhf_lightning.comparison.records import Estimate, Run, estimate, values_by_cell
 from rlhf_lightning.errors import ComparisonError
 from rlhf_lightning.evaluation.summary import short_name
 
@@ -106,7 +107,7 @@ def constitution_matrix(
         (row, column): estimate(values)
         for row in own
         for column, scorer in scorers.items()
-        if (values := gathered(_figures([run for run in runs if run.config[NAME] == row], scorer, prefix)))
+        if (values := values_by_cell(_figures([run for run in runs if run.config[NAME] == row], scorer, prefix)))
     }
     if not cells:
         raise _no_figures(runs, directory, split, policy)
@@ -186,7 +187,7 @@ def _no_figures(runs: Sequence[Run], directory: Path, split: str, policy: str | 
     return ComparisonError(
         f"No run says on split {split} how far {whose} follows a principle.",
         where=str(directory),
-        fix=f"{there}; outside the courtesy world a judge has to rate replies: evaluate.satisfaction=128",
+        fix=f"{there}; outside the courtesy world a judge has to rate responses: evaluate.satisfaction=128",
     )
 
 
@@ -194,11 +195,11 @@ def _notes(runs: Sequence[Run], scorers: Mapping[str, Scorer], cells: Cells, pre
     yield "Rows: the constitution that a policy was trained under. Columns: the one that it is scored by."
     several = any(cell.count > 1 for cell in cells.values())
     interval = ", ± half of its 95% interval over seeds (Student's t)" if several else "; one seed, so no interval"
-    yield f"A cell: the share of replies that follow a principle, its mean over the principles by weight{interval}."
+    yield f"A cell: the share of responses that follow a principle, its mean over the principles by weight{interval}."
     exact = [run for run in runs if _has(run, f"{prefix}.trait_")]
     judged = [run for run in runs if run not in exact and _has(run, f"{prefix}.satisfaction.")]
     if exact:
-        yield "By exact traits of the replies to all prompts, few of which tempt to harm; a malformed reply has none."
+        yield "By exact traits of the responses to all prompts, few of which tempt to harm; a malformed one has none."
         for name, scorer in scorers.items():
             if 0 < len(scorer.tagless) < len(scorer.principles):
                 yield f"Left out of {name}, since no trait stands for it: {', '.join(scorer.tagless)}."

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rlhf_lightning.comparison.differing import SEED
+from rlhf_lightning.comparison.differing_settings import SEED
 from rlhf_lightning.comparison.metrics import names
 from rlhf_lightning.comparison.records import Comparison, Group
 from rlhf_lightning.comparison.report import write_report

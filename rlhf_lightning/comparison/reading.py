@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.comparison.differing import SEED
+from rlhf_lightning.comparison.differing_settings import SEED
 from rlhf_lightning.comparison.metrics import SECONDS, figures_of
 from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.errors import ComparisonError
@@ -24,7 +24,7 @@ DEEPEST = 6
 
 
 @dataclass
-class Found:
+class FoundRuns:
     """The runs under the directories given, in order, and those directories that hold none or were given before."""
 
     directories: list[Path] = field(default_factory=list)
@@ -32,13 +32,13 @@ class Found:
     repeated: list[Path] = field(default_factory=list)
 
 
-def find_runs(given: Sequence[Path]) -> Found:
+def find_runs(given: Sequence[Path]) -> FoundRuns:
     """The runs in each directory: itself, a sweep's jobs, or whatever lies deeper.
 
     Raises:
         ComparisonError: a directory does not exist, or there is no run in any of them.
     """
-    found = Found()
+    found = FoundRuns()
     for path in given:
         if not path.exists():
             raise _nothing_there("There is no such directory.", path)

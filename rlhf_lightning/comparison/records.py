@@ -119,7 +119,7 @@ class Run:
 
     @property
     def objective(self) -> float | None:
-        """The value that a sweeper maximises; None without one."""
+        """The value that a sweeper maximizes; None without one."""
         return self.figures.get("objective")
 
     @property
@@ -205,7 +205,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedRun:
     """A run, or a directory given, that the figures do not count, and why."""
 
     where: str
@@ -234,7 +234,7 @@ class Comparison:
     sort: Metric
     baseline: Group | None
     notes: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[ExcludedRun, ...]
 
 
 Seed = int | None
@@ -279,7 +279,7 @@ def difference(group: Values, baseline: Values) -> Delta | None:
     return Delta(mean, mean - half, mean + half, fewest, "unpaired")
 
 
-def gathered(figures: Iterable[tuple[Cell, Seed, float]]) -> dict[tuple[Cell, Seed], float]:
+def values_by_cell(figures: Iterable[tuple[Cell, Seed, float]]) -> dict[tuple[Cell, Seed], float]:
     """The figures by cell and seed; runs of the same cell and seed are averaged."""
     found: dict[tuple[Cell, Seed], list[float]] = {}
     for cell, seed, figure in figures:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from rlhf_lightning.comparison.differing import Flat, comma_separated, key_named, means_the_same, named
+from rlhf_lightning.comparison.differing_settings import Flat, comma_separated, key_named, means_the_same, named
 from rlhf_lightning.comparison.metrics import OBJECTIVE, default_metrics, metric, names, selected
 from rlhf_lightning.comparison.records import Metric, Run
 from rlhf_lightning.errors import ComparisonError
@@ -33,14 +33,14 @@ class Request:
     baseline: str
 
 
-class Told(Protocol):
+class HasSettings(Protocol):
     """Anything with settings."""
 
     @property
     def settings(self) -> Mapping[str, str]: ...
 
 
-T = TypeVar("T", bound=Told)
+T = TypeVar("T", bound=HasSettings)
 
 
 def keys_of(request: Request, configs: Sequence[Flat]) -> list[str] | None:
@@ -159,6 +159,6 @@ def _like(name: str, known: Sequence[str]) -> str:
     return f"there are: {shown}{', ...' if len(known) > 12 else ''}" if known else "there are none"
 
 
-def _each(groups: Iterable[Told]) -> str:
+def _each(groups: Iterable[HasSettings]) -> str:
     labels = [",".join(f"{key}={value}" for key, value in group.settings.items()) for group in groups]
     return " | ".join(label for label in labels if label) or "there is only one group"

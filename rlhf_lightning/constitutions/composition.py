@@ -29,7 +29,7 @@ EXAMPLES = ("critique", "revision", "judge")
 
 
 @dataclass(frozen=True)
-class Source:
+class ConstitutionSource:
     """A constitution as its file has it.
 
     Attributes:
@@ -40,12 +40,12 @@ class Source:
     raw: Raw
 
 
-Load = Callable[[str], Source]
+Load = Callable[[str], ConstitutionSource]
 """Finds a constitution by name or path; raises ConfigError where there is none, or its file cannot be read."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class PrincipleOrigin:
     """Origin of a principle: the file (None: the config itself), and its index in it, from 0."""
 
     place: str | None
@@ -53,7 +53,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedConstitution:
     """A constitution with all its principles.
 
     Attributes:
@@ -64,7 +64,7 @@ class Resolved:
     """
 
     plain: dict[str, Any]
-    origins: tuple[Origin, ...]
+    origins: tuple[PrincipleOrigin, ...]
     places: dict[str, str]
     problems: tuple[Problem, ...]
 
@@ -81,10 +81,10 @@ class _Reference:
 @dataclass(frozen=True)
 class _Principle:
     plain: Any
-    origin: Origin
+    origin: PrincipleOrigin
 
 
-def resolve(raw: Raw, load: Load, place: str | None = None) -> Resolved:
+def resolve(raw: Raw, load: Load, place: str | None = None) -> ResolvedConstitution:
     """Resolves the references of a constitution.
 
     Principles of `extends` come first, then those of `mixture`, then its own. Of both only the principles are taken;
@@ -98,7 +98,7 @@ def resolve(raw: Raw, load: Load, place: str | None = None) -> Resolved:
     """
     reader = _Reader(load)
     chain = (place,) if place else ()
-    laid = reader.laid_out(raw, None, chain)
+    laid = reader.merged_keys(raw, None, chain)
     principles = reader.principles(laid, chain)
     plain = copy.deepcopy(_merged(load(BASIS).raw, laid.keys))
     plain |= {"path": None, "extends": [], "mixture": {}}
@@ -107,11 +107,11 @@ def resolve(raw: Raw, load: Load, place: str | None = None) -> Resolved:
     if not {"path", "principles", "extends", "mixture"} & (set(raw) | set(laid.keys)):
         del plain["path"]  # nothing says what the constitution is: the schema asks for it
     places = {key: place for key, place in laid.places.items() if place is not None}
-    return Resolved(plain, tuple(one.origin for one in principles), places, tuple(reader.problems))
+    return ResolvedConstitution(plain, tuple(one.origin for one in principles), places, tuple(reader.problems))
 
 
 @dataclass(frozen=True)
-class _Laid:
+class _MergedKeys:
     """The keys of a constitution, with those of the files that it stands on below its own, and where each is set."""
 
     keys: dict[str, Any]
@@ -125,7 +125,7 @@ class _Reader:
         self.load = load
         self.problems: list[Problem] = []
 
-    def laid_out(self, raw: Raw, place: str | None, chain: tuple[str, ...]) -> _Laid:
+    def merged_keys(self, raw: Raw, place: str | None, chain: tuple[str, ...]) -> _MergedKeys:
         """A constitution's keys.
 
         Args:
@@ -135,15 +135,15 @@ class _Reader:
         """
         keys: dict[str, Any] = {}
         places: dict[str, str | None] = {}
-        for reference in self._below(raw, place):
+        for reference in self._parents(raw, place):
             source = self._source(reference, chain)
             if source is not None:
-                below = self.laid_out(source.raw, source.place, (*chain, source.place))
+                below = self.merged_keys(source.raw, source.place, (*chain, source.place))
                 keys, places = _merged(keys, below.keys), {**places, **below.places}
         own = {key: value for key, value in raw.items() if key not in ("path", INHERITED)}
-        return _Laid(_merged(keys, own), {**places, **dict.fromkeys(own, place)})
+        return _MergedKeys(_merged(keys, own), {**places, **dict.fromkeys(own, place)})
 
-    def principles(self, laid: _Laid, chain: tuple[str, ...]) -> list[_Principle]:
+    def principles(self, laid: _MergedKeys, chain: tuple[str, ...]) -> list[_Principle]:
         """All principles of a constitution, in order."""
         found: list[_Principle] = []
         for reference in self._extended(laid):
@@ -151,12 +151,12 @@ class _Reader:
         for reference, share in self._mixed(laid):
             mixed = self._of(reference, chain)
             if mixed == []:
-                self._complain(reference, "has no principles that could have a share")
+                self._add_problem(reference, "has no principles that could have a share")
             found += _scaled(mixed or [], share)
         own = laid.keys.get("principles", [])
         if isinstance(own, list):
             place = laid.places.get("principles")
-            found += [_Principle(_filled(one), Origin(place, number)) for number, one in enumerate(own)]
+            found += [_Principle(_with_defaults(one), PrincipleOrigin(place, number)) for number, one in enumerate(own)]
         return found
 
     def _of(self, reference: _Reference, chain: tuple[str, ...]) -> list[_Principle] | None:
@@ -167,9 +167,9 @@ class _Reader:
         if source is None:
             return None
         chain = (*chain, source.place)
-        return self.principles(self.laid_out(source.raw, source.place, chain), chain)
+        return self.principles(self.merged_keys(source.raw, source.place, chain), chain)
 
-    def _source(self, reference: _Reference, chain: tuple[str, ...]) -> Source | None:
+    def _source(self, reference: _Reference, chain: tuple[str, ...]) -> ConstitutionSource | None:
         """Load the referenced constitution; None if there is none, or the reference is circular."""
         try:
             source = self.load(reference.name)
@@ -180,15 +180,15 @@ class _Reader:
             return None
         if source.place in chain:
             circle = " -> ".join((*chain[chain.index(source.place) :], source.place))
-            self._complain(reference, f"goes in a circle: {circle}", "drop one of these references")
+            self._add_problem(reference, f"goes in a circle: {circle}", "drop one of these references")
             return None
         for unknown in [name for name in source.raw if name not in KNOWN]:
             alike = difflib.get_close_matches(str(unknown), KNOWN, n=1)
             fix = f"did you mean {alike[0]}?" if alike else f"there are: {', '.join(KNOWN[1:])}"
             self.problems.append(Problem(f"{KEY}.{unknown}", "there is no such key", source.place, fix))
-        return Source(source.place, {name: value for name, value in source.raw.items() if name in KNOWN})
+        return ConstitutionSource(source.place, {name: value for name, value in source.raw.items() if name in KNOWN})
 
-    def _below(self, raw: Raw, place: str | None) -> Iterator[_Reference]:
+    def _parents(self, raw: Raw, place: str | None) -> Iterator[_Reference]:
         """Yield the parents of a constitution: the options in its file's defaults, and its `path`."""
         inherited = raw.get(INHERITED, [])
         for number, name in enumerate(inherited if isinstance(inherited, list) else [inherited]):
@@ -199,11 +199,11 @@ class _Reader:
         reference = _Reference(f"{KEY}.path", path, place)
         if path is not None and "principles" in raw:
             fix = "keep one of the two; to add to a constitution, name it in the file's extends"
-            self._complain(reference, "a file is a whole constitution, and another one stands beside it", fix)
+            self._add_problem(reference, "a file is a whole constitution, and another one stands beside it", fix)
         elif path is not None and self._is_name(reference):
             yield reference
 
-    def _extended(self, laid: _Laid) -> Iterator[_Reference]:
+    def _extended(self, laid: _MergedKeys) -> Iterator[_Reference]:
         names, place = laid.keys.get("extends", []), laid.places.get("extends")
         if not isinstance(names, list):
             what = f"expects a list of constitutions, got {names!r}"
@@ -212,7 +212,7 @@ class _Reader:
         references = [_Reference(f"{KEY}.extends.{number}", name, place) for number, name in enumerate(names)]
         yield from filter(self._is_name, references)
 
-    def _mixed(self, laid: _Laid) -> Iterator[tuple[_Reference, float]]:
+    def _mixed(self, laid: _MergedKeys) -> Iterator[tuple[_Reference, float]]:
         shares, place = laid.keys.get("mixture", {}), laid.places.get("mixture")
         if not isinstance(shares, dict):
             what = f"expects constitutions with their shares, got {shares!r}"
@@ -221,17 +221,17 @@ class _Reader:
         for name, share in shares.items():
             reference = _Reference(f"{KEY}.mixture.{name}", name, place)
             if not _is_positive(share):
-                self._complain(reference, f"expects a number > 0, got {share!r}")
+                self._add_problem(reference, f"expects a number > 0, got {share!r}")
             elif self._is_name(reference):
                 yield reference, float(share)
 
     def _is_name(self, reference: _Reference) -> bool:
         if isinstance(reference.name, str) and reference.name:
             return True
-        self._complain(reference, f"expects the name of a constitution, or a file, got {reference.name!r}")
+        self._add_problem(reference, f"expects the name of a constitution, or a file, got {reference.name!r}")
         return False
 
-    def _complain(self, reference: _Reference, what: str, fix: str | None = None) -> None:
+    def _add_problem(self, reference: _Reference, what: str, fix: str | None = None) -> None:
         self.problems.append(Problem(reference.key, what, reference.place, fix))
 
 
@@ -255,7 +255,7 @@ def _merged(below: Raw, above: Raw) -> dict[str, Any]:
     return merged
 
 
-def _filled(principle: Any) -> Any:
+def _with_defaults(principle: Any) -> Any:
     """A principle with all that it may leave out."""
     if not isinstance(principle, dict):
         return principle
@@ -269,7 +269,7 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def principle_problems(resolved: Resolved, traits: Collection[str]) -> list[Problem]:
+def principle_problems(resolved: ResolvedConstitution, traits: Collection[str]) -> list[Problem]:
     """Problems with the principles of a config that is not validated yet.
 
     Args:
@@ -287,7 +287,7 @@ def principle_problems(resolved: Resolved, traits: Collection[str]) -> list[Prob
     return found
 
 
-def _repeated(principles: Sequence[Any], resolved: Resolved) -> Iterator[Problem]:
+def _repeated(principles: Sequence[Any], resolved: ResolvedConstitution) -> Iterator[Problem]:
     first: dict[str, int] = {}
     for number, principle in enumerate(principles):
         name = principle.get("id") if isinstance(principle, dict) else None

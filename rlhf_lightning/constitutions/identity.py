@@ -18,7 +18,7 @@ LABELS = frozenset({"title", "tags"})
 """Keys of a principle that are in no prompt."""
 
 OF_CRITIQUES = frozenset({"critique_request", "revision_request"})
-OF_JUDGEMENTS = frozenset({"preference_question", "pointwise_question"})
+OF_JUDGMENTS = frozenset({"preference_question", "pointwise_question"})
 
 
 def content_hash(constitution: ConstitutionSettings) -> str:
@@ -41,7 +41,7 @@ def judge_hash(constitution: ConstitutionSettings) -> str:
 
 def critique_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:
     """The keys of each principle that critiques and revisions use."""
-    return [_part(principle, LABELS | OF_JUDGEMENTS, ("critique", "revision")) for principle in constitution.principles]
+    return [_part(principle, LABELS | OF_JUDGMENTS, ("critique", "revision")) for principle in constitution.principles]
 
 
 def judge_part(constitution: ConstitutionSettings) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from typing import Protocol
 from rlhf_lightning.constitutions.settings import JudgeExample, Principle, PrincipleSampling
 from rlhf_lightning.records import Conversation, Message, Prompt
 
-ABOUT_ONE = ("prompt", "reply")
-ABOUT_TWO = ("prompt", "reply_a", "reply_b")
+ABOUT_ONE = ("prompt", "response")
+ABOUT_TWO = ("prompt", "response_a", "response_b")
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     "critique_request": ABOUT_ONE,
@@ -41,7 +41,7 @@ def applicable(principles: Sequence[Principle], kind: str | None) -> list[Princi
     return [one for one in principles if kind is None or one.applies_to is None or kind in one.applies_to]
 
 
-def drawn(
+def sample_principles(
     principles: Sequence[Principle], sampling: PrincipleSampling, *, chain: int, step: int, seed: int
 ) -> list[Principle]:
     """The principles of one step, in the order in which they are applied.
@@ -68,12 +68,12 @@ def drawn(
 LETTERS = ("A", "B")
 YES_OR_NO = ("yes", "no")
 
-SPEAKERS = {"user": "User", "assistant": "Assistant"}
+ROLE_NAMES = {"user": "User", "assistant": "Assistant"}
 """As a transcript calls them. Turns of the conversation with the judge itself look different in every chat template."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class JudgePrompt:
     """A question with two options.
 
     Attributes:
@@ -90,22 +90,22 @@ class Asked:
 
 
 class Phrasing(Protocol):
-    """Renders the prompts of critiques, revisions and judgements."""
+    """Renders the prompts of critiques, revisions and judgments."""
 
     def critique(self, principle: Principle, dialogue: Conversation) -> Conversation:
-        """Asks what is wrong with the reply that the dialogue ends with."""
+        """Asks what is wrong with the response that the dialogue ends with."""
         ...
 
     def revision(self, principle: Principle, dialogue: Conversation, critique: str | None) -> Conversation:
-        """Asks for a better reply than the one that the dialogue ends with, after its critique where there is one."""
+        """Asks for a better response than the last one of the dialogue, after its critique where there is one."""
         ...
 
-    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> Asked:
-        """Asks which of two replies is better; the first option names the first one."""
+    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> JudgePrompt:
+        """Asks which of two responses is better; the first option names the first one."""
         ...
 
-    def pointwise(self, principle: Principle, prompt: Prompt, reply: str, reasons: bool) -> Asked:
-        """Asks whether a reply follows the principle; the first option says that it does."""
+    def pointwise(self, principle: Principle, prompt: Prompt, response: str, reasons: bool) -> JudgePrompt:
+        """Asks whether a response follows the principle; the first option says that it does."""
         ...
 
 
@@ -127,7 +127,7 @@ class EnglishPhrasing:
         """The dialogue, and the critique request."""
         earlier: list[Message] = []
         for one in principle.fewshots.critique if self.fewshots else ():
-            shown = _exchange(one.prompt, one.reply)
+            shown = _exchange(one.prompt, one.response)
             earlier += [*shown, _user(_about(principle.critique_request, shown)), _assistant(one.critique)]
         return _after(earlier, (*dialogue, _user(_about(principle.critique_request, dialogue))))
 
@@ -135,24 +135,24 @@ class EnglishPhrasing:
         """The dialogue, the critique request with what was answered (if there is a critique), the revision request."""
         earlier: list[Message] = []
         for one in principle.fewshots.revision if self.fewshots else ():
-            shown = _exchange(one.prompt, one.reply)
+            shown = _exchange(one.prompt, one.response)
             said = one.critique if critique is not None else None
             earlier += [*_to_revise(principle, shown, said), _assistant(one.revision)]
         return _after(earlier, _to_revise(principle, dialogue, critique))
 
-    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> Asked:
-        """The transcript, the question, both replies under a letter each."""
+    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> JudgePrompt:
+        """The transcript, the question, both responses under a letter each."""
         opening = "The answer is ("
 
-        def asked(about: Prompt, replies: tuple[str, str]) -> Message:
-            values = {"prompt": about.plain(), "reply_a": replies[0], "reply_b": replies[1]}
+        def asked(about: Prompt, responses: tuple[str, str]) -> Message:
+            values = {"prompt": about.plain(), "response_a": responses[0], "response_b": responses[1]}
             return _user(
-                "Read this exchange and compare the two replies that could come next.",
-                transcript(turns_of(about)),
+                "Read this exchange and compare the two responses that could come next.",
+                transcript(as_turns(about)),
                 fill(principle.preference_question, values),
-                f"(A) {replies[0]}",
-                f"(B) {replies[1]}",
-                "First weigh the replies in a few sentences. Then end with: The answer is (A), or: The answer is (B)."
+                f"(A) {responses[0]}",
+                f"(B) {responses[1]}",
+                "First weigh the responses in a few sentences. Then end with: The answer is (A), or: The answer is (B)."
                 if reasons
                 else "Answer with one letter, A or B.",
             )
@@ -162,18 +162,18 @@ class EnglishPhrasing:
             ordered = (one.better, one.worse) if number % 2 == 0 else (one.worse, one.better)
             earlier += [asked(Prompt(one.prompt), ordered), _assistant(f"{opening}{LETTERS[number % 2]})")]
         turns = (*earlier, asked(prompt, (first, second)))
-        return Asked(turns, LETTERS, opening, f"\n\n{opening}")
+        return JudgePrompt(turns, LETTERS, opening, f"\n\n{opening}")
 
-    def pointwise(self, principle: Principle, prompt: Prompt, reply: str, reasons: bool) -> Asked:
-        """The transcript with the reply, and the question."""
+    def pointwise(self, principle: Principle, prompt: Prompt, response: str, reasons: bool) -> JudgePrompt:
+        """The transcript with the response, and the question."""
         opening = "The answer is"
 
         def asked(about: Prompt, judged: str) -> Message:
             return _user(
-                "Read this exchange and judge the assistant's last reply.",
-                transcript((*turns_of(about), _assistant(judged))),
-                fill(principle.pointwise_question, {"prompt": about.plain(), "reply": judged}),
-                "First weigh the reply in a few sentences. Then end with: The answer is yes, or: The answer is no."
+                "Read this exchange and judge the assistant's last response.",
+                transcript((*as_turns(about), _assistant(judged))),
+                fill(principle.pointwise_question, {"prompt": about.plain(), "response": judged}),
+                "First weigh the response in a few sentences. Then end with: The answer is yes, or: The answer is no."
                 if reasons
                 else "Answer with one word, yes or no.",
             )
@@ -183,13 +183,13 @@ class EnglishPhrasing:
             shown = [(one.better, YES_OR_NO[0]), (one.worse, YES_OR_NO[1])]
             for judged, answer in shown if number % 2 == 0 else reversed(shown):
                 earlier += [asked(Prompt(one.prompt), judged), _assistant(f"{opening} {answer}")]
-        return Asked((*earlier, asked(prompt, reply)), YES_OR_NO, opening, f"\n\n{opening}")
+        return JudgePrompt((*earlier, asked(prompt, response)), YES_OR_NO, opening, f"\n\n{opening}")
 
     def _judge_examples(self, principle: Principle, reasons: bool) -> Sequence[JudgeExample]:
         return principle.fewshots.judge if self.fewshots and not reasons else ()
 
 
-def turns_of(prompt: Prompt) -> Conversation:
+def as_turns(prompt: Prompt) -> Conversation:
     """A prompt as turns; plain text is one turn of the user."""
     return (_user(prompt.text),) if isinstance(prompt.text, str) else prompt.text
 
@@ -197,7 +197,7 @@ def turns_of(prompt: Prompt) -> Conversation:
 def transcript(turns: Iterable[Message]) -> str:
     """Turns as text, each under its speaker's name; a system turn as it is."""
     return "\n".join(
-        f"{SPEAKERS[turn.role]}: {turn.content}" if turn.role in SPEAKERS else turn.content for turn in turns
+        f"{ROLE_NAMES[turn.role]}: {turn.content}" if turn.role in ROLE_NAMES else turn.content for turn in turns
     )
 
 
@@ -210,7 +210,7 @@ def _to_revise(principle: Principle, dialogue: Conversation, critique: str | Non
 
 def _about(text: str, dialogue: Conversation) -> str:
     """A request with what the dialogue puts in place of its placeholders."""
-    return fill(text, {"prompt": Prompt(dialogue[:-1]).plain(), "reply": dialogue[-1].content})
+    return fill(text, {"prompt": Prompt(dialogue[:-1]).plain(), "response": dialogue[-1].content})
 
 
 def _after(earlier: Sequence[Message], turns: Conversation) -> Conversation:
@@ -219,8 +219,8 @@ def _after(earlier: Sequence[Message], turns: Conversation) -> Conversation:
     return (*system, *earlier, *turns[len(system) :])
 
 
-def _exchange(prompt: str, reply: str) -> Conversation:
-    return (_user(prompt), _assistant(reply))
+def _exchange(prompt: str, response: str) -> Conversation:
+    return (_user(prompt), _assistant(response))
 
 
 def _user(*paragraphs: str) -> Message:

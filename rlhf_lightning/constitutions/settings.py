@@ -1,4 +1,4 @@
-"""A constitution: the principles for critiques, revisions and judgements, and their sampling."""
+"""A constitution: the principles for critiques, revisions and judgments, and their sampling."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class WorldTerm(Section):
 
 
 class CritiqueExample(Section):
-    """A reply and a good critique of it; some replies have no flaw."""
+    """A response and a good critique of it; some responses have no flaw."""
 
     prompt: Question
-    reply: Question
+    response: Question
     critique: Question
 
 
 class RevisionExample(CritiqueExample):
-    """A reply, its critique, and a good revision, which keeps the parts without flaws."""
+    """A response, its critique, and a good revision, which keeps the parts without flaws."""
 
     revision: Question
 
 
 class JudgeExample(Section):
-    """Two replies, of which one follows the principle better: yes and no to the pointwise question."""
+    """Two responses, of which one follows the principle better: yes and no to the pointwise question."""
 
     prompt: Question
     better: Question
@@ -55,10 +55,10 @@ class Principle(Section):
     """One rule of conduct.
 
     Attributes:
-        critique_request: asks for what is wrong with the last reply.
-        revision_request: asks for a better reply.
-        preference_question: asks which of two replies is the better one.
-        pointwise_question: asks whether one reply follows the principle; yes means that it does.
+        critique_request: asks for what is wrong with the last response.
+        revision_request: asks for a better response.
+        preference_question: asks which of two responses is the better one.
+        pointwise_question: asks whether one response follows the principle; yes means that it does.
         weight: how often it is drawn, and how much it counts, relative to the others.
         tags: free labels.
         applies_to: the kinds of prompts that it concerns; None: all.

@@ -165,14 +165,16 @@ def collate_prompts(prompts: Sequence[EncodedPrompt], pad_id: int) -> PromptBatc
 def collate_demonstrations(
     demonstrations: Sequence[EncodedDemonstration], pad_id: int, step_weight: int
 ) -> DemonstrationBatch:
-    """Right-padded demonstrations, the loss on the reply's tokens.
+    """Right-padded demonstrations, the loss on the response's tokens.
 
     Args:
         demonstrations: one micro-batch.
         pad_id: token id of the padding.
         step_weight: the loss tokens of the whole optimizer step that the micro-batch belongs to.
     """
-    input_ids, attention_mask = _with_mask([record.prompt_ids + record.reply_ids for record in demonstrations], pad_id)
+    input_ids, attention_mask = _with_mask(
+        [record.prompt_ids + record.response_ids for record in demonstrations], pad_id
+    )
     loss_mask = attention_mask.bool()
     for row, record in enumerate(demonstrations):
         loss_mask[row, : len(record.prompt_ids)] = False

@@ -19,23 +19,23 @@ Pairing = Literal["all", "adjacent", "best_versus_rest"]
 
 
 def ranking_to_preferences(ranking: Ranking, pairing: Pairing) -> list[Preference]:
-    """The pairs that a ranking implies. Replies of equal rank, and equal replies, never make a pair.
+    """The pairs that a ranking implies. Responses of equal rank, and equal responses, never make a pair.
 
-    Replies are grouped into levels of equal rank, the best level first. Which pairs of levels meet is the pairing's
-    choice; of two levels that meet, every reply of the better one is preferred to every reply of the worse one.
+    Responses are grouped into levels of equal rank, the best level first. Which pairs of levels meet is the pairing's
+    choice; of two levels that meet, every response of the better one is preferred to every response of the worse one.
 
     Args:
-        ranking: K replies and their ranks, the lower the better.
+        ranking: K responses and their ranks, the lower the better.
         pairing: `all`: every two levels meet, K(K-1)/2 pairs without ties (Ouyang et al. 2022, section 3.5).
-            `adjacent`: neighbouring levels meet, K-1 pairs without ties.
+            `adjacent`: neighboring levels meet, K-1 pairs without ties.
             `best_versus_rest`: the best level meets all others, K-1 pairs without ties.
 
     Returns:
-        The pairs without a margin, better levels first; none where all replies tie.
+        The pairs without a margin, better levels first; none where all responses tie.
     """
     by_rank: dict[int, list[str]] = {}
-    for reply, rank in zip(ranking.replies, ranking.ranks, strict=True):
-        by_rank.setdefault(rank, []).append(reply)
+    for response, rank in zip(ranking.responses, ranking.ranks, strict=True):
+        by_rank.setdefault(rank, []).append(response)
     levels = [by_rank[rank] for rank in sorted(by_rank)]
     return [
         Preference(ranking.prompt, better, worse)
@@ -61,7 +61,7 @@ Comparison = Preference | Ranking
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """Comparisons of replies, split so that no prompt stands on both sides.
+    """Comparisons of responses, split so that no prompt stands on both sides.
 
     Attributes:
         train: what a reward model is fitted to.
@@ -118,9 +118,9 @@ def as_preferences(comparisons: Iterable[Comparison], pairing: Pairing) -> list[
 
 
 def trivial_baselines(preferences: Sequence[Preference]) -> dict[str, float]:
-    """Accuracy of "the longer reply" and "the shorter reply", in characters; ties count one half.
+    """Accuracy of "the longer response" and "the shorter response", in characters; ties count one half.
 
-    A reward model that is not better than these has learned nothing about the content of the replies.
+    A reward model that is not better than these has learned nothing about the content of the responses.
     """
     wins = sum(
         1.0 if len(pair.chosen) > len(pair.rejected) else 0.5 if len(pair.chosen) == len(pair.rejected) else 0.0

@@ -169,7 +169,7 @@ class StepDataModule(LightningDataModule, Generic[Encoded, Batch]):
 
 
 class DemonstrationDataModule(StepDataModule[EncodedDemonstration, DemonstrationBatch]):
-    """Demonstrations for supervised fine-tuning; a step weighs as much as it has reply tokens.
+    """Demonstrations for supervised fine-tuning; a step weighs as much as it has response tokens.
 
     Args:
         encoder: for the policy's tokenizer.
@@ -252,7 +252,7 @@ class PreferenceDataModule(StepDataModule[EncodedPreference, PreferenceBatch]):
 
 
 def _demonstration_weight(record: EncodedDemonstration) -> Weight:
-    return Weight(loss=len(record.reply_ids), length=len(record.prompt_ids) + len(record.reply_ids))
+    return Weight(loss=len(record.response_ids), length=len(record.prompt_ids) + len(record.response_ids))
 
 
 def _preference_weight(record: EncodedPreference) -> Weight:

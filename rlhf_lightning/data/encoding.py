@@ -1,7 +1,7 @@
-"""From records to token ids, with an exact boundary between prompt and reply.
+"""From records to token ids, with an exact boundary between prompt and response.
 
-A plain prompt is encoded as it stands, and a conversation through the tokenizer's chat template. Prompt and reply are
-always encoded apart, so no token spans the boundary, and a reply ends with exactly one end-of-sequence token.
+A plain prompt is encoded as it stands, and a conversation through the tokenizer's chat template. Prompt and response
+are always encoded apart, so no token spans the boundary, and a response ends with exactly one end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class EncodedDemonstration:
-    """A demonstration's token ids; the reply's include its end-of-sequence token."""
+    """A demonstration's token ids; the response's include its end-of-sequence token."""
 
     prompt_ids: tuple[int, ...]
-    reply_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,14 @@ class EncodingReport:
     Attributes:
         records: how many were given.
         truncated_prompts: records whose prompt was cut from the left.
-        truncated_replies: records of which at least one reply was cut on the right.
-        dropped: records left out because a prompt or reply was too long.
-        indistinct: preferences left out because both replies have the same token ids, so there is nothing to compare.
+        truncated_responses: records of which at least one response was cut on the right.
+        dropped: records left out because a prompt or response was too long.
+        indistinct: preferences left out because both responses have the same token ids, so there is nothing to compare.
     """
 
     records: int = 0
     truncated_prompts: int = 0
-    truncated_replies: int = 0
+    truncated_responses: int = 0
     dropped: int = 0
     indistinct: int = 0
 
@@ -81,8 +81,8 @@ class EncodingReport:
         """The counts as one line."""
         return (
             f"{self.kept} of {self.records} records kept: {self.truncated_prompts} prompts and "
-            f"{self.truncated_replies} records' replies truncated, {self.dropped} over-long records dropped, "
-            f"{self.indistinct} pairs left out because their replies are the same tokens"
+            f"{self.truncated_responses} records' responses truncated, {self.dropped} over-long records dropped, "
+            f"{self.indistinct} pairs left out because their responses are the same tokens"
         )
 
 
@@ -90,13 +90,13 @@ class Encoder:
     """Encodes records for one tokenizer.
 
     What is too long is cut or dropped by `lengths.on_long_record`. A prompt is cut from the left, where the oldest
-    turns stand, and keeps its beginning-of-sequence token. A reply is cut on the right and then has no
+    turns stand, and keeps its beginning-of-sequence token. A response is cut on the right and then has no
     end-of-sequence token: where it would end was not seen, and the model is not taught that it ends there.
 
     Args:
         tokenizer: with an end-of-sequence token. Where it has no chat template and a conversation is encoded, it is
             given `DEFAULT_CHAT_TEMPLATE`, so that the template is saved with it.
-        lengths: the limits in tokens; a reply's end-of-sequence token counts.
+        lengths: the limits in tokens; a response's end-of-sequence token counts.
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token.
@@ -105,7 +105,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, lengths: Records) -> None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
-                "The tokenizer has no end-of-sequence token, so a reply could never end.",
+                "The tokenizer has no end-of-sequence token, so a response could never end.",
                 where=str(tokenizer.name_or_path) or type(tokenizer).__name__,
                 fix="set eos_token in the tokenizer's directory",
             )
@@ -128,10 +128,10 @@ class Encoder:
         """Demonstrations ready for collation, and the counts."""
         report = EncodingReport()
         encoded = []
-        for _, (prompt_ids, reply_ids) in self._fitted(
-            records, lambda record: (record.prompt, (record.reply,)), report
+        for _, (prompt_ids, response_ids) in self._fitted(
+            records, lambda record: (record.prompt, (record.response,)), report
         ):
-            encoded.append(EncodedDemonstration(prompt_ids, reply_ids))
+            encoded.append(EncodedDemonstration(prompt_ids, response_ids))
         return encoded, report
 
     def preferences(self, records: Iterable[Preference]) -> tuple[list[EncodedPreference], EncodingReport]:
@@ -156,20 +156,20 @@ class Encoder:
         """
         return self.whole_ids(prompt)[0]
 
-    def whole_ids(self, prompt: Prompt, *replies: str) -> list[list[int]]:
-        """The prompt's token ids and those of each reply, not truncated.
+    def whole_ids(self, prompt: Prompt, *responses: str) -> list[list[int]]:
+        """The prompt's token ids and those of each response, not truncated.
 
-        A reply ends with the only end-of-sequence token among its ids. For a conversation these are the tokens that
+        A response ends with the only end-of-sequence token among its ids. For a conversation these are the tokens that
         the chat template writes after the generation prompt, its end-of-turn tokens included; white space after the end
-        of the sequence is not. Some templates render the prompt differently once it is answered; there the reply's own
-        text is encoded.
+        of the sequence is not. Some templates render the prompt differently once it is answered; there the response's
+        own text is encoded.
         """
-        return self._whole([(prompt, replies)])[0]
+        return self._whole([(prompt, responses)])[0]
 
     def _fitted(
         self, records: Iterable[T], parts: Callable[[T], tuple[Prompt, Sequence[str]]], report: EncodingReport
     ) -> Iterator[tuple[T, tuple[tuple[int, ...], ...]]]:
-        """Records with the ids of their prompt and replies, within the limits; without those that are dropped."""
+        """Records with the ids of their prompt and responses, within the limits; without those that are dropped."""
         waiting = iter(records)
         while batch := list(islice(waiting, TOGETHER)):
             of_batch = [parts(record) for record in batch]
@@ -180,29 +180,29 @@ class Encoder:
                     yield record, fitted
 
     def _whole(self, records: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[list[int]]]:
-        """The ids of each prompt and of its replies, not truncated; the tokenizer is called once for all."""
-        texts = [self._texts(prompt, replies) for prompt, replies in records]
+        """The ids of each prompt and of its responses, not truncated; the tokenizer is called once for all."""
+        texts = [self._texts(prompt, responses) for prompt, responses in records]
         flat = [text for of_record in texts for text in of_record]
         encoded = iter(
             cast(list[list[int]], self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
         )
         whole = []
         for (prompt, _), of_record in zip(records, texts, strict=True):
-            prompt_ids, *replies = islice(encoded, len(of_record))
+            prompt_ids, *responses = islice(encoded, len(of_record))
             if isinstance(prompt.text, str) and self._bos_id is not None and prompt_ids[:1] != [self._bos_id]:
                 prompt_ids = [self._bos_id, *prompt_ids]
-            ended = ([*(token for token in reply if token != self.eos_id), self.eos_id] for reply in replies)
+            ended = ([*(token for token in response if token != self.eos_id), self.eos_id] for response in responses)
             whole.append([prompt_ids, *ended])
         return whole
 
-    def _texts(self, prompt: Prompt, replies: Sequence[str]) -> list[str]:
-        """The prompt as a model reads it, and what it is to write of each reply."""
+    def _texts(self, prompt: Prompt, responses: Sequence[str]) -> list[str]:
+        """The prompt as a model reads it, and what it is to write of each response."""
         if isinstance(prompt.text, str):
-            return [prompt.text, *replies]
+            return [prompt.text, *responses]
         opening = self._rendered(prompt, None)
         texts = [opening]
-        for reply in replies:
-            answered, text = self._rendered(prompt, reply), reply
+        for response in responses:
+            answered, text = self._rendered(prompt, response), response
             if answered.startswith(opening):
                 text = answered[len(opening) :]
                 if text.rstrip().endswith(self._eos_text):
@@ -213,9 +213,9 @@ class Encoder:
     def _fit(
         self, prompt: Prompt, ids: Sequence[list[int]], report: EncodingReport
     ) -> tuple[tuple[int, ...], ...] | None:
-        """The prompt's and the replies' ids within the limits, or None where the record is dropped."""
-        prompt_limit, reply_limit = self.lengths.max_prompt_length, self.lengths.max_reply_length
-        prompt_ids, *reply_ids = ids
+        """The prompt's and the responses' ids within the limits, or None where the record is dropped."""
+        prompt_limit, response_limit = self.lengths.max_prompt_length, self.lengths.max_response_length
+        prompt_ids, *response_ids = ids
         if not prompt_ids:
             raise DataError(
                 "The tokenizer makes no token of a prompt, so there is nothing to continue.",
@@ -223,13 +223,15 @@ class Encoder:
                 fix="use a tokenizer that covers the text, or one with an unknown token",
             )
         long_prompt = len(prompt_ids) > prompt_limit
-        long_reply = any(len(reply) > reply_limit for reply in reply_ids)
-        if (long_prompt or long_reply) and self.lengths.on_long_record == "drop":
+        long_response = any(len(response) > response_limit for response in response_ids)
+        if (long_prompt or long_response) and self.lengths.on_long_record == "drop":
             report.dropped += 1
             return None
         report.truncated_prompts += long_prompt
-        report.truncated_replies += long_reply
-        return tuple(self._left_truncated(prompt_ids, prompt_limit)), *(tuple(ids[:reply_limit]) for ids in reply_ids)
+        report.truncated_responses += long_response
+        return tuple(self._left_truncated(prompt_ids, prompt_limit)), *(
+            tuple(ids[:response_limit]) for ids in response_ids
+        )
 
     def _left_truncated(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
@@ -238,7 +240,7 @@ class Encoder:
             return [ids[0], *ids[len(ids) - limit + 1 :]]
         return ids[len(ids) - limit :]
 
-    def _rendered(self, prompt: Prompt, reply: str | None) -> str:
+    def _rendered(self, prompt: Prompt, response: str | None) -> str:
         assert not isinstance(prompt.text, str)
         if self.tokenizer.chat_template is None:
             logger.warning("The tokenizer has no chat template: conversations are written as Human/Assistant turns.")
@@ -246,11 +248,11 @@ class Encoder:
             opening = "" if self._bos_id is None else "{{ bos_token }}"
             self.tokenizer.chat_template = opening + DEFAULT_CHAT_TEMPLATE
         turns = [{"role": turn.role, "content": turn.content} for turn in prompt.text]
-        if reply is not None:
-            turns.append({"role": "assistant", "content": reply})
+        if response is not None:
+            turns.append({"role": "assistant", "content": response})
         try:
             return cast(
-                str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply is None)
+                str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=response is None)
             )
         except TemplateError as error:
             raise DataError(

@@ -37,6 +37,12 @@ Record = Prompt | Demonstration | Preference | Ranking
 
 ROLES: tuple[str, ...] = get_args(Role)
 
+RESPONSE_FIELDS = ("response", "completion", "reply")
+"""Names of a response in a record; the first is written."""
+
+RANKED_FIELDS = ("responses", "completions", "replies")
+"""Names of the ranked responses in a record; the first is written."""
+
 
 def parse_prompt(fields: Fields, place: str) -> Prompt:
     """A prompt from {prompt} or {messages}.
@@ -52,15 +58,15 @@ def parse_prompt(fields: Fields, place: str) -> Prompt:
 
 
 def parse_demonstration(fields: Fields, place: str) -> Demonstration:
-    """A demonstration from {prompt, reply}, {prompt, completion} or {messages}."""
+    """A demonstration from {prompt, response} or {messages}; a response may have any name in `RESPONSE_FIELDS`."""
     if not _present(fields, "prompt") and _present(fields, "messages"):
         turns = _turns(fields["messages"], place, "messages")
         if not turns or turns[-1].role != "assistant":
-            _fail(place, "messages", "must end with an assistant turn, the reply to imitate", _roles(turns))
+            _fail(place, "messages", "must end with an assistant turn, the response to imitate", _roles(turns))
         return Demonstration(_prompt(turns[:-1], place, "messages"), turns[-1].content)
-    name = "completion" if _present(fields, "completion") and not _present(fields, "reply") else "reply"
-    prompt, (reply,) = _prompt_and_replies(fields, place, {name: fields.get(name)})
-    return Demonstration(prompt, reply)
+    name = _name_of(fields, RESPONSE_FIELDS)
+    prompt, (response,) = _prompt_and_responses(fields, place, {name: fields.get(name)})
+    return Demonstration(prompt, response)
 
 
 def parse_preference(fields: Fields, place: str) -> Preference:
@@ -69,8 +75,8 @@ def parse_preference(fields: Fields, place: str) -> Preference:
         if not _present(fields, name):
             _missing(fields, place, name, "a string or a list of {role, content}")
     if _present(fields, "prompt"):
-        replies = {name: fields[name] for name in ("chosen", "rejected")}
-        prompt, (chosen, rejected) = _prompt_and_replies(fields, place, replies)
+        responses = {name: fields[name] for name in ("chosen", "rejected")}
+        prompt, (chosen, rejected) = _prompt_and_responses(fields, place, responses)
     else:
         prompt, chosen, rejected = _implicit_preference(fields, place)
     if chosen == rejected:
@@ -79,25 +85,26 @@ def parse_preference(fields: Fields, place: str) -> Preference:
 
 
 def parse_ranking(fields: Fields, place: str) -> Ranking:
-    """A ranking from {prompt, replies, ranks} (lower is better) or {prompt, replies, scores} (higher is better)."""
-    replies = _list(fields, place, "replies", "a list of at least two replies")
-    if len(replies) < 2:
-        _fail(place, "replies", "must hold at least two replies", f"{len(replies)}")
-    named = {f"replies[{index}]": reply for index, reply in enumerate(replies)}
-    prompt, texts = _prompt_and_replies(fields, place, named)
+    """A ranking from {prompt, responses, ranks} (lower is better) or {prompt, responses, scores} (higher is better)."""
+    several = _name_of(fields, RANKED_FIELDS)
+    responses = _list(fields, place, several, "a list of at least two responses")
+    if len(responses) < 2:
+        _fail(place, several, "must hold at least two responses", f"{len(responses)}")
+    named = {f"{several}[{index}]": response for index, response in enumerate(responses)}
+    prompt, texts = _prompt_and_responses(fields, place, named)
     if _present(fields, "ranks") and _present(fields, "scores"):
         _fail(place, "scores", "must be absent where 'ranks' is given", "both", fix="keep one of the two")
     if _present(fields, "scores"):
         ranks = _ranks_of_scores(_list(fields, place, "scores", "a list of numbers"), place)
         name = "scores"
     else:
-        ranks = _list(fields, place, "ranks", "a list of integers, one a reply, the lower the better")
+        ranks = _list(fields, place, "ranks", "a list of integers, one a response, the lower the better")
         name = "ranks"
         for index, rank in enumerate(ranks):
             if not isinstance(rank, int) or isinstance(rank, bool):
                 _fail(place, f"ranks[{index}]", "must be an integer", _shown(rank))
     if len(ranks) != len(texts):
-        _fail(place, name, f"must have one entry for each of the {len(texts)} replies", f"{len(ranks)} entries")
+        _fail(place, name, f"must have one entry for each of the {len(texts)} responses", f"{len(ranks)} entries")
     return Ranking(prompt, tuple(texts), tuple(ranks))
 
 
@@ -109,7 +116,7 @@ def parse_comparison(fields: Fields, place: str, expected: Literal["preference",
     if expected == "ranking":
         parser = parse_preference if _present(fields, "chosen") else parse_ranking
     else:
-        parser = parse_ranking if _present(fields, "replies") else parse_preference
+        parser = parse_ranking if _present(fields, _name_of(fields, RANKED_FIELDS)) else parse_preference
     return parser(fields, place)
 
 
@@ -119,9 +126,9 @@ def to_fields(record: Record) -> dict[str, Any]:
         return {"prompt": _spelled(record)}
     fields: dict[str, Any] = {"prompt": _spelled(record.prompt)}
     if isinstance(record, Demonstration):
-        return {**fields, "reply": record.reply}
+        return {**fields, "response": record.response}
     if isinstance(record, Ranking):
-        return {**fields, "replies": list(record.replies), "ranks": list(record.ranks)}
+        return {**fields, "responses": list(record.responses), "ranks": list(record.ranks)}
     fields |= {"chosen": record.chosen, "rejected": record.rejected}
     optional = {"margin": record.margin, "probability": record.probability}
     return fields | {name: value for name, value in optional.items() if value is not None}
@@ -133,25 +140,25 @@ def _spelled(prompt: Prompt) -> str | list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in prompt.text]
 
 
-def _prompt_and_replies(fields: Fields, place: str, replies: Mapping[str, object]) -> tuple[Prompt, list[str]]:
-    """The explicit prompt and the replies, which are given by the names of their fields.
+def _prompt_and_responses(fields: Fields, place: str, responses: Mapping[str, object]) -> tuple[Prompt, list[str]]:
+    """The explicit prompt and the responses, which are given by the names of their fields.
 
-    A reply given as messages makes a plain prompt the user turn of a conversation. Such a reply is the one assistant
-    turn, or the whole conversation, which then must begin with the prompt.
+    A response given as messages makes a plain prompt the user turn of a conversation. Such a response is the one
+    assistant turn, or the whole conversation, which then must begin with the prompt.
     """
     if not _present(fields, "prompt"):
         _missing(fields, place, "prompt", "a string or a list of {role, content}")
-    for name, value in replies.items():
+    for name, value in responses.items():
         if value is None:
             _missing(fields, place, name, "a string or a list with the one assistant turn")
     prompt = _prompt(fields["prompt"], place, "prompt")
-    if all(isinstance(value, str) for value in replies.values()):
-        return prompt, [_text(value, place, name) for name, value in replies.items()]
+    if all(isinstance(value, str) for value in responses.values()):
+        return prompt, [_text(value, place, name) for name, value in responses.items()]
     conversation = (Message("user", prompt.text),) if isinstance(prompt.text, str) else prompt.text
-    return Prompt(conversation), [_reply(value, place, name, conversation) for name, value in replies.items()]
+    return Prompt(conversation), [_response(value, place, name, conversation) for name, value in responses.items()]
 
 
-def _reply(value: object, place: str, name: str, conversation: Conversation) -> str:
+def _response(value: object, place: str, name: str, conversation: Conversation) -> str:
     if isinstance(value, str):
         return _text(value, place, name)
     turns = _turns(value, place, name)
@@ -163,7 +170,7 @@ def _reply(value: object, place: str, name: str, conversation: Conversation) -> 
             name,
             "must be one assistant turn, or the prompt's turns followed by one assistant turn",
             _roles(turns),
-            fix="leave 'prompt' out where the replies are whole conversations",
+            fix="leave 'prompt' out where the responses are whole conversations",
         )
     return turns[0].content
 
@@ -172,7 +179,7 @@ def _implicit_preference(fields: Fields, place: str) -> tuple[Prompt, str, str]:
     """The prompt is what the two conversations share; each goes on with the one turn that was compared."""
     for name in ("chosen", "rejected"):
         if isinstance(fields[name], str):
-            _missing(fields, place, "prompt", "a string or a list of {role, content}, because the replies are text")
+            _missing(fields, place, "prompt", "a string or a list of {role, content}, because the responses are text")
     chosen, rejected = (_turns(fields[name], place, name) for name in ("chosen", "rejected"))
     if chosen == rejected:
         _fail(place, "rejected", "must differ from 'chosen'", "the same conversation", fix="remove the record")
@@ -187,7 +194,7 @@ def _implicit_preference(fields: Fields, place: str) -> tuple[Prompt, str, str]:
                 name,
                 f"must be the {shared} turns that both conversations share and one assistant turn",
                 f"{_roles(rest)} after them",
-                fix="compare two replies to the same prompt, or give the prompt in its own field",
+                fix="compare two responses to the same prompt, or give the prompt in its own field",
             )
     return _prompt(chosen[:shared], place, "chosen"), chosen[-1].content, rejected[-1].content
 
@@ -200,7 +207,7 @@ def _prompt(value: object, place: str, field: str) -> Prompt:
         return Prompt(text)
     turns = _turns(value, place, field)
     if not turns or turns[-1].role != "user":
-        _fail(place, field, "must end with a user turn, which the reply answers", _roles(turns))
+        _fail(place, field, "must end with a user turn, which the response answers", _roles(turns))
     if not any(turn.content.strip() for turn in turns):
         _fail(place, field, "must not be empty", "no text")
     return Prompt(turns)
@@ -251,7 +258,7 @@ def _probability(fields: Fields, place: str) -> float | None:
     if not isinstance(probability, int | float) or isinstance(probability, bool):
         _fail(place, "probability", "must be a number", _shown(probability))
     if not 0.5 <= probability <= 1.0:
-        fix = "name the likelier reply 'chosen'"
+        fix = "name the likelier response 'chosen'"
         _fail(place, "probability", "must be at least 0.5 and at most 1", _shown(probability), fix=fix)
     return float(probability)
 
@@ -274,6 +281,11 @@ def _list(fields: Fields, place: str, field: str, expected: str) -> list[Any]:
     if not isinstance(value, list):
         _fail(place, field, f"must be {expected}", _shown(value))
     return value
+
+
+def _name_of(fields: Fields, names: Sequence[str]) -> str:
+    """The first of some names of the same field that is there; the first name if none is."""
+    return next((name for name in names if _present(fields, name)), names[0])
 
 
 def _present(fields: Fields, name: str) -> bool:
@@ -306,7 +318,7 @@ def _roles(turns: Conversation) -> str:
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
-SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+ROLE_OF_SPEAKER: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_hh_rlhf(fields: Fields, place: str, better: str = "chosen", worse: str = "rejected") -> Preference:
@@ -317,22 +329,22 @@ def parse_hh_rlhf(fields: Fields, place: str, better: str = "chosen", worse: str
         worse: the name of the other one.
 
     Raises:
-        DataError: a field is missing or is no transcript, or the transcripts differ in more than the last reply.
+        DataError: a field is missing or is no transcript, or the transcripts differ in more than the last response.
     """
     chosen, rejected = (parse_transcript(fields.get(name), place, name) for name in (better, worse))
     if chosen == rejected:
         _fail_transcript(place, worse, f"is the same transcript as '{better}'")
     for name, turns in ((better, chosen), (worse, rejected)):
         if turns[-1].role != "assistant":
-            _fail_transcript(place, name, "does not end with an Assistant turn, the reply that was compared")
+            _fail_transcript(place, name, "does not end with an Assistant turn, the response that was compared")
         if len(turns) < 2:
-            _fail_transcript(place, name, "has no Human turn before the reply")
+            _fail_transcript(place, name, "has no Human turn before the response")
     if chosen[:-1] != rejected[:-1]:
         _fail_transcript(
             place, worse, f"differs from '{better}' before the last Assistant turn, so their prompts are not equal"
         )
     if not any(turn.content for turn in chosen[:-1]):
-        _fail_transcript(place, better, "has no text before the reply")
+        _fail_transcript(place, better, "has no text before the response")
     return Preference(Prompt(chosen[:-1]), chosen[-1].content, rejected[-1].content)
 
 
@@ -350,7 +362,7 @@ def parse_transcript(text: object, place: str, field: str) -> Conversation:
         _fail_transcript(place, field, f'does not begin with "Human:" or "Assistant:"; got {text[:40]!r}')
     turns = zip(parts[::2], parts[1::2], strict=True)
     return tuple(
-        Message(SPEAKERS[speaker], "\n\n".join(said.strip() for _, said in spoken).strip())
+        Message(ROLE_OF_SPEAKER[speaker], "\n\n".join(said.strip() for _, said in spoken).strip())
         for speaker, spoken in groupby(turns, key=lambda turn: turn[0])
     )
 

@@ -15,7 +15,7 @@ class Records(Section):
     way), and how a ranking becomes pairs."""
 
     max_prompt_length: Count
-    max_reply_length: Count
+    max_response_length: Count
     on_long_record: Literal["truncate", "drop"]
     pairing: Literal["all", "adjacent", "best_versus_rest"]
 

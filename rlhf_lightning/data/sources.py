@@ -36,7 +36,7 @@ class DataSource(Protocol):
     """Text-level records for the stages of a pipeline."""
 
     def demonstrations(self) -> list[Demonstration]:
-        """Replies to imitate, to training prompts.
+        """Responses to imitate, to training prompts.
 
         Raises:
             DataError: there are none and none can be derived.
@@ -118,7 +118,7 @@ class RecordedSource:
 
     Attributes:
         held_out_fraction: the expected share of the prompts that is held out.
-        given_demonstrations: replies to imitate; where there are none, they are derived from the comparisons.
+        given_demonstrations: responses to imitate; where there are none, they are derived from the comparisons.
         given_comparisons: preferences and rankings.
         given_prompts: prompts for rollouts and evaluation; where there are none, those of the other records are.
         read_report: what was read.
@@ -131,13 +131,13 @@ class RecordedSource:
     read_report: ReadReport = field(default_factory=ReadReport)
 
     def demonstrations(self) -> list[Demonstration]:
-        """The given ones, or the chosen and the best-ranked replies, each once."""
-        records = self.given_demonstrations or list(dict.fromkeys(map(_best_reply, self.given_comparisons)))
+        """The given ones, or the chosen and the best-ranked responses, each once."""
+        records = self.given_demonstrations or list(dict.fromkeys(map(_best_response, self.given_comparisons)))
         if not records:
             raise DataError(
                 "The data holds no demonstrations, and no comparisons to take them from.",
                 where="data",
-                fix="give data.demonstrations (or preferences, whose chosen replies are imitated)",
+                fix="give data.demonstrations (or preferences, whose chosen responses are imitated)",
             )
         return self._non_empty(split_by_prompt(records, self.held_out_fraction)[0], "training demonstrations")
 
@@ -231,25 +231,25 @@ def _read_hub(settings: HubData) -> RecordedSource:
     return source
 
 
-def _best_reply(comparison: Comparison) -> Demonstration:
-    """The chosen reply, or the first of the best-ranked ones."""
+def _best_response(comparison: Comparison) -> Demonstration:
+    """The chosen response, or the first of the best-ranked ones."""
     if isinstance(comparison, Ranking):
         best = comparison.ranks.index(min(comparison.ranks))
-        return Demonstration(comparison.prompt, comparison.replies[best])
+        return Demonstration(comparison.prompt, comparison.responses[best])
     return Demonstration(comparison.prompt, comparison.chosen)
 
 
 def _record_texts(record: Record) -> Iterator[str]:
-    """The prompt's turns and the replies."""
+    """The prompt's turns and the responses."""
     prompt = record if isinstance(record, Prompt) else record.prompt
     if isinstance(prompt.text, str):
         yield prompt.text
     else:
         yield from (turn.content for turn in prompt.text)
     if isinstance(record, Demonstration):
-        yield record.reply
+        yield record.response
     elif isinstance(record, Ranking):
-        yield from record.replies
+        yield from record.responses
     elif not isinstance(record, Prompt):
         yield from (record.chosen, record.rejected)
 

@@ -12,7 +12,7 @@ class HistoryRow(NamedTuple):
     Attributes:
         stage: the stage that logged it.
         step: optimizer steps taken when it was logged.
-        episodes: replies sampled in training so far; None outside reinforcement learning.
+        episodes: responses sampled in training so far; None outside reinforcement learning.
         value: the figure; not a number or infinite where the run diverged.
     """
 

@@ -1,4 +1,4 @@
-"""Findings about the critic, the replies, the reward, and runs that ended early or logged NaN."""
+"""Findings about the critic, the responses, the reward, and runs that ended early or logged NaN."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def critic_does_not_learn(record: RunRecord) -> Finding | None:
         title="the value head is frozen" if frozen else "the critic explains nothing",
         evidence=tuple(evidence),
         explanation=(
-            "Advantages are estimated against values that know nothing of the prompt or the reply, so every token of a "
-            "reply is praised or blamed alike. Learning goes on, but noisily and slowly."
+            "Advantages are estimated against values that know nothing of prompt and response, so every token of a "
+            "response is praised or blamed alike. Learning goes on, but noisily and slowly."
         ),
         overrides=(override("ppo.value_coef", DEFAULT_VALUE_COEF),) if coef == 0 else (*faster, "ppo.critic=separate"),
     )
@@ -117,19 +117,19 @@ COLLAPSED = 0.03
 """Share of the first entropy that is left. Healthy runs of the embedded world end with 0.08 to 0.28 of it."""
 NARROW = 0.06
 ENDLESS = 0.5
-"""Fewer than half of the replies end themselves."""
+"""Fewer than half of the responses end themselves."""
 FEWER_ENDS = 0.9
-"""Share of the first rate of replies that end themselves."""
+"""Share of the first rate of responses that end themselves."""
 LOOPS = 0.3
-"""Share of repeated n-grams in replies that consist of loops."""
+"""Share of repeated n-grams in responses that consist of loops."""
 OPENS_ALIKE = 0.15
 """By how much the share of the most frequent opening has to grow: about four standard errors in a batch of 128."""
 LITTLE_VARIETY = 0.2
-"""Share of the first distinct-2 that is left. In batches of 64 to 512 replies of the embedded world (`behaviour.py`),
+"""Share of the first distinct-2 that is left. In batches of 64 to 512 responses of the embedded world (`behavior.py`),
 flawless ones that all open with one polite phrase keep 0.29 to 0.45 of the base model's, those with any polite opening
 0.7 to 0.8, and refusals of every prompt 0.04 to 0.12."""
 MANY = 0.4
-"""Share of replies with one opening that is more than a mixture: politeness with any of its phrases gives 0.34. Where
+"""Share of responses with one opening that is more than a mixture: politeness with any of its phrases gives 0.34. Where
 policies of the embedded world had learned to refuse nearly everything, with random fillers, it was 0.35 to 0.5, and 0.7
 of distinct-2 was left: those are told from polite ones by what they say alone, so this is a note."""
 
@@ -147,7 +147,7 @@ def entropy_collapse(record: RunRecord) -> Finding | None:
         severity=Severity.SERIOUS if collapsed else Severity.WARNING,
         title="the entropy has collapsed" if collapsed else "the entropy is close to collapse",
         evidence=(f"{entropy.change()} (nats a token)", f"first below {NARROW:.0%} of the start at iteration {low[0]}"),
-        explanation="A policy without entropy samples the same reply again and again, and so learns nothing new.",
+        explanation="A policy without entropy samples the same response again and again, and so learns nothing new.",
         overrides=(
             override("ppo.entropy_coef", 3 * coef if coef else 0.01),
             *((override("ppo.learning_rate", rate / 3),) if rate else ()),
@@ -155,8 +155,8 @@ def entropy_collapse(record: RunRecord) -> Finding | None:
     )
 
 
-def collapsed_replies(record: RunRecord) -> Finding | None:
-    """Whatever the prompt, the reply is one of a few; or, which may be fine, replies only begin alike."""
+def collapsed_responses(record: RunRecord) -> Finding | None:
+    """Whatever the prompt, the response is one of a few; or, which may be fine, responses only begin alike."""
     opening, variety = record.ppo("rollout/top_opening_share"), record.ppo("rollout/distinct_2")
     if opening is None or variety is None or opening.end < opening.first + OPENS_ALIKE:
         return None
@@ -165,9 +165,9 @@ def collapsed_replies(record: RunRecord) -> Finding | None:
         if opening.end <= MANY:
             return None
         return Finding(
-            name="collapsed_replies",
+            name="collapsed_responses",
             severity=Severity.NOTE,
-            title="many replies begin alike",
+            title="many responses begin alike",
             evidence=evidence,
             explanation=(
                 "What follows still differs, as where a policy has become polite in one way; or where it refuses in "
@@ -176,12 +176,12 @@ def collapsed_replies(record: RunRecord) -> Finding | None:
         )
     coef = record.number("kl.coef")
     return Finding(
-        name="collapsed_replies",
+        name="collapsed_responses",
         severity=Severity.WARNING,
-        title="the replies have collapsed: much the same one to every prompt",
+        title="the responses have collapsed: much the same one to every prompt",
         evidence=evidence,
         explanation=(
-            "A reply that the reward likes after any prompt has displaced the others, such as a refusal. What the "
+            "A response that the reward likes after any prompt has displaced the others, such as a refusal. What the "
             "policy could do before is gone; if the reward is right, it does not look at the prompt."
         ),
         overrides=(override("kl.coef", 3 * coef),) if coef else ("kl=fixed",),
@@ -190,7 +190,7 @@ def collapsed_replies(record: RunRecord) -> Finding | None:
 
 
 def vanishing_eos(record: RunRecord) -> Finding | None:
-    """Replies no longer end themselves, or never did."""
+    """Responses no longer end themselves, or never did."""
     ends = record.ppo("rollout/eos_rate")
     if ends is None or ends.end >= max(ENDLESS, FEWER_ENDS * ends.first):
         return None
@@ -202,18 +202,18 @@ def vanishing_eos(record: RunRecord) -> Finding | None:
     return Finding(
         name="vanishing_eos",
         severity=Severity.SERIOUS if ends.end < ENDLESS else Severity.WARNING,
-        title="replies do not end themselves" if never else "replies end themselves less and less",
+        title="responses do not end themselves" if never else "responses end themselves less and less",
         evidence=(ends.change(), *([length.change()] if (length := record.ppo("rollout/length")) else [])),
         explanation=(
-            "A reply that is cut off has no natural place for its score, and the reward model has seen few such. Give "
-            "replies room, and let a missing end cost something."
+            "A response that is cut off has no natural place for its score, and the reward model saw few such. Give "
+            "responses room, and let a missing end cost something."
         ),
         overrides=(*penalty, *longer),
     )
 
 
 def repetition(record: RunRecord) -> Finding | None:
-    """Replies that repeat themselves."""
+    """Responses that repeat themselves."""
     repeated = record.ppo("rollout/repetition")
     if repeated is None or repeated.end <= repeated.first + REPETITION:
         return None
@@ -221,7 +221,7 @@ def repetition(record: RunRecord) -> Finding | None:
     return Finding(
         name="repetition",
         severity=Severity.SERIOUS if repeated.end > LOOPS else Severity.WARNING,
-        title="replies repeat themselves",
+        title="responses repeat themselves",
         evidence=(repeated.change(), f"highest {figure(repeated.peak()[1])} at iteration {repeated.peak()[0]}"),
         explanation="The reward does not mind repetition, or cannot see it, and nothing else holds the policy back.",
         overrides=(override("kl.coef", 3 * coef),) if coef else ("kl=fixed",),
@@ -239,11 +239,11 @@ SATURATED = 0.05
 CLIPPED = 0.95
 """A mean score this close to the clip has most single scores cut off."""
 SHRUNK = 0.5
-"""Replies half as long as at the start."""
+"""Responses half as long as at the start."""
 
 
 def length_gaming(record: RunRecord) -> Finding | None:
-    """Replies grow because longer ones score higher, or length decides most of the score."""
+    """Responses grow because longer ones score higher, or length decides most of the score."""
     length, score = record.ppo("rollout/length"), record.ppo("objective/score")
     correlation = record.ppo("rollout/score_length_correlation")
     if length is None or score is None or score.end <= score.first:
@@ -271,29 +271,29 @@ def length_gaming(record: RunRecord) -> Finding | None:
     return Finding(
         name="length_gaming",
         severity=Severity.SERIOUS if grown or decides else Severity.WARNING,
-        title="the policy games length: the reward pays for longer replies",
+        title="the policy games length: the reward pays for longer responses",
         evidence=tuple(evidence),
         explanation=(
-            "Scores rise with length, and replies grow to collect them. Reward models learn this from annotators who "
-            "prefer the thorough-looking reply; compare the reward model with its baseline 'longer' in metrics.json."
+            "Scores rise with length, and responses grow to collect them. Reward models learn this from annotators who "
+            "prefer the thorough-looking response; compare the reward model with its baseline 'longer' in metrics.json."
         ),
         overrides=("reward.length_penalty=0.02",) if not paid else ("reward.length_penalty=0",),
         explains=frozenset(
             {
                 "length_drift",
                 "vanishing_eos",
-                "overoptimisation",
+                "overoptimization",
                 "exploding_kl",
                 "repetition",
                 "entropy_collapse",
-                "collapsed_replies",
+                "collapsed_responses",
             }
         ),
     )
 
 
 def length_drift(record: RunRecord) -> Finding | None:
-    """Replies much longer or shorter than they were, for whatever reason."""
+    """Responses much longer or shorter than they were, for whatever reason."""
     length = record.ppo("rollout/length")
     if length is None:
         return None
@@ -303,14 +303,14 @@ def length_drift(record: RunRecord) -> Finding | None:
     return Finding(
         name="length_drift",
         severity=Severity.WARNING,
-        title="replies grow" if growth > 1 else "replies shrink",
+        title="responses grow" if growth > 1 else "responses shrink",
         evidence=(length.change(),),
-        explanation="Read samples.jsonl and the diary: is what was added, or left out, what was meant to be learned?",
+        explanation="Read samples.jsonl and sample_log.jsonl: is what was added, or left out, what should be learned?",
         overrides=("reward.length_penalty=0.02",) if growth > 1 else (),
     )
 
 
-def overoptimisation(record: RunRecord) -> Finding | None:
+def overoptimization(record: RunRecord) -> Finding | None:
     """The proxy holds or rises while the gold reward falls (where a gold reward is known)."""
     gold, score = record.ppo("objective/gold"), record.ppo("objective/score")
     if gold is None or score is None:
@@ -321,16 +321,16 @@ def overoptimisation(record: RunRecord) -> Finding | None:
     coef = record.number("kl.coef")
     penalty = (override("kl.coef", 3 * coef),) if coef else ("kl=fixed", override("kl.coef", DEFAULT_COEF))
     return Finding(
-        name="overoptimisation",
+        name="overoptimization",
         severity=Severity.SERIOUS,
-        title="the reward model is over-optimised",
+        title="the reward model is over-optimized",
         evidence=(
             f"objective/gold {figure(best)} around iteration {iteration}, {figure(gold.end)} at the end",
             f"objective/score {figure(score.smooth.at(iteration))} there, {figure(score.end)} at the end",
         ),
         explanation=(
-            "The policy has found replies that the reward model overrates. plots/overoptimization.png shows where the "
-            "two part; stop before, pay more for KL, or train the reward model on samples of this policy."
+            "The policy has found responses that the reward model overrates. plots/overoptimization.png shows "
+            "where the two part; stop before, pay more for KL, or train the reward model on samples of this policy."
         ),
         overrides=(*penalty, f"ppo.iterations={max(1, iteration)}"),
     )
@@ -351,7 +351,7 @@ def saturated_reward(record: RunRecord) -> Finding | None:
     return Finding(
         name="saturated_reward",
         severity=Severity.WARNING,
-        title="the reward is saturated: all replies score alike",
+        title="the reward is saturated: all responses score alike",
         evidence=tuple(evidence),
         explanation="Where scores do not differ, advantages are noise, and only the KL penalty still teaches.",
         overrides=(override("reward.clip", 3 * clip),) if clipped and clip is not None else (),
@@ -359,7 +359,7 @@ def saturated_reward(record: RunRecord) -> Finding | None:
 
 
 def reward_model_at_chance(record: RunRecord) -> Finding | None:
-    """A reward model that cannot tell the better reply, or only by its length."""
+    """A reward model that cannot tell the better response, or only by its length."""
     stage = record.last_instance("reward_model")
     figures = record.metrics.get("stages", {}).get(stage, {})
     accuracy, interval, lift = (figures.get(name) for name in ("accuracy", "accuracy_ci", "lift_ci"))
@@ -388,7 +388,7 @@ def reward_model_at_chance(record: RunRecord) -> Finding | None:
             f"{stage}.epochs=2",
             *((override(f"{stage}.learning_rate", rate / 3),) if rate else ()),
         ),
-        explains=frozenset({"overoptimisation"}),
+        explains=frozenset({"overoptimization"}),
     )
 
 

@@ -11,14 +11,14 @@ NOISE_DEVIATIONS = 4.0
 """Standard errors that the mean of a batch may stray. See `noise_floor`."""
 NATS_A_TOKEN_SERIOUS = 1.0
 """At one nat a token the reference gives an average sampled token 1/e of the probability that the policy gives it:
-most replies are none that it would write. Healthy runs of the embedded world end at 0.25 to 0.3."""
+most responses are none that it would write. Healthy runs of the embedded world end at 0.25 to 0.3."""
 NATS_A_TOKEN_WARNING = 0.5
 LENGTH_DRIFT = 1.3
-"""Replies a third longer than at the start are no accident of sampling."""
+"""Responses a third longer than at the start are no accident of sampling."""
 REPETITION = 0.1
-"""Share of repeated n-grams above which replies read as loops; healthy replies have 0 to 0.03."""
+"""Share of repeated n-grams above which responses read as loops; healthy responses have 0 to 0.03."""
 GOLD_FALL = 0.3
-"""Fall of the smoothed gold reward from its peak: three standard errors of a batch of 128 replies."""
+"""Fall of the smoothed gold reward from its peak: three standard errors of a batch of 128 responses."""
 OFF_TARGET = 0.25
 """An adaptive controller that has had its time holds the KL within a quarter of its target."""
 SETTLING_ITERATIONS = 50
@@ -26,8 +26,8 @@ SETTLING_ITERATIONS = 50
 DRIFTS = frozenset(
     {
         "exploding_kl",
-        "overoptimisation",
-        "collapsed_replies",
+        "overoptimization",
+        "collapsed_responses",
         "entropy_collapse",
         "repetition",
         "length_drift",
@@ -36,7 +36,7 @@ DRIFTS = frozenset(
 )
 """Findings that a KL penalty that is too weak explains. Length gaming is one too, unless the reward asks for length."""
 HELD = 0.1
-"""Nats a reply below which the policy is still the reference for practical purposes."""
+"""Nats a response below which the policy is still the reference for practical purposes."""
 STRONG_COEF = 0.4
 """A nat costs 0.4 standard deviations of the score: five times the default."""
 ENOUGH_ITERATIONS = 10
@@ -46,7 +46,7 @@ DEFAULT_COEF = 0.08
 
 
 def nats_a_token(record: RunRecord) -> Curve | None:
-    """The KL a reply divided by the tokens of a reply, over the iterations."""
+    """The KL a response divided by the tokens of a response, over the iterations."""
     kl, length = record.ppo("objective/kl"), record.ppo("rollout/length")
     if kl is None or length is None:
         return None
@@ -57,7 +57,7 @@ def nats_a_token(record: RunRecord) -> Curve | None:
 
 
 def noise_floor(batch_size: float) -> float:
-    """Magnitude of the most negative batch mean of k1 estimates that chance explains, in nats per reply.
+    """Magnitude of the most negative batch mean of k1 estimates that chance explains, in nats per response.
 
     The log-ratio of two policies at a KL of K has mean K and, near zero, variance 2K. At z standard errors below, the
     mean of a batch of n is K - z sqrt(2K/n); the smallest value of that over all K is -z^2 / 2n.
@@ -66,7 +66,7 @@ def noise_floor(batch_size: float) -> float:
 
 
 def negative_kl(record: RunRecord) -> Finding | None:
-    """A KL below what the estimator's noise allows: the replies are not samples of the policy that is evaluated."""
+    """A KL below what the estimator's noise allows: the responses are not samples of the policy that is evaluated."""
     kl, batch_size = record.ppo("objective/kl"), record.number("rollout.batch_size")
     if kl is None or batch_size is None:
         return None
@@ -79,11 +79,11 @@ def negative_kl(record: RunRecord) -> Finding | None:
         severity=Severity.SERIOUS,
         title="the KL is negative beyond noise",
         evidence=(
-            f"objective/kl down to {figure(min(kl.values))} nats a reply, below the noise floor of {figure(-floor)} "
+            f"objective/kl down to {figure(min(kl.values))} nats a response, below the noise floor of {figure(-floor)} "
             f"for batches of {batch_size:g} (iterations {spans(below)})",
         ),
         explanation=(
-            "A KL cannot be negative; its estimate can, by a little. This much means that the replies were not drawn "
+            "A KL cannot be negative; its estimate can, by a little. This much means that the responses were not drawn "
             "from the distribution whose log-probs are compared: another temperature, top-k or top-p, an old copy of "
             "the policy, wrong positions under padding. The policy is rewarded for the difference."
         ),
@@ -107,7 +107,7 @@ def exploding_kl(record: RunRecord) -> Finding | None:
         severity=Severity.SERIOUS if per_token.end >= NATS_A_TOKEN_SERIOUS else Severity.WARNING,
         title="the policy has left the reference far behind",
         evidence=(
-            f"objective/kl {figure(kl.end)} nats a reply at the end, {figure(per_token.end)} a token; "
+            f"objective/kl {figure(kl.end)} nats a response at the end, {figure(per_token.end)} a token; "
             f"highest {figure(highest)} at iteration {iteration}",
         ),
         explanation=(
@@ -136,13 +136,13 @@ def no_kl_penalty(record: RunRecord) -> Finding | None:
         title="there is no KL penalty" + (", and the policy drifts" if severity is not Severity.NOTE else ""),
         evidence=(
             "kl=none" if kind == "none" else "kl.coef=0",
-            f"objective/kl {figure(kl.first)} at the start, {figure(kl.end)} nats a reply at the end "
+            f"objective/kl {figure(kl.first)} at the start, {figure(kl.end)} nats a response at the end "
             f"({figure(per_token.end)} a token)",
             *drift,
         ),
         explanation=(
             "Nothing but the learning rate keeps the policy near texts that the reward model can judge. The longer it "
-            "trains, the surer it finds replies that score well and are not good."
+            "trains, the surer it finds responses that score well and are not good."
         ),
         overrides=("kl=fixed", override("kl.coef", DEFAULT_COEF)),
         explains=DRIFTS if (record.number("reward.length_penalty") or 0.0) < 0 else DRIFTS | {"length_gaming"},
@@ -205,7 +205,7 @@ def kl_penalty_too_strong(record: RunRecord) -> Finding | None:
         name="kl_penalty_too_strong",
         severity=Severity.WARNING,
         title="the KL penalty holds the policy where it began",
-        evidence=(f"kl.coef={figure(coef)}; objective/kl {figure(kl.end)} nats a reply at the end", score.change()),
+        evidence=(f"kl.coef={figure(coef)}; objective/kl {figure(kl.end)} nats a response at the end", score.change()),
         explanation=f"A nat of KL costs {figure(coef)} of score, more than the reward has to offer for it.",
         overrides=(override("kl.coef", coef / 5),),
     )
@@ -231,7 +231,7 @@ USUAL_KL = 0.002
 STILL_KL = 1e-5
 """Approximate KL of an update that changes nothing: a learning run's largest is 100 times this and more."""
 STILL_DISTANCE = 0.02
-"""Nats a reply from the reference, after all iterations."""
+"""Nats a response from the reference, after all iterations."""
 
 
 def sampling_mismatch(record: RunRecord) -> Finding | None:
@@ -254,7 +254,7 @@ def sampling_mismatch(record: RunRecord) -> Finding | None:
     return Finding(
         name="sampling_mismatch",
         severity=Severity.SERIOUS,
-        title="replies are sampled from another distribution than is trained: temperature mismatch",
+        title="responses are sampled from another distribution than is trained: temperature mismatch",
         evidence=tuple(evidence),
         explanation=(
             "The log-probs that the sampler recorded and those that the training recomputes disagree. By far the most "
@@ -269,10 +269,10 @@ def sampling_mismatch(record: RunRecord) -> Finding | None:
                 "clip_fraction",
                 "exploding_kl",
                 "entropy_collapse",
-                "collapsed_replies",
+                "collapsed_responses",
                 "updates_stop_early",
                 "repetition",
-                "overoptimisation",
+                "overoptimization",
             }
         ),
     )
@@ -305,7 +305,7 @@ def learning_rate_too_high(record: RunRecord) -> Finding | None:
         evidence=tuple(evidence),
         explanation=(
             "One iteration moves the policy further than its samples can vouch for. The first such steps ruin it, and "
-            "what comes after learns from ruined replies."
+            "what comes after learns from ruined responses."
         ),
         overrides=(override("ppo.learning_rate", rate / factor),) if rate else (),
         explains=frozenset(
@@ -314,7 +314,7 @@ def learning_rate_too_high(record: RunRecord) -> Finding | None:
                 "exploding_kl",
                 "negative_kl",
                 "entropy_collapse",
-                "collapsed_replies",
+                "collapsed_responses",
                 "value_explosion",
                 "critic_does_not_learn",
                 "critic_worse_than_constant",
@@ -322,7 +322,7 @@ def learning_rate_too_high(record: RunRecord) -> Finding | None:
                 "saturated_reward",
                 "repetition",
                 "length_drift",
-                "overoptimisation",
+                "overoptimization",
                 "updates_stop_early",
                 "kl_off_target",
             }
@@ -358,7 +358,7 @@ def _damage(record: RunRecord) -> list[str]:
 
 
 def _spread(record: RunRecord, score: Curve) -> float:
-    """The standard deviation of scores at the start; 1 (standardised scores) where it was not logged."""
+    """The standard deviation of scores at the start; 1 (standardized scores) where it was not logged."""
     spread = record.ppo("objective/score_std")
     return max(spread.first, abs(score.first) * 1e-3) if spread is not None else 1.0
 
@@ -379,7 +379,7 @@ def learning_rate_too_low(record: RunRecord) -> Finding | None:
         title="the learning rate is too low: the policy does not move",
         evidence=(
             f"policy/approx_kl at most {figure(max(size.values))} nats a token",
-            f"objective/kl {figure(kl.end)} nats a reply after {len(kl)} iterations",
+            f"objective/kl {figure(kl.end)} nats a response after {len(kl)} iterations",
             score.change(),
         ),
         explanation="The updates are real but too small to matter; what moves the score is the choice of prompts.",

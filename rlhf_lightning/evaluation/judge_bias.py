@@ -1,4 +1,4 @@
-"""Pairs with human labels as a judge sees them, rules that prefer a reply without reading it, and biases of a judge."""
+"""Biases of a judge on pairs with human labels, and rules that prefer a response without reading it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlhf_lightning.evaluation.statistics import bootstrap_mean, bootstrap_stati
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """Two replies to a prompt, A and B, judged by a person and by a judge.
+    """Two responses to a prompt, A and B, judged by a person and by a judge.
 
-    Which reply is A must have nothing to do with which one is better: draw it.
+    Which response is A must have nothing to do with which one is better: draw it.
 
     Attributes:
         group: what its pairs are resampled together with in the bootstrap: the prompt.
-        replies: A and B.
+        responses: A and B.
         human_prefers_a: None where people prefer neither.
         probability: the judge's P(A is better), over all that it was asked about the pair; None where it gave no label.
         principle: what it was asked about; None: the label itself, over all the principles that it goes by.
@@ -28,12 +28,12 @@ class JudgedPair:
         unanswered: of them, those where its options had too little probability to count (a parse failure).
         mass: the mean probability of the options together, over the questions.
         as_asked: P(A is better) when A was shown first, and when B was; None where it was not asked so, or did not
-            answer. A pointwise judge sees one reply at a time and has neither.
+            answer. A pointwise judge sees one response at a time and has neither.
         own: which of the two the judge's own model wrote; None for neither, both or unknown.
     """
 
     group: Hashable
-    replies: tuple[str, str]
+    responses: tuple[str, str]
     human_prefers_a: bool | None
     probability: float | None
     principle: str | None
@@ -45,8 +45,8 @@ class JudgedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedReply:
-    """One reply, labelled by a person and by a pointwise judge as following a principle or not.
+class JudgedResponse:
+    """One response, labeled by a person and by a pointwise judge as following a principle or not.
 
     Attributes:
         group: its prompt.
@@ -63,13 +63,13 @@ class JudgedReply:
 
 
 BASELINES = {
-    "longer": "the longer reply",
-    "shorter": "the shorter reply",
-    "first": "reply A, whatever it says",
-    "refusing": "the reply with words of refusal",
-    "not_refusing": "the reply without words of refusal",
+    "longer": "the longer response",
+    "shorter": "the shorter response",
+    "first": "response A, whatever it says",
+    "refusing": "the response with words of refusal",
+    "not_refusing": "the response without words of refusal",
 }
-"""Description of the reply that each rule prefers."""
+"""Description of the response that each rule prefers."""
 
 REFUSALS = (
     "i can't",
@@ -95,9 +95,9 @@ REFUSALS = (
 """Pieces of refusals, in lower case, with straight apostrophes."""
 
 
-def has_refusal_words(reply: str) -> bool:
-    """True if a reply contains one of `REFUSALS`."""
-    text = " ".join(reply.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
+def has_refusal_words(response: str) -> bool:
+    """True if a response contains one of `REFUSALS`."""
+    text = " ".join(response.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
     return any(phrase in text for phrase in REFUSALS)
 
 
@@ -106,8 +106,10 @@ def baseline_scores(pairs: Sequence[JudgedPair]) -> dict[str, Floats]:
 
     Lengths are in characters.
     """
-    longer = np.asarray([len(pair.replies[0]) - len(pair.replies[1]) for pair in pairs], dtype=np.float64)
-    refuses = np.asarray([[has_refusal_words(reply) for reply in pair.replies] for pair in pairs], dtype=np.float64)
+    longer = np.asarray([len(pair.responses[0]) - len(pair.responses[1]) for pair in pairs], dtype=np.float64)
+    refuses = np.asarray(
+        [[has_refusal_words(response) for response in pair.responses] for pair in pairs], dtype=np.float64
+    )
     refusing = refuses[:, 0] - refuses[:, 1]
     scores = (longer, -longer, np.ones(len(pairs)), refusing, -refusing)
     return dict(zip(BASELINES, scores, strict=True))
@@ -129,9 +131,9 @@ def position_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figur
     """Position bias of a judge. Empty if no question was pairwise.
 
     Returns:
-        `first_slot_rate`: how often it prefers the reply shown first, over all its answers (one half: no bias on
+        `first_slot_rate`: how often it prefers the response shown first, over all its answers (one half: no bias on
         average); `same_slot_rate`: of the pairs asked in both orders, in how many it names the same place both times,
-        so that its answer was the place's and not the reply's; `both_orders`: how many those are. Ties count half.
+        so that its answer was the place's and not the response's; `both_orders`: how many those are. Ties count half.
     """
     first_slot: list[float] = []
     places: list[object] = []
@@ -162,14 +164,14 @@ def length_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures
         pairs: with a label of both, person and judge.
 
     Returns:
-        `length_bias`: by how much the log-odds of choosing a reply grow when it is twice as long; 0: not at all. Empty
-        where the two disagree on too few pairs to tell, or no two replies differ in length.
+        `length_bias`: by how much the log-odds of choosing a response grow when it is twice as long; 0: not at all.
+        Empty where the two disagree on too few pairs to tell, or no two responses differ in length.
     """
     human = np.asarray([1.0 if pair.human_prefers_a else -1.0 for pair in pairs])
     choices = np.asarray(wins(np.asarray([_decided(pair) for pair in pairs])))
     if np.sum(human * (choices - 0.5) < 0.0) < FEWEST_DISAGREEMENTS:
         return {}
-    lengths = np.asarray([[len(reply) + 1.0 for reply in pair.replies] for pair in pairs])
+    lengths = np.asarray([[len(response) + 1.0 for response in pair.responses] for pair in pairs])
     doublings = np.log2(lengths[:, 0] / lengths[:, 1])
     if not doublings.any():
         return {}
@@ -184,7 +186,7 @@ def length_bias(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures
 
 
 def self_preference(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Figures:
-    """Self-preference: the judge's preference rate for its own model's replies, minus that of people. Empty if unknown.
+    """The judge's preference rate for its own model's responses, minus that of people. Empty if unknown.
 
     Args:
         pairs: with a label of both, person and judge.
@@ -209,9 +211,9 @@ def self_preference(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Fig
 
 
 def logistic_fit(features: Floats, outcomes: Floats, weights: Floats, ridge: float) -> Floats:
-    """Coefficients of penalised logistic regressions, by Newton's method.
+    """Coefficients of penalized logistic regressions, by Newton's method.
 
-    Each maximises sum_i w_i [y_i log p_i + (1 - y_i) log(1 - p_i)] - ridge / 2 |beta|^2, p = sigmoid(x . beta).
+    Each maximizes sum_i w_i [y_i log p_i + (1 - y_i) log(1 - p_i)] - ridge / 2 |beta|^2, p = sigmoid(x . beta).
 
     Args:
         features: (observations, coefficients), a column of ones among them where there is an intercept.

@@ -1,4 +1,4 @@
-"""Calibration of a judge: agreement with human labels, compared with rules that do not read replies; its report."""
+"""Calibration of a judge: agreement with human labels, compared with rules that do not read responses; its report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from rlhf_lightning.evaluation.judge_bias import (
     BASELINES,
     JudgedPair,
-    JudgedReply,
+    JudgedResponse,
     baseline_scores,
     length_bias,
     position_bias,
@@ -27,7 +27,7 @@ from rlhf_lightning.evaluation.preference_accuracy import Floats, expected_calib
 from rlhf_lightning.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_statistic, paired_difference
 
 Figures = dict[str, Any]
-Judged = TypeVar("Judged", JudgedPair, JudgedReply)
+Judged = TypeVar("Judged", JudgedPair, JudgedResponse)
 
 FEWEST_PROMPTS = 20
 """Over fewer a bootstrap over prompts has no meaning: two pairs, both right, would have the interval [1, 1]."""
@@ -40,7 +40,7 @@ rule is what was asked for (a constitution that wants every request refused) and
 def calibration_figures(
     pairs: Sequence[JudgedPair],
     by_principle: Sequence[JudgedPair],
-    replies: Sequence[JudgedReply],
+    responses: Sequence[JudgedResponse],
     bootstrap_samples: int,
     seed: int,
 ) -> Figures:
@@ -49,21 +49,21 @@ def calibration_figures(
     Args:
         pairs: with the labels themselves, over all the principles that the judge goes by.
         by_principle: pairs with what it says under one principle alone.
-        replies: the single verdicts of a pointwise judge, where people gave such verdicts too.
+        responses: the single verdicts of a pointwise judge, where people gave such verdicts too.
 
     Returns:
-        What `pair_figures` says of the labels; `pointwise`: what `reply_figures` says of all verdicts; `principles`: by
-        id, `pair_figures` of its pairs and, under `pointwise`, `reply_figures` of its verdicts. Parts without data are
-        left out.
+        What `pair_figures` says of the labels; `pointwise`: what `response_figures` says of all verdicts; `principles`:
+        by id, `pair_figures` of its pairs and, under `pointwise`, `response_figures` of its verdicts. Parts without
+        data are left out.
     """
     figures = pair_figures(pairs, bootstrap_samples, seed)
-    if replies:
-        figures["pointwise"] = reply_figures(replies, bootstrap_samples, seed)
+    if responses:
+        figures["pointwise"] = response_figures(responses, bootstrap_samples, seed)
     principles: dict[str, Figures] = {}
     for name, own_pairs in _grouped(by_principle).items():
         principles[name] = pair_figures(own_pairs, bootstrap_samples, seed)
-    for name, own_replies in _grouped(replies).items():
-        principles.setdefault(name, {})["pointwise"] = reply_figures(own_replies, bootstrap_samples, seed)
+    for name, own_responses in _grouped(responses).items():
+        principles.setdefault(name, {})["pointwise"] = response_figures(own_responses, bootstrap_samples, seed)
     return figures | {"principles": principles}
 
 
@@ -83,7 +83,7 @@ def pair_figures(pairs: Sequence[JudgedPair], bootstrap_samples: int, seed: int)
     answered) is left out.
 
     Returns:
-        Counts: `pairs`, `labelled` (by people), `answered` (by the judge), `abstained` (it answered, but gave no
+        Counts: `pairs`, `labeled` (by people), `answered` (by the judge), `abstained` (it answered, but gave no
         label), `parse_failures` (pairs without a label for want of an answer), `compared`, `prompts` (of those
         compared). `parse_failure_rate` (of questions) and `mass` (of the options, mean).
         `accuracy` (agreement with people), `kappa` (Cohen 1960), `brier`, each with `_ci`, and `ece`; `reliability`:
@@ -109,31 +109,31 @@ def pair_figures(pairs: Sequence[JudgedPair], bootstrap_samples: int, seed: int)
     return figures
 
 
-def reply_figures(replies: Sequence[JudgedReply], bootstrap_samples: int, seed: int) -> Figures:
+def response_figures(responses: Sequence[JudgedResponse], bootstrap_samples: int, seed: int) -> Figures:
     """Figures of a pointwise judge's single verdicts.
 
     Returns:
-        `replies`, `answered`, `parse_failure_rate`; `mass`, `human_yes_rate`, `yes_rate`, `accuracy` and
+        `responses`, `answered`, `parse_failure_rate`; `mass`, `human_yes_rate`, `yes_rate`, `accuracy` and
         `balanced_accuracy` (the mean of its accuracies on what people said yes and no to), each with `_ci`. A
         probability of exactly one half is half right. What is not defined is left out.
     """
-    answered = [reply for reply in replies if reply.probability is not None]
-    yes = np.asarray(wins(np.asarray([reply.probability or 0.0 for reply in answered]) - 0.5))
-    truth = np.asarray([float(reply.human_yes) for reply in answered])
+    answered = [response for response in responses if response.probability is not None]
+    yes = np.asarray(wins(np.asarray([response.probability or 0.0 for response in answered]) - 0.5))
+    truth = np.asarray([float(response.human_yes) for response in answered])
     right = yes * truth + (1.0 - yes) * (1.0 - truth)
-    groups = [reply.group for reply in answered]
+    groups = [response.group for response in answered]
 
     def balanced(weights: Floats) -> Floats:
         sides = [_weighted_mean(right, weights * side) for side in (truth, 1.0 - truth)]
         return (sides[0] + sides[1]) / 2.0
 
     mass = bootstrap_mean(
-        [reply.mass for reply in replies], bootstrap_samples, seed, [reply.group for reply in replies]
+        [response.mass for response in responses], bootstrap_samples, seed, [response.group for response in responses]
     )
     return {
-        "replies": len(replies),
+        "responses": len(responses),
         "answered": len(answered),
-        "parse_failure_rate": 1.0 - len(answered) / len(replies),
+        "parse_failure_rate": 1.0 - len(answered) / len(responses),
         **_figure("mass", mass),
         **_figure("human_yes_rate", bootstrap_mean(truth.tolist(), bootstrap_samples, seed, groups)),
         **_figure("yes_rate", bootstrap_mean(yes.tolist(), bootstrap_samples, seed, groups)),
@@ -149,7 +149,7 @@ def _answer_figures(pairs: Sequence[JudgedPair], samples: int, seed: int) -> Fig
     mass = bootstrap_mean([pair.mass for pair in pairs], samples, seed, [pair.group for pair in pairs])
     return {
         "pairs": len(pairs),
-        "labelled": sum(pair.human_prefers_a is not None for pair in pairs),
+        "labeled": sum(pair.human_prefers_a is not None for pair in pairs),
         "answered": len(pairs) - len(missing),
         "abstained": len(missing) - failed,
         "parse_failures": failed,
@@ -199,7 +199,7 @@ def _agreement_figures(pairs: Sequence[JudgedPair], samples: int, seed: int) -> 
 
 def verdict(figures: Figures) -> str:
     """One-sentence summary of the figures of `pair_figures`."""
-    if not figures["labelled"]:
+    if not figures["labeled"]:
         return f"Not measured: people have no preference in any of the {figures['pairs']} pairs."
     if not figures["compared"]:
         return (
@@ -320,8 +320,8 @@ def _sections(figures: Reported) -> list[Section]:
             list(_principle_rows(pairs)),
         ),
         Section(
-            "Yes or no to single replies",
-            ("principle", "replies", "yes, people", "yes, judge", "right, balanced", INTERVAL, "mass"),
+            "Yes or no to single responses",
+            ("principle", "responses", "yes, people", "yes, judge", "right, balanced", INTERVAL, "mass"),
             list(_verdict_rows(verdicts)),
         ),
     ]
@@ -330,7 +330,7 @@ def _sections(figures: Reported) -> list[Section]:
 
 def _label_rows(figures: Reported) -> Iterator[tuple[str, ...]]:
     yield "pairs", str(figures["pairs"]), ""
-    yield "with a preference of people", str(figures["labelled"]), ""
+    yield "with a preference of people", str(figures["labeled"]), ""
     yield "with a label of the judge", str(figures["answered"]), ""
     yield "undecided (abstained)", str(figures["abstained"]), ""
     yield "unanswered (too little probability on the options)", str(figures["parse_failures"]), ""
@@ -356,14 +356,14 @@ def _baseline_rows(baselines: Mapping[str, Reported]) -> Iterator[tuple[str, ...
 
 def _bias_rows(figures: Reported) -> Iterator[tuple[str, ...]]:
     if "first_slot_rate" in figures:
-        yield "position: names the reply shown first (50%: no bias)", *_both(figures, "first_slot_rate")
+        yield "position: names the response shown first (50%: no bias)", *_both(figures, "first_slot_rate")
     if "same_slot_rate" in figures:
         text = f"position: names the same place in both orders, of {figures['both_orders']} pairs"
         yield text, *_both(figures, "same_slot_rate")
     if "length_bias" in figures:
-        yield "length: odds of choosing a reply twice as long (x1: no bias)", *_both(figures, "length_bias", "odds")
+        yield "length: odds of choosing a response twice as long (x1: no bias)", *_both(figures, "length_bias", "odds")
     if "self_preference" in figures:
-        text = f"self: prefers its own model's reply more than people, points, of {figures['own_pairs']} pairs"
+        text = f"self: prefers its own model's response more than people, points, of {figures['own_pairs']} pairs"
         yield text, *_both(figures, "self_preference", "points")
 
 

@@ -1,7 +1,7 @@
 """Reward against the distance from the initial policy: fit and peak of an overoptimization curve.
 
-The distance is d = sqrt(KL), KL in nats a reply between the policy in training and the reference. Under reinforcement
-learning the gold reward is found to follow R(d) = R0 + d (a - b log d) (Gao, Schulman and Hilton 2022,
+The distance is d = sqrt(KL), KL in nats a response between the policy in training and the reference. Under
+reinforcement learning the gold reward is found to follow R(d) = R0 + d (a - b log d) (Gao, Schulman and Hilton 2022,
 arXiv 2210.10760).
 """
 
@@ -29,7 +29,7 @@ class RewardPath:
 
     Attributes:
         distance: (iterations,), sqrt(KL); a KL estimated below zero counts as zero.
-        proxy: (iterations,), the reward that is optimised.
+        proxy: (iterations,), the reward that is optimized.
         gold: (iterations,), the true reward; None outside the courtesy world.
     """
 

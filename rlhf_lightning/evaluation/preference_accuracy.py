@@ -1,6 +1,6 @@
 """Accuracy of a reward model on held-out preferences, beside the baselines that use length alone.
 
-A reward model whose accuracy is no better than "the longer reply" has learned nothing that PPO should follow:
+A reward model whose accuracy is no better than "the longer response" has learned nothing that PPO should follow:
 on HH-RLHF's harmless-base comparisons "the shorter" is right in 55% of the pairs.
 """
 
@@ -32,8 +32,8 @@ def preference_accuracy(
     Pairs of one prompt are resampled together. A tie counts half. Lengths are in characters.
 
     Args:
-        chosen_rewards: the reward of each preference's chosen reply, in the same order.
-        rejected_rewards: likewise for the rejected reply.
+        chosen_rewards: the reward of each preference's chosen response, in the same order.
+        rejected_rewards: likewise for the rejected response.
 
     Returns:
         `pairs`, `accuracy`, `longer_accuracy`, `shorter_accuracy`, each with its `_ci`; `best_baseline` (`longer` or
@@ -56,7 +56,7 @@ def preference_accuracy(
         estimate = bootstrap_mean(won, bootstrap_samples, seed, groups)
         figures[f"{name}accuracy"] = estimate.mean
         figures[f"{name}accuracy_ci"] = estimate.interval
-    best = "longer" if lengths_favour_longer(lengths) else "shorter"
+    best = "longer" if lengths_favor_longer(lengths) else "shorter"
     lift = paired_difference(correct[""], correct[f"{best}_"], bootstrap_samples, seed, groups)
     margin = bootstrap_mean(margins.tolist(), bootstrap_samples, seed, groups)
     probabilities = 1.0 / (1.0 + np.exp(-margins))
@@ -71,8 +71,8 @@ def preference_accuracy(
     }
 
 
-def lengths_favour_longer(differences: Floats) -> bool:
-    """True if the chosen reply is more often the longer one; `differences`: chosen minus rejected length."""
+def lengths_favor_longer(differences: Floats) -> bool:
+    """True if the chosen response is more often the longer one; `differences`: chosen minus rejected length."""
     return float(np.mean(np.sign(differences))) >= 0.0
 
 
@@ -80,8 +80,8 @@ def expected_calibration_error(probabilities: Floats) -> float:
     """Expected calibration error of pairwise choices (Guo et al. 2017, arXiv 1706.04599), 10 bins of [0.5, 1].
 
     Args:
-        probabilities: (pairs,), the probability given to the reply that was in fact chosen. The model's confidence is
-            that of the reply it favours, max(p, 1 - p), and it is right where p > 0.5 (a tie is half right).
+        probabilities: (pairs,), the probability given to the response that was in fact chosen. The model's confidence
+            is that of the response it favors, max(p, 1 - p), and it is right where p > 0.5 (a tie is half right).
     """
     gaps = [count * abs(accuracy - confidence) for confidence, accuracy, count in reliability_bins(probabilities)]
     return sum(gaps) / len(probabilities)

@@ -1,9 +1,9 @@
 """Means with bootstrap 95% intervals.
 
 Every interval in this program is a percentile bootstrap (Efron and Tibshirani 1993, chapter 13), rates included:
-one method for means, rates and differences keeps them comparable, and replies to one prompt can be resampled
+one method for means, rates and differences keeps them comparable, and responses to one prompt can be resampled
 together. Where every value is the same the interval has no width; that says nothing about rarer events: with n
-replies and no event, the true rate may still be as high as about 3 / n.
+responses and no event, the true rate may still be as high as about 3 / n.
 """
 
 from __future__ import annotations

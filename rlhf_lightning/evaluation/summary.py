@@ -17,12 +17,12 @@ from rlhf_lightning.errors import RunDirectoryError
 
 SAMPLES_FILE = "samples.jsonl"
 SHOWN = 200
-"""Characters of a prompt or reply that the terminal's table shows; the file has all of them."""
+"""Characters of a prompt or response that the terminal's table shows; the file has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """One prompt and the replies of two policies.
+    """One prompt and the responses of two policies.
 
     Attributes:
         split: which prompts it was drawn from.
@@ -56,7 +56,7 @@ def read_samples(run_dir: Path) -> list[SampleRow]:
     path = run_dir / SAMPLES_FILE
     if not path.exists():
         return []
-    # Not splitlines(): a reply may hold one of Unicode's other line ends, which JSON leaves as they are.
+    # Not splitlines(): a response may hold one of Unicode's other line ends, which JSON leaves as they are.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
@@ -146,7 +146,7 @@ LABEL_WIDTH, COLUMN_WIDTH = 16, 16
 """Characters of the first column and of each other one, with the space between columns."""
 COURTESY_KEY = "gold_reward"
 ONLY_WITHOUT_GOLD = ("eos_rate", "repetition")
-"""In the courtesy world a reply that repeats itself or does not end is malformed, which the table shows."""
+"""In the courtesy world a response that repeats itself or does not end is malformed, which the table shows."""
 
 
 def render_summary(metrics: Metrics, run_dir: Path) -> RenderableType:
@@ -237,7 +237,7 @@ def _reward_model(name: str, figures: Metrics) -> Text:
     if "pairs" in figures:
         text.append(f" of {figures['pairs']} held-out pairs")
     baselines = [
-        f"the {name} reply {figures[f'{name}_accuracy']:.1%}"
+        f"the {name} response {figures[f'{name}_accuracy']:.1%}"
         for name in ("longer", "shorter")
         if f"{name}_accuracy" in figures
     ]
@@ -279,7 +279,7 @@ def _duration(seconds: float) -> str:
 PLACES = (
     ("metrics.json", "final figures"),
     ("history.csv", "every figure logged"),
-    ("samples.jsonl", "replies before and after"),
+    ("samples.jsonl", "responses before and after"),
     ("plots", "pictures"),
 )
 

@@ -1,1 +1,1 @@
-"""Feedback from models: critiques and revisions of replies, and judges who say which of two is better."""
+"""Feedback from models: critiques and revisions of responses, and judges who say which of two is better."""

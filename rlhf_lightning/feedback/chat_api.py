@@ -1,4 +1,4 @@
-"""OpenAI's chat completions protocol: a question as a request, replies parsed, errors classified, the request rate."""
+"""OpenAI's chat completions protocol: requests from questions, parsed responses, classified errors, request rate."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 OPENING_TOKENS = 8
 """Tokens written where probabilities are read: an option may stand behind a bracket, or behind "The answer is"."""
 TEXT_TOKENS = 16
-"""Tokens written where the text is read: "The better reply is (B)." has 7."""
+"""Tokens written where the text is read: "The better response is (B)." has 7."""
 CONCLUDING_TOKENS = 32
 """Tokens that may follow on the reasoning."""
-RIVALS, FEW_RIVALS = 20, 5
+RIVALS, FEWER_TOP_LOGPROBS = 20, 5
 """Likeliest tokens asked for: the most that OpenAI and vLLM give, and what is asked of a server that gives fewer."""
 
 
@@ -44,7 +44,7 @@ def chat_request(question: Question, settings: OpenAiJudge) -> dict[str, Any]:
     return {**request, "temperature": 0.0, "max_tokens": TEXT_TOKENS}
 
 
-def with_rivals(request: Mapping[str, Any], count: int) -> dict[str, Any]:
+def with_top_logprobs(request: Mapping[str, Any], count: int) -> dict[str, Any]:
     """The request as it is sent: it asks for so many of the likeliest tokens, where it asks for probabilities."""
     return {**request, "top_logprobs": count} if "logprobs" in request else dict(request)
 
@@ -71,13 +71,13 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatReply:
-    """A reply of a chat completions server.
+class ChatResponse:
+    """A response of a chat completions server.
 
     Attributes:
         text: empty where it refused, or said nothing.
         cut_off: whether it was stopped at the most tokens that it might write.
-        positions: its tokens with their rivals; None where the server gives no probabilities.
+        positions: its tokens with their top_logprobs; None where the server gives no probabilities.
         input_tokens, output_tokens: 0 where the server does not count.
     """
 
@@ -88,8 +88,8 @@ class ChatReply:
     output_tokens: int
 
 
-def read_reply(body: str) -> ChatReply | None:
-    """A server's body as a reply; None where it is none: no JSON, no choice, no message."""
+def read_response(body: str) -> ChatResponse | None:
+    """A server's body as a response; None where it is none: no JSON, no choice, no message."""
     try:
         fields = json.loads(body)
     except ValueError:
@@ -99,7 +99,7 @@ def read_reply(body: str) -> ChatReply | None:
     if not isinstance(choice.get("message"), Mapping):
         return None
     content, usage = choice["message"].get("content"), _mapping(_mapping(fields).get("usage"))
-    return ChatReply(
+    return ChatResponse(
         text=content if isinstance(content, str) else "",
         cut_off=choice.get("finish_reason") == "length",
         positions=_positions(choice.get("logprobs")),
@@ -109,7 +109,7 @@ def read_reply(body: str) -> ChatReply | None:
 
 
 def mass_in_probabilities(positions: Sequence[Position], options: tuple[str, str], opening: str = "") -> Mass:
-    """The probability that the reply names each option at once.
+    """The probability that the response names each option at once.
 
     An option counts in all its spellings: alone or with a space, bracket, quote or point, and a word also with a
     capital letter or in capitals. Where the model began with such a sign alone, or with the words of the question's
@@ -135,17 +135,17 @@ def mass_in_text(text: str, options: tuple[str, str]) -> Mass:
     return _all_for(_named(text, options)[:1], options)
 
 
-def mass_in_reasoning(reply: ChatReply, options: tuple[str, str], conclusion: str) -> Mass:
+def mass_in_reasoning(response: ChatResponse, options: tuple[str, str], conclusion: str) -> Mass:
     """All for the option at the end of the reasoning: the first after the last `conclusion`, else the last one.
 
     Of reasoning that was cut off before its conclusion, the last option is only where it happened to be.
     """
     lead = conclusion.strip(WRAPPING)
-    _, *after = re.split(re.escape(lead), reply.text, flags=re.IGNORECASE) if lead else [reply.text]
+    _, *after = re.split(re.escape(lead), response.text, flags=re.IGNORECASE) if lead else [response.text]
     concluded = _named(after[-1], options)[:1] if after else []
-    if concluded or reply.cut_off:
+    if concluded or response.cut_off:
         return _all_for(concluded, options)
-    return _all_for(_named(reply.text, options)[-1:], options)
+    return _all_for(_named(response.text, options)[-1:], options)
 
 
 def _named(text: str, options: tuple[str, str]) -> list[str]:
@@ -177,8 +177,8 @@ def _positions(logprobs: Any) -> tuple[Position, ...] | None:
 
 def _position(entry: Any) -> Position:
     token, probability = _rival(entry) or ("", 0.0)
-    rivals = _mapping(entry).get("top_logprobs")
-    top = [rival for rival in map(_rival, rivals if isinstance(rivals, list) else []) if rival is not None]
+    top_logprobs = _mapping(entry).get("top_logprobs")
+    top = [rival for rival in map(_rival, top_logprobs if isinstance(top_logprobs, list) else []) if rival is not None]
     if token not in dict(top):
         top.append((token, probability))
     return Position(token, probability, tuple(top))
@@ -210,7 +210,7 @@ OF_THE_QUESTION = ("content_filter", "content_policy_violation", "context_length
 """Error codes and messages of a server that rejects the text of a question."""
 
 
-def words_of(error: APIError) -> str:
+def error_message(error: APIError) -> str:
     """The server's error message, in one line."""
     body = error.body
     fields = body if isinstance(body, Mapping) else {}
@@ -219,7 +219,7 @@ def words_of(error: APIError) -> str:
     return text if len(text) <= LONGEST_WORDS else f"{text[:LONGEST_WORDS]}..."
 
 
-def is_about_the_question(error: APIError, has_worked: bool) -> bool:
+def is_about_question(error: APIError, has_worked: bool) -> bool:
     """True if a request failed because of its question's text, so that other questions may succeed.
 
     Args:
@@ -229,7 +229,7 @@ def is_about_the_question(error: APIError, has_worked: bool) -> bool:
 
     if not isinstance(error, openai.APIStatusError) or error.status_code not in BAD_REQUEST:
         return False
-    return has_worked or any(sign in f"{error.code} {words_of(error)}" for sign in OF_THE_QUESTION)
+    return has_worked or any(sign in f"{error.code} {error_message(error)}" for sign in OF_THE_QUESTION)
 
 
 def explained(error: APIError, settings: OpenAiJudge, api_key: str | None) -> JudgeError:
@@ -249,7 +249,7 @@ def explained(error: APIError, settings: OpenAiJudge, api_key: str | None) -> Ju
             where=f"judge.base_url={settings.base_url}",
             fix="start the server, or mend judge.base_url; more judge.max_retries wait longer for one that restarts",
         )
-    said = words_of(error)
+    said = error_message(error)
     if api_key:
         said = said.replace(api_key, "<redacted>")
     return _of_status(error, settings, tries, said)

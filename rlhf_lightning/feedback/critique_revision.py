@@ -1,7 +1,7 @@
 """Critique and revision by principle: the supervised half of Constitutional AI (arXiv 2212.08073, section 3).
 
-A reply to a prompt is criticised by a principle and revised; the revision takes the reply's place; and so on. Every
-text is kept. What is drawn for a chain depends on its number and the seed, and not on the chains beside it.
+A response to a prompt is criticized by a principle and revised; the revision takes the response's place; and so on.
+Every text is kept. What is drawn for a chain depends on its number and the seed, and not on the chains beside it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlhf_lightning.constitutions.rendering import Phrasing, applicable, drawn, turns_of
+from rlhf_lightning.constitutions.rendering import Phrasing, applicable, as_turns, sample_principles
 from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 from rlhf_lightning.data.formats import parse_prompt, to_fields
-from rlhf_lightning.feedback.local_models import Said, Speaker
+from rlhf_lightning.feedback.local_models import Generation, TextGenerator
 from rlhf_lightning.records import Demonstration, Message, Preference, Prompt
 
 DRAWS_PER_CHAIN = 4096
-"""Numbers of draws that are a chain's own: one for its reply, two for each step."""
+"""Numbers of draws that are a chain's own: one for its response, two for each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +38,25 @@ class Step:
 
 @dataclass(slots=True)
 class Chain:
-    """A reply and its revisions.
+    """A response and its revisions.
 
     Attributes:
         number: of the chain in its stage.
         kind: of the prompt; None if unknown.
-        finished: whether the first reply was ended by the model itself.
+        finished: whether the first response was ended by the model itself.
     """
 
     number: int
     prompt: Prompt
     kind: str | None
-    reply: str
+    response: str
     finished: bool
     steps: list[Step] = field(default_factory=list)
 
     @property
     def last(self) -> str:
-        """The last revision; the first reply where there is none."""
-        return self.steps[-1].revision if self.steps else self.reply
+        """The last revision; the first response where there is none."""
+        return self.steps[-1].revision if self.steps else self.response
 
     def to_row(self) -> dict[str, Any]:
         """As `chains.jsonl` has it."""
@@ -64,7 +64,7 @@ class Chain:
             "number": self.number,
             **to_fields(self.prompt),
             "kind": self.kind,
-            "reply": self.reply,
+            "response": self.response,
             "finished": self.finished,
             "steps": [asdict(step) for step in self.steps],
         }
@@ -76,7 +76,7 @@ class Chain:
             number=row["number"],
             prompt=parse_prompt(row, "chains.jsonl"),
             kind=row["kind"],
-            reply=row["reply"],
+            response=row["response"],
             finished=row["finished"],
             steps=[Step(**step) for step in row["steps"]],
         )
@@ -86,7 +86,7 @@ class ChainWriter:
     """Writes chains, many at a time.
 
     Args:
-        policy: gives the first replies.
+        policy: gives the first responses.
         reviser: writes critiques and revisions.
         constitution: whose principles it goes by.
         phrasing: how they are asked.
@@ -94,7 +94,12 @@ class ChainWriter:
     """
 
     def __init__(
-        self, policy: Speaker, reviser: Speaker, constitution: ConstitutionSettings, phrasing: Phrasing, seed: int
+        self,
+        policy: TextGenerator,
+        reviser: TextGenerator,
+        constitution: ConstitutionSettings,
+        phrasing: Phrasing,
+        seed: int,
     ) -> None:
         self.policy = policy
         self.reviser = reviser
@@ -105,10 +110,12 @@ class ChainWriter:
     def write(self, numbers: Sequence[int], prompts: Sequence[Prompt], kinds: Sequence[str | None]) -> list[Chain]:
         """A chain for each prompt."""
         # The prompt as it is: what is trained on the revisions will be asked the same way.
-        replies = self.policy.say([prompt.text for prompt in prompts], [number * DRAWS_PER_CHAIN for number in numbers])
+        responses = self.policy.generate(
+            [prompt.text for prompt in prompts], [number * DRAWS_PER_CHAIN for number in numbers]
+        )
         chains = [
-            Chain(number, prompt, kind, reply.text, reply.finished)
-            for number, prompt, kind, reply in zip(numbers, prompts, kinds, replies, strict=True)
+            Chain(number, prompt, kind, response.text, response.finished)
+            for number, prompt, kind, response in zip(numbers, prompts, kinds, responses, strict=True)
         ]
         plans = [self._plan(chain) for chain in chains]
         for step in range(max(map(len, plans), default=0)):
@@ -124,44 +131,46 @@ class ChainWriter:
         rounds = range(self.constitution.revisions)
         sampling = self.constitution.sampling
         return [
-            one for step in rounds for one in drawn(fitting, sampling, chain=chain.number, step=step, seed=self.seed)
+            one
+            for step in rounds
+            for one in sample_principles(fitting, sampling, chain=chain.number, step=step, seed=self.seed)
         ]
 
     def _revise(self, going_on: Sequence[tuple[Chain, Principle]], step: int) -> None:
-        dialogues = [(*turns_of(chain.prompt), Message("assistant", chain.last)) for chain, _ in going_on]
+        dialogues = [(*as_turns(chain.prompt), Message("assistant", chain.last)) for chain, _ in going_on]
         first_draws = [chain.number * DRAWS_PER_CHAIN + 1 + 2 * step for chain, _ in going_on]
-        critiques: list[Said | None] = [None] * len(going_on)
+        critiques: list[Generation | None] = [None] * len(going_on)
         if self.constitution.critique:
             requests = [
                 self.phrasing.critique(principle, dialogue)
                 for (_, principle), dialogue in zip(going_on, dialogues, strict=True)
             ]
-            critiques = list(self.reviser.say(requests, first_draws))
+            critiques = list(self.reviser.generate(requests, first_draws))
         requests = [
             self.phrasing.revision(principle, dialogue, critique.text if critique is not None else None)
             for (_, principle), dialogue, critique in zip(going_on, dialogues, critiques, strict=True)
         ]
-        revisions = self.reviser.say(requests, [draw + 1 for draw in first_draws])
+        revisions = self.reviser.generate(requests, [draw + 1 for draw in first_draws])
         for (chain, principle), critique, revision in zip(going_on, critiques, revisions, strict=True):
             words = critique.text if critique is not None else None
             chain.steps.append(Step(principle.id, words, revision.text, revision.finished))
 
 
 def to_imitate(chain: Chain, train_on: str) -> list[Demonstration]:
-    """The revisions of a chain that are trained on: `all`, or the `last`; a chain without any gives its reply.
+    """The revisions of a chain that are trained on: `all`, or the `last`; a chain without any gives its response.
 
     What was cut off or is empty is left out: a policy must not learn to stop there.
     """
     if not chain.steps:
-        said = [(chain.reply, chain.finished)]
+        said = [(chain.response, chain.finished)]
     else:
         steps = chain.steps if train_on == "all" else chain.steps[-1:]
         said = [(step.revision, step.finished) for step in steps]
     return [Demonstration(chain.prompt, text) for text, finished in said if finished and text.strip()]
 
 
-def revision_over_reply(chain: Chain) -> Preference | None:
-    """The last revision as preferred to the first reply: comparisons without a judge; None where they are the same."""
-    if not chain.steps or chain.last == chain.reply or not chain.steps[-1].finished or not chain.last.strip():
+def revision_over_response(chain: Chain) -> Preference | None:
+    """The last revision preferred to the first response, a comparison without a judge; None if they are equal."""
+    if not chain.steps or chain.last == chain.response or not chain.steps[-1].finished or not chain.last.strip():
         return None
-    return Preference(chain.prompt, chosen=chain.last, rejected=chain.reply)
+    return Preference(chain.prompt, chosen=chain.last, rejected=chain.response)

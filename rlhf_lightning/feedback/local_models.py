@@ -25,7 +25,7 @@ NEXT_SPEAKER = "\n\nHuman:"
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Generation:
     """One turn.
 
     Attributes:
@@ -36,15 +36,15 @@ class Said:
     finished: bool
 
 
-class Speaker(Protocol):
-    """Generates replies, critiques and revisions."""
+class TextGenerator(Protocol):
+    """Generates responses, critiques and revisions."""
 
-    def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
+    def generate(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Generation]:
         """Sample one turn per conversation or plain text; the same draw of the same prompt gives the same turn."""
         ...
 
 
-class SampledSpeaker:
+class SamplingGenerator:
     """A causal LM, sampled from its whole distribution.
 
     Args:
@@ -82,12 +82,12 @@ class SampledSpeaker:
         limit = readable_tokens(model)
         self._longest = None if limit is None else limit - max_new_tokens
 
-    def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
+    def generate(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Generation]:
         if not asked:
             return []
         prompts = [Prompt(text) for text in asked]
         encoded = [EncodedPrompt(prompt, self._ids(prompt)) for prompt in prompts]
-        return [self._turn(done.reply, done.finished) for done in self._sampler.sample(encoded, draws).completions]
+        return [self._turn(done.text, done.finished) for done in self._sampler.sample(encoded, draws).responses]
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self._encoder.prompt_ids(prompt)
@@ -96,11 +96,11 @@ class SampledSpeaker:
         self.truncated += 1
         return tuple(ids[len(ids) - self._longest :])
 
-    def _turn(self, text: str, finished: bool) -> Said:
+    def _turn(self, text: str, finished: bool) -> Generation:
         if not self._is_plain:
-            return Said(text, finished)
+            return Generation(text, finished)
         own, let_speak = own_turn(text)
-        return Said(own, finished or let_speak)
+        return Generation(own, finished or let_speak)
 
 
 def own_turn(text: str) -> tuple[str, bool]:
@@ -202,8 +202,8 @@ class LocalJudgeModel:
         for start in range(0, len(rows), self._batch_size):
             chunk = slice(start, start + self._batch_size)
             draws = [_draw(questions[row]) for row in rows[chunk]]
-            for row, said in zip(rows[chunk], sampler.sample(prompts[chunk], draws).completions, strict=True):
-                texts[row] = self._own_turn(said.reply)
+            for row, said in zip(rows[chunk], sampler.sample(prompts[chunk], draws).responses, strict=True):
+                texts[row] = self._own_turn(said.text)
         return texts
 
     def _own_turn(self, text: str) -> str:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning.errors import JudgeError
 from rlhf_lightning.feedback.chat_api import (
     BAD_REQUEST,
-    FEW_RIVALS,
+    FEWER_TOP_LOGPROBS,
     RIVALS,
-    ChatReply,
+    ChatResponse,
     RequestRate,
     chat_request,
+    error_message,
     explained,
-    is_about_the_question,
+    is_about_question,
     mass_in_probabilities,
     mass_in_reasoning,
     mass_in_text,
-    read_reply,
-    with_rivals,
-    words_of,
+    read_response,
+    with_top_logprobs,
 )
 from rlhf_lightning.feedback.judge_model import Answer, AnswerCache, Question, request_key
 from rlhf_lightning.feedback.settings import OpenAiJudge
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READING = 1
-"""Version of the rules that turn replies into masses. Increase it with every change, to invalidate cached answers."""
+"""Version of the rules that turn responses into masses. Increase it with every change, to invalidate cached answers."""
 
 CONNECT_SECONDS = 10.0
 """Timeout of a connection, in seconds; a request may take longer."""
@@ -61,7 +61,7 @@ class JudgeUsage:
         cached: questions that cost nothing, since they had been asked before.
         retries: tries that failed for a passing reason before a request was answered.
         malformed: answers that were no chat completions.
-        turned_down: questions whose text the server would not read.
+        declined: questions whose text the server would not read.
         input_tokens, output_tokens: as the server counts them.
         input_price, output_price: of a million tokens.
     """
@@ -72,7 +72,7 @@ class JudgeUsage:
     cached: int = 0
     retries: int = 0
     malformed: int = 0
-    turned_down: int = 0
+    declined: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -83,7 +83,7 @@ class JudgeUsage:
 
     def figures(self) -> dict[str, float]:
         """As metrics.json has it."""
-        counts = ("requests", "cached", "retries", "malformed", "turned_down", "input_tokens", "output_tokens")
+        counts = ("requests", "cached", "retries", "malformed", "declined", "input_tokens", "output_tokens")
         return {**{name: getattr(self, name) for name in counts}, "cost": self.cost}
 
 
@@ -213,46 +213,50 @@ class OpenAiJudgeModel:
             try:
                 body = await self._send(client, request)
             except openai.APIError as error:
-                if not is_about_the_question(error, self._has_worked):
+                if not is_about_question(error, self._has_worked):
                     raise explained(error, self._settings, self._api_key) from error
-                self.usage.turned_down += 1
-                self._warn_once("turns a question down", words_of(error))
+                self.usage.declined += 1
+                self._warn_once("turns a question down", error_message(error))
                 return Answer((0.0, 0.0))
-            reply = read_reply(body)
-            if reply is not None:
-                return self._answer(question, reply)
+            response = read_response(body)
+            if response is not None:
+                return self._answer(question, response)
             self._count_malformed(body)
             await asyncio.sleep(MALFORMED_PAUSE * 2**attempt if attempt + 1 < MALFORMED_TRIES else 0.0)
         return Answer((0.0, 0.0))
 
     async def _send(self, client: AsyncOpenAI, request: Mapping[str, Any]) -> str:
-        """The body of the server's response; asks for fewer rivals where the server does not give so many."""
+        """The body of the server's response; asks for fewer top_logprobs where the server does not give so many."""
         import openai  # here, since it is an extra
 
-        rivals = self._rivals
+        top_logprobs = self._rivals
         create = client.chat.completions.with_raw_response.create
         try:
-            response = await create(**with_rivals(request, rivals))
+            response = await create(**with_top_logprobs(request, top_logprobs))
         except openai.APIStatusError as error:
-            if rivals == FEW_RIVALS or error.status_code not in BAD_REQUEST or "top_logprobs" not in words_of(error):
+            if (
+                top_logprobs == FEWER_TOP_LOGPROBS
+                or error.status_code not in BAD_REQUEST
+                or "top_logprobs" not in error_message(error)
+            ):
                 raise
-            self._rivals = FEW_RIVALS
-            response = await create(**with_rivals(request, FEW_RIVALS))
+            self._rivals = FEWER_TOP_LOGPROBS
+            response = await create(**with_top_logprobs(request, FEWER_TOP_LOGPROBS))
         self.usage.requests += 1
         self.usage.retries += response.retries_taken
         return str(response.http_response.text)
 
-    def _answer(self, question: Question, reply: ChatReply) -> Answer:
-        self.usage.input_tokens += reply.input_tokens
-        self.usage.output_tokens += reply.output_tokens
+    def _answer(self, question: Question, response: ChatResponse) -> Answer:
+        self.usage.input_tokens += response.input_tokens
+        self.usage.output_tokens += response.output_tokens
         if question.reasons:
-            mass = mass_in_reasoning(reply, question.options, question.conclusion)
+            mass = mass_in_reasoning(response, question.options, question.conclusion)
         elif not self._settings.logprobs:
-            mass = mass_in_text(reply.text, question.options)
-        elif reply.positions is not None:
-            mass = mass_in_probabilities(reply.positions, question.options, question.opening)
+            mass = mass_in_text(response.text, question.options)
+        elif response.positions is not None:
+            mass = mass_in_probabilities(response.positions, question.options, question.opening)
             self._gives_probabilities = True
-        elif reply.text and not self._gives_probabilities:
+        elif response.text and not self._gives_probabilities:
             raise JudgeError(
                 "The judge's server gives no probabilities (logprobs), though it was asked for them.",
                 where=f"judge.model={self._settings.model}, judge.base_url={self._settings.base_url}",
@@ -261,7 +265,7 @@ class OpenAiJudgeModel:
         else:
             mass = (0.0, 0.0)  # a refusal has no tokens; and a gateway may now and then ask a lesser server
         self._has_worked = True
-        return Answer(mass, reply.text, reply.input_tokens, reply.output_tokens)
+        return Answer(mass, response.text, response.input_tokens, response.output_tokens)
 
     def _count_malformed(self, body: str) -> None:
         """

@@ -1,4 +1,4 @@
-"""The judge that compares two replies under the constitution, and how its answers become labels."""
+"""The judge that compares two responses under the constitution, and how its answers become labels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class JudgeSection(Section):
         phrasing: `english`, or the courtesy world's own words (`world`); `auto`: the world's where the data is its.
         fewshots: examples before the question; `auto`: for models without a chat template.
         swap: ask in both orders and average the probabilities (pairwise).
-        label: `soft`: the probability. `hard`: 1 for the likelier reply.
+        label: `soft`: the probability. `hard`: 1 for the likelier response.
         clamp: soft labels are kept within these bounds; None: off.
         abstain_margin: no label where the probability is nearer to one half than this.
-        abstain_on_disagreement: no label where the two orders name different replies (pairwise, swap).
+        abstain_on_disagreement: no label where the two orders name different responses (pairwise, swap).
         min_option_mass: an answer counts only where its options have this much probability together.
         temperature: divides the log-odds (pointwise).
         cot: the judge reasons before it answers.

@@ -1,4 +1,4 @@
-"""The policy and its critic: one forward gives log-probs and values of a reply's tokens."""
+"""The policy and its critic: one forward gives log-probs and values of a response's tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapters import CRITIC, POLICY, REWARD, active, adapter_parameters, copy_adapter
 from rlhf_lightning.models.forward_pass import position_arguments, shard
 from rlhf_lightning.models.loading import score_head, whole_weights
-from rlhf_lightning.models.sharing import Branch, going_on
+from rlhf_lightning.models.sharing import Branch, run_from_states
 from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.kl import exact_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
@@ -29,8 +29,8 @@ CRITIC_FILE = "critic.safetensors"
 """The trained weights of a critic whose trunk is partly frozen; a critic trained in full is a model in `critic/`."""
 
 
-class ReplyOutputs(NamedTuple):
-    """Outputs of a forward pass at the R reply tokens of each sequence; all (batch, R) float32."""
+class ResponseOutputs(NamedTuple):
+    """Outputs of a forward pass at the R response tokens of each sequence; all (batch, R) float32."""
 
     logprobs: Tensor
     values: Tensor
@@ -39,18 +39,18 @@ class ReplyOutputs(NamedTuple):
     """The exact KL to the reference whose logits were given."""
 
 
-def reply_logits(
-    model: PreTrainedModel, sequences: Tensor, attention_mask: Tensor, reply_length: int
+def response_logits(
+    model: PreTrainedModel, sequences: Tensor, attention_mask: Tensor, response_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits that predict the last `reply_length` tokens, and the hidden states they were made from.
+    """Logits that predict the last `response_length` tokens, and the hidden states they were made from.
 
     The LM head runs on those positions only. The hidden states are what enters that head, so that any
     architecture's own scaling or capping after it stays in force.
 
     Args:
-        sequences: (batch, P + R) left-padded prompts, right-padded replies.
+        sequences: (batch, P + R) left-padded prompts, right-padded responses.
         attention_mask: (batch, P + R).
-        reply_length: R.
+        response_length: R.
 
     Returns:
         logits (batch, R, vocab) and hidden states (batch, R, hidden).
@@ -63,7 +63,7 @@ def reply_logits(
         logits = model(
             input_ids=sequences,
             **position_arguments(model, attention_mask),
-            logits_to_keep=reply_length + 1,
+            logits_to_keep=response_length + 1,
             use_cache=False,
         ).logits
     finally:
@@ -72,7 +72,7 @@ def reply_logits(
 
 
 class ValueHead(nn.Module):
-    """A linear value head on the policy's hidden states; initialised to 0."""
+    """A linear value head on the policy's hidden states; initialized to 0."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -81,8 +81,8 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
-    def from_reward_model(cls, reward_model: PreTrainedModel, *, offset: float, spread: float) -> ValueHead:
-        """The reward model's head, giving (score - offset) / spread, the scale of PPO's rewards.
+    def from_reward_model(cls, reward_model: PreTrainedModel, *, mean: float, std: float) -> ValueHead:
+        """The reward model's head, giving (score - mean) / std, the scale of PPO's rewards.
 
         Raises:
             ArtifactError: the reward model's head is not a single linear output on every position.
@@ -95,9 +95,9 @@ class ValueHead(nn.Module):
             )
         head = cls(score.in_features)
         with torch.no_grad():
-            head.linear.weight.copy_(score.weight.float() / spread)
+            head.linear.weight.copy_(score.weight.float() / std)
             bias = score.bias.float() if score.bias is not None else torch.zeros(1)
-            head.linear.bias.copy_((bias - offset) / spread)
+            head.linear.bias.copy_((bias - mean) / std)
         return head
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -129,14 +129,15 @@ class SeparateCritic(nn.Module):
         return cls(copy.deepcopy(trunk_of(policy)), ValueHead(hidden_size(policy)))
 
     @classmethod
-    def on_trunk_of(cls, policy: PreTrainedModel, reused_below: int | None) -> SeparateCritic:
+    def on_trunk_of(cls, policy: PreTrainedModel, branch_below_trained_layers: int | None) -> SeparateCritic:
         """A copy of what the policy trains, on its frozen blocks, under a head that starts at 0.
 
         Args:
-            reused_below: how many top layers go on from the policy's `trunk_states`; None computes all anew.
+            branch_below_trained_layers: how many top layers go on from the policy's `trunk_states`; None computes all
+                anew.
         """
         trunk = trunk_of(shared_copy(policy))
-        branch = None if reused_below is None else Branch.of(trunk, reused_below)
+        branch = None if branch_below_trained_layers is None else Branch.of(trunk, branch_below_trained_layers)
         return cls(trunk, ValueHead(hidden_size(policy)), branch)
 
     @classmethod
@@ -148,25 +149,25 @@ class SeparateCritic(nn.Module):
         return cls(trunk_of(policy), head or ValueHead(hidden_size(policy)), adapter=CRITIC)
 
     @classmethod
-    def from_reward_model(cls, reward_model: PreTrainedModel, *, offset: float, spread: float) -> SeparateCritic:
-        """A copy of the reward model, its head giving (score - offset) / spread, the scale of PPO's rewards.
+    def from_reward_model(cls, reward_model: PreTrainedModel, *, mean: float, std: float) -> SeparateCritic:
+        """A copy of the reward model, its head giving (score - mean) / std, the scale of PPO's rewards.
 
         Raises:
             ArtifactError: the reward model's head is not a single linear output on every position.
         """
-        head = ValueHead.from_reward_model(reward_model, offset=offset, spread=spread)
+        head = ValueHead.from_reward_model(reward_model, mean=mean, std=std)
         return cls(copy.deepcopy(trunk_of(reward_model)), head)
 
     def forward(
-        self, sequences: Tensor, attention_mask: Tensor, reply_length: int, trunk_states: Tensor | None = None
+        self, sequences: Tensor, attention_mask: Tensor, response_length: int, trunk_states: Tensor | None = None
     ) -> Tensor:
-        """Values before each of the last `reply_length` tokens: (batch, R)."""
+        """Values before each of the last `response_length` tokens: (batch, R)."""
         with nullcontext() if self.adapter is None else active(self.trunk, self.adapter):
-            trunk = going_on(self.trunk, self.branch, trunk_states)
+            trunk = run_from_states(self.trunk, self.branch, trunk_states)
             hidden = trunk(
                 input_ids=sequences, **position_arguments(self.trunk, attention_mask), use_cache=False
             ).last_hidden_state
-        values: Tensor = self.head(hidden[:, -reply_length - 1 : -1])
+        values: Tensor = self.head(hidden[:, -response_length - 1 : -1])
         return values
 
 
@@ -192,33 +193,33 @@ class ActorCritic(nn.Module):
         self,
         sequences: Tensor,
         attention_mask: Tensor,
-        reply_length: int,
+        response_length: int,
         temperature: float,
         *,
         with_entropy: bool = False,
         reference_logits: Tensor | None = None,
         trunk_states: Tensor | None = None,
-    ) -> ReplyOutputs:
-        """Log-probs, values and (on request) entropies and exact KL of the last `reply_length` tokens.
+    ) -> ResponseOutputs:
+        """Log-probs, values and (on request) entropies and exact KL of the last `response_length` tokens.
 
         Args:
-            sequences: (batch, P + R) left-padded prompts, right-padded replies.
+            sequences: (batch, P + R) left-padded prompts, right-padded responses.
             attention_mask: (batch, P + R).
-            reply_length: R.
-            temperature: that the replies were sampled at.
+            response_length: R.
+            temperature: that the responses were sampled at.
             with_entropy: give entropies.
             reference_logits: (batch, R, vocab); give the exact KL to the distributions that they stand for.
             trunk_states: of these sequences; goes on from them.
         """
-        policy = going_on(self.policy, self.branch, trunk_states)
-        logits, hidden = reply_logits(policy, sequences, attention_mask, reply_length)
+        policy = run_from_states(self.policy, self.branch, trunk_states)
+        logits, hidden = response_logits(policy, sequences, attention_mask, response_length)
         if self.critic is not None:
-            values = self.critic(sequences, attention_mask, reply_length, trunk_states)
+            values = self.critic(sequences, attention_mask, response_length, trunk_states)
         else:
             assert self.value_head is not None
             values = self.value_head(hidden)
-        return ReplyOutputs(
-            logprobs=token_logprobs(logits, sequences[:, -reply_length:], temperature),
+        return ResponseOutputs(
+            logprobs=token_logprobs(logits, sequences[:, -response_length:], temperature),
             values=values,
             entropies=token_entropies(logits, temperature) if with_entropy else None,
             kl=exact_kl(logits, reference_logits, temperature) if reference_logits is not None else None,

@@ -132,7 +132,7 @@ def _note(model: PreTrainedModel, remembered: RememberedBase | None) -> None:
 
 logger = logging.getLogger(__name__)
 
-OURS = "base_model.json"
+BASE_FILE = "base_model.json"
 """Beside PEFT's files: the identity of the base, and a classifier's labels."""
 
 MAGNITUDE, MAGNITUDE_ON_DISK = "lora_magnitude_vector", "lora_magnitude_vector.weight"
@@ -197,7 +197,11 @@ def read_adapter(directory: Path) -> AdapterFiles:
     try:
         config = PeftConfig.from_pretrained(str(directory))
         tensors = load_file(directory / ADAPTER_SAFE_WEIGHTS_NAME)
-        ours = json.loads((directory / OURS).read_text(encoding="utf-8")) if (directory / OURS).is_file() else None
+        ours = (
+            json.loads((directory / BASE_FILE).read_text(encoding="utf-8"))
+            if (directory / BASE_FILE).is_file()
+            else None
+        )
         identity = BaseIdentity(**ours["base"]) if ours else None
         labels = tuple(ours["labels"]) if ours else ()
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -349,4 +353,4 @@ def _write(model: PreTrainedModel, config: PeftConfig, tensors: Mapping[str, Ten
     config.save_pretrained(str(directory))
     names = model.config.id2label or {}
     ours = {"base": asdict(remembered.identity), "labels": list(names.values()) if _head(model) else []}
-    (directory / OURS).write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+    (directory / BASE_FILE).write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")

@@ -52,7 +52,7 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, vectors: 
 
     trunk = model.base_model
     flags = [(parameter, parameter.requires_grad) for parameter in trunk.parameters()]
-    before = at_work(model)
+    before = active_adapter(model)
     if isinstance(config, PromptTuningConfig):
         assert vectors is not None
         attach_virtual_tokens(model, name, vectors)
@@ -152,7 +152,7 @@ def active(model: PreTrainedModel, name: str | None) -> Iterator[None]:
     Args:
         name: of the adapter; None switches all off.
     """
-    before = at_work(model)
+    before = active_adapter(model)
     switch(model, name)
     try:
         yield
@@ -183,7 +183,7 @@ def switch(model: PreTrainedModel, name: str | None) -> None:
         tokens.switch(name)
 
 
-def at_work(model: PreTrainedModel) -> str | None:
+def active_adapter(model: PreTrainedModel) -> str | None:
     """The active adapter; None if there is none."""
     tokens = virtual_tokens(model)
     if tokens is not None:

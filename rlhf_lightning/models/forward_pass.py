@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
-from rlhf_lightning.models.adapters import active, at_work
+from rlhf_lightning.models.adapters import active, active_adapter
 
 
 def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -83,4 +83,4 @@ def _as_in_the_forward_pass(
     model: PreTrainedModel,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a layer's forward and of its recomputation, when another adapter may be active."""
-    return nullcontext(), active(model, at_work(model))
+    return nullcontext(), active(model, active_adapter(model))

@@ -28,8 +28,8 @@ class ModelSource:
         dtype: of the weights, e.g. `float32`.
         chat_template: a Jinja file that replaces the tokenizer's chat template.
         base: replaces an adapter's base that is not at its recorded location.
-        quantization: 4-bit data type of the weights; None: no quantisation.
-        double_quantization: also quantise the quantisation's own constants.
+        quantization: 4-bit data type of the weights; None: no quantization.
+        double_quantization: also quantize the quantization's own constants.
     """
 
     name_or_path: str

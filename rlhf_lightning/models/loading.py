@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rlhf_lightning.distributed import rank, whole
+from rlhf_lightning.distributed import full_tensor, rank
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.adapter_files import AdapterFiles, put_on, read_adapter, write_adapter, write_top_layers
 from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_names
@@ -192,9 +192,9 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = Path(source.chat_template).read_text(encoding="utf-8")
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
         raise ModelError(
-            "The tokenizer has no end-of-sequence token, so a reply could never end.",
+            "The tokenizer has no end-of-sequence token, so a response could never end.",
             where=source.name_or_path,
-            fix="set eos_token in its tokenizer_config.json to the token that ends a reply",
+            fix="set eos_token in its tokenizer_config.json to the token that ends a response",
         )
     if tokenizer.pad_token_id is None:
         # Safe: masks are made from lengths, never from `ids != pad`.
@@ -232,7 +232,7 @@ def require_positions(model: PreTrainedModel, tokens: int, where: str) -> None:
     if limit is not None and limit < tokens:
         beside = f" beside {in_front} virtual ones" if in_front else ""
         raise ModelError(
-            f"Prompt and reply take up to {tokens} tokens, and the model reads {limit}{beside}.",
+            f"Prompt and response take up to {tokens} tokens, and the model reads {limit}{beside}.",
             where=where,
             fix=f"lower them so that their sum is at most {limit}",
         )
@@ -349,7 +349,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     for name, weight in model.state_dict().items():
         identity = id(parameters.get(name, weight))
         if identity not in put_together:
-            full = whole(weight.detach())
+            full = full_tensor(weight.detach())
             put_together[identity] = full.cpu() if rank() == 0 else full.new_empty(0)
         weights[name] = put_together[identity]
     return weights

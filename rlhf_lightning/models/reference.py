@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_lightning.distributed import whole
-from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.distributed import full_tensor
+from rlhf_lightning.models.actor_critic import response_logits
 from rlhf_lightning.models.adapters import Role, active
-from rlhf_lightning.models.sharing import Branch, going_on
+from rlhf_lightning.models.sharing import Branch, run_from_states
 from rlhf_lightning.models.top_layers import shared_copy
 from rlhf_lightning.objectives.logprobs import token_logprobs
 
@@ -48,7 +48,7 @@ class FrozenReference:
             branch: of the policy.
         """
         model = shared_copy(policy)
-        return cls(model, None if branch is None else branch.on(model))
+        return cls(model, None if branch is None else branch.of_copy(model))
 
     @classmethod
     def on_policy(cls, policy: PreTrainedModel, adapter: str | None) -> FrozenReference:
@@ -64,14 +64,14 @@ class FrozenReference:
         return self
 
     @torch.no_grad()
-    def logprobs(self, sequences: Tensor, attention_mask: Tensor, reply_length: int, temperature: float) -> Tensor:
+    def logprobs(self, sequences: Tensor, attention_mask: Tensor, response_length: int, temperature: float) -> Tensor:
         """(batch, R) log-probs of the last R tokens, as `ActorCritic.forward` gives them for the policy."""
-        logits = self.logits(sequences, attention_mask, reply_length)
-        return token_logprobs(logits, sequences[:, -reply_length:], temperature)
+        logits = self.logits(sequences, attention_mask, response_length)
+        return token_logprobs(logits, sequences[:, -response_length:], temperature)
 
     @torch.no_grad()
     def logits(
-        self, sequences: Tensor, attention_mask: Tensor, reply_length: int, trunk_states: Tensor | None = None
+        self, sequences: Tensor, attention_mask: Tensor, response_length: int, trunk_states: Tensor | None = None
     ) -> Tensor:
         """(batch, R, vocab) logits that predict the last R tokens.
 
@@ -79,8 +79,8 @@ class FrozenReference:
             trunk_states: (batch, P + R, hidden), of these sequences, from `ActorCritic.trunk_states`.
         """
         with self.role():
-            model = going_on(self.model, self.branch, trunk_states)
-            return reply_logits(model, sequences, attention_mask, reply_length)[0]
+            model = run_from_states(self.model, self.branch, trunk_states)
+            return response_logits(model, sequences, attention_mask, response_length)[0]
 
     def fingerprint(self) -> str:
         """A hash of all frozen weights: equal before and after training, bit for bit.
@@ -93,5 +93,5 @@ class FrozenReference:
             if name in trained:  # of the policy, where the reference is the policy without them
                 continue
             digest.update(name.encode())
-            digest.update(whole(tensor.detach()).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(full_tensor(tensor.detach()).cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

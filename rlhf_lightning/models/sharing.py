@@ -23,7 +23,7 @@ PROBE = ((0, 3, 1, 4, 1, 5), (9, 2, 6, 5, 3, 5))
 """Two short sequences, the first one of them padded, to try the two parts on."""
 
 
-class StandIn(nn.Module):
+class PlaceholderBlock(nn.Module):
     """Takes the place of a block, and passes on what reaches it, or what it was made with.
 
     Args:
@@ -47,7 +47,7 @@ class StandIn(nn.Module):
 class Branch:
     """Boundary between the frozen and the trained blocks of a model.
 
-    Made by `Branch.of`, which tries it.
+    CachedResult by `Branch.of`, which tries it.
 
     Attributes:
         model: a causal language model, or the trunk of one.
@@ -79,7 +79,7 @@ class Branch:
         branch._try(sequences, mask)
         return branch
 
-    def on(self, copied: PreTrainedModel) -> Branch:
+    def of_copy(self, copied: PreTrainedModel) -> Branch:
         """The same branch of a copy of the model."""
         return replace(self, model=copied)
 
@@ -91,22 +91,22 @@ class Branch:
             sequences: (batch, time) token ids.
             attention_mask: (batch, time), 1 on real tokens.
         """
-        end = StandIn(self.in_tuple)
+        end = PlaceholderBlock(self.in_tuple)
         blocks = self._blocks()
-        above = [StandIn(self.in_tuple) for _ in blocks[self.point + 1 :]]
+        above = [PlaceholderBlock(self.in_tuple) for _ in blocks[self.point + 1 :]]
         lower = self._with_blocks([*blocks[: self.point], end, *above]).base_model
         lower(input_ids=sequences, **position_arguments(self.model, attention_mask), use_cache=False)
         assert end.reached_by is not None
         return end.reached_by
 
-    def above(self, states: Tensor) -> PreTrainedModel:
+    def run_from(self, states: Tensor) -> PreTrainedModel:
         """Run the model from the given hidden states; all other arguments are unchanged.
 
         Args:
             states: (batch, time, hidden) of the sequences that it will be called with.
         """
-        below = [StandIn(self.in_tuple) for _ in range(self.point - 1)]
-        return self._with_blocks([*below, StandIn(self.in_tuple, states), *self._blocks()[self.point :]])
+        below = [PlaceholderBlock(self.in_tuple) for _ in range(self.point - 1)]
+        return self._with_blocks([*below, PlaceholderBlock(self.in_tuple, states), *self._blocks()[self.point :]])
 
     def _blocks(self) -> list[nn.Module]:
         return list(self.model.get_submodule(self.path).children())
@@ -128,7 +128,7 @@ class Branch:
         arguments = {"input_ids": sequences, "use_cache": False, **position_arguments(self.model, mask)}
         try:
             whole = self.model(**arguments)[0]
-            parts = self.above(self.states(sequences, mask))(**arguments)[0]
+            parts = self.run_from(self.states(sequences, mask))(**arguments)[0]
         except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
             raise self._cannot(f"running its parts failed: {error or type(error).__name__}") from error
         real = mask.bool()
@@ -146,9 +146,9 @@ class Branch:
         )
 
 
-def going_on(model: PreTrainedModel, branch: Branch | None, states: Tensor | None) -> PreTrainedModel:
+def run_from_states(model: PreTrainedModel, branch: Branch | None, states: Tensor | None) -> PreTrainedModel:
     """Run the model from hidden states if it has a branch and they are given; else run all of it."""
-    return model if branch is None or states is None else branch.above(states)
+    return model if branch is None or states is None else branch.run_from(states)
 
 
 def _shallow(module: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from rlhf_lightning.distributed import whole
+from rlhf_lightning.distributed import full_tensor
 from rlhf_lightning.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
 def trained_state(model: PreTrainedModel, layers: int) -> dict[str, Tensor]:
     """The weights of the top layers under PEFT's names. Under FSDP all processes must ask."""
     return {
-        f"{PEFT_PREFIX}{module}.{name}": whole(weight.detach())
+        f"{PEFT_PREFIX}{module}.{name}": full_tensor(weight.detach())
         for module in top_layers(model, layers)
         for name, weight in model.get_submodule(module).state_dict().items()
     }

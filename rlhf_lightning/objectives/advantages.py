@@ -1,4 +1,4 @@
-"""Per-token rewards from one score per reply, and advantage estimators on them."""
+"""Per-token rewards from one score per response, and advantage estimators on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_lightning.objectives.masked_stats import masked_variance
 
 
 def replace_unfinished(scores: Tensor, finished: Tensor, penalty: float | None) -> Tensor:
-    """A reply that did not end itself gets the penalty *instead of* its score (lm-human-preferences).
+    """A response that did not end itself gets the penalty *instead of* its score (lm-human-preferences).
 
     Args:
         scores: (batch,).
@@ -42,13 +42,13 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     return rewards
 
 
-def generalised_advantages(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438, equation 16), with nothing beyond the end of a reply.
+    """Generalized advantage estimation (arXiv 1506.02438, equation 16), with nothing beyond the end of a response.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; rewards and values after the last
-    token are zeroed first, so that no bootstrap and no pad leaks into the reply.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma gae_lambda A_{t+1}; rewards and values after the last
+    token are zeroed first, so that no bootstrap and no pad leaks into the response.
 
     Args:
         rewards: (batch, time).
@@ -66,7 +66,7 @@ def generalised_advantages(
     # A_t is a discounted suffix sum of deltas: one matrix product instead of a Python loop over a device tensor.
     steps = torch.arange(deltas.shape[1], device=deltas.device)
     distance = steps[:, None] - steps[None, :]
-    decay = torch.where(distance >= 0, float(gamma * lam) ** distance.clamp(min=0).float(), zero)
+    decay = torch.where(distance >= 0, float(gamma * gae_lambda) ** distance.clamp(min=0).float(), zero)
     advantages = torch.where(mask, deltas @ decay, zero)
     return advantages, torch.where(mask, advantages + values, zero)
 

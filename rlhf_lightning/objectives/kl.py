@@ -64,7 +64,7 @@ def exact_kl(logits: Tensor, reference_logits: Tensor, temperature: float) -> Te
     Args:
         logits: (batch, time, vocab) of the policy.
         reference_logits: (batch, time, vocab).
-        temperature: that the replies were sampled at.
+        temperature: that the responses were sampled at.
 
     Returns:
         (batch, time) float32, in nats.
@@ -106,8 +106,8 @@ def adapted_coefficient(coef: float, *, kl: float, target: float, episodes: int,
     """The adaptive controller: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon) (arXiv 1909.08593).
 
     Args:
-        kl: of the last rollouts, summed over each reply's tokens and averaged over replies.
-        episodes: replies in them.
+        kl: of the last rollouts, summed over each response's tokens and averaged over responses.
+        episodes: responses in them.
         horizon: episodes within which the coefficient may change by about `LARGEST_STEP`.
     """
     error = min(max(kl / target - 1.0, -LARGEST_STEP), LARGEST_STEP)

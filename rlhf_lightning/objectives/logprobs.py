@@ -12,7 +12,7 @@ MAX_LOG_RATIO = 20.0
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature) at the given tokens.
 
-    Never materialises the whole log-softmax: a gather minus a log-sum-exp.
+    Never materializes the whole log-softmax: a gather minus a log-sum-exp.
 
     Args:
         logits: (batch, time, vocab); position t predicts `tokens[:, t]`.

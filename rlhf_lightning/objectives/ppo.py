@@ -1,4 +1,4 @@
-"""The clipped objectives of proximal policy optimisation (arXiv 1707.06347), token by token.
+"""The clipped objectives of proximal policy optimization (arXiv 1707.06347), token by token.
 
 Losses are returned per token: how tokens are weighted over micro-batches, accumulation steps and ranks is
 decided once, where the optimizer step is known.

@@ -15,7 +15,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, probabi
     sigmoid(d) = p if the margin is 0.
 
     Args:
-        chosen: (batch,) rewards of the preferred replies.
+        chosen: (batch,) rewards of the preferred responses.
         rejected: (batch,) rewards of the others.
         margin: (batch,), 0 where there is none.
         probability: (batch,), that `chosen` is the better one; 1 where that is taken as certain.
@@ -28,7 +28,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, probabi
     return -probability * preferred - (1.0 - probability) * other
 
 
-def centring_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+def centering_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """(r(chosen) + r(rejected))^2 per pair: pairs fix rewards only up to a constant, this fixes the constant near 0
     (arXiv 2312.09244).
 
@@ -41,7 +41,7 @@ def centring_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 def classification_loss(
     chosen_logits: Tensor, rejected_logits: Tensor, positive: int, probability: Tensor | float = 1.0
 ) -> Tensor:
-    """Cross-entropy of telling chosen (the positive class) from rejected (the other), summed over the two replies.
+    """Cross-entropy of telling chosen (the positive class) from rejected (the other), summed over the two responses.
 
     Args:
         chosen_logits: (batch, 2).
@@ -53,7 +53,7 @@ def classification_loss(
         (batch,).
     """
     likely = torch.as_tensor(probability, device=chosen_logits.device).expand(len(chosen_logits))
-    classes = torch.stack([1.0 - likely, likely], dim=1)  # of the preferred reply: (other, positive)
+    classes = torch.stack([1.0 - likely, likely], dim=1)  # of the preferred response: (other, positive)
     classes = classes if positive == 1 else classes.flip(1)
     return functional.cross_entropy(chosen_logits, classes, reduction="none") + functional.cross_entropy(
         rejected_logits, classes.flip(1), reduction="none"

@@ -17,20 +17,20 @@ from rlhf_lightning.distributed import rank, world_size
 
 @dataclass(frozen=True, eq=False)
 class Rollout(TensorRecord):
-    """B sequences of at most P prompt and R reply tokens.
+    """B sequences of at most P prompt and R response tokens.
 
     Attributes:
-        sequences: (B, P + R) left-padded prompts, right-padded replies.
+        sequences: (B, P + R) left-padded prompts, right-padded responses.
         attention_mask: (B, P + R), 1 on real tokens.
-        reply_mask: (B, R) bool, True on reply tokens, the stop token included.
+        response_mask: (B, R) bool, True on response tokens, the stop token included.
         sampled_logprobs: (B, R) of the sampled tokens, as the sampler drew them.
         logprobs: (B, R) of the same tokens, as the forward pass of training gives them: what ratios are taken to.
         reference_logprobs: (B, R) under the frozen reference.
         kl: (B, R), the estimate of the per-token KL to the reference that is paid for.
         values: (B, R), the critic's estimate before each token.
-        raw_scores: (B,), what the reward said of the whole reply.
+        raw_scores: (B,), what the reward said of the whole response.
         scores: (B,), the same after shaping and the missing-EOS penalty.
-        finished: (B,) bool, whether the reply ended itself.
+        finished: (B,) bool, whether the response ended itself.
         rewards: (B, R), per-token reward: KL penalty, plus the score at the end.
         advantages: (B, R).
         returns: (B, R), what the critic should have said.
@@ -41,7 +41,7 @@ class Rollout(TensorRecord):
 
     sequences: Tensor
     attention_mask: Tensor
-    reply_mask: Tensor
+    response_mask: Tensor
     sampled_logprobs: Tensor
     logprobs: Tensor
     reference_logprobs: Tensor
@@ -59,12 +59,12 @@ class Rollout(TensorRecord):
         return self.sequences.shape[0]
 
     @property
-    def reply_length(self) -> int:
+    def response_length(self) -> int:
         """R."""
-        return self.reply_mask.shape[1]
+        return self.response_mask.shape[1]
 
     def select(self, rows: Tensor) -> Rollout:
-        """Some of the sequences, cut to the longest prompt and reply among them (padding changes nothing but time)."""
+        """Some sequences, cut to the longest prompt and response among them (padding changes nothing but time)."""
         chosen = replace(self, **{name: tensor[rows] for name, tensor in self._tensors().items()})
         return chosen._trimmed()
 
@@ -74,12 +74,12 @@ class Rollout(TensorRecord):
 
     def _trimmed(self) -> Rollout:
         width = self.sequences.shape[1]
-        prompt_width = width - self.reply_length
+        prompt_width = width - self.response_length
         longest_prompt = int(self.attention_mask[:, :prompt_width].sum(dim=1).max())
-        longest_reply = max(1, int(self.reply_mask.sum(dim=1).max()))
-        whole = slice(prompt_width - longest_prompt, prompt_width + longest_reply)
+        longest_response = max(1, int(self.response_mask.sum(dim=1).max()))
+        whole = slice(prompt_width - longest_prompt, prompt_width + longest_response)
         cut = {
-            name: tensor[:, whole] if tensor.shape[1] == width else tensor[:, :longest_reply]
+            name: tensor[:, whole] if tensor.shape[1] == width else tensor[:, :longest_response]
             for name, tensor in self._tensors().items()
             if tensor.dim() > 1
         }
@@ -93,17 +93,17 @@ def concatenate(rollouts: Sequence[Rollout], pad_id: int) -> Rollout:
         rollouts: batches of any lengths.
         pad_id: fills the sequences; everything else is filled with 0.
     """
-    prompt_width = max(rollout.sequences.shape[1] - rollout.reply_length for rollout in rollouts)
-    reply_width = max(rollout.reply_length for rollout in rollouts)
-    parts = [_padded(rollout, prompt_width, reply_width, pad_id) for rollout in rollouts]
+    prompt_width = max(rollout.sequences.shape[1] - rollout.response_length for rollout in rollouts)
+    response_width = max(rollout.response_length for rollout in rollouts)
+    parts = [_padded(rollout, prompt_width, response_width, pad_id) for rollout in rollouts]
     return replace(
         parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()}
     )
 
 
-def _padded(rollout: Rollout, prompt_width: int, reply_width: int, pad_id: int) -> Rollout:
-    right = reply_width - rollout.reply_length
-    left = prompt_width - (rollout.sequences.shape[1] - rollout.reply_length)
+def _padded(rollout: Rollout, prompt_width: int, response_width: int, pad_id: int) -> Rollout:
+    right = response_width - rollout.response_length
+    left = prompt_width - (rollout.sequences.shape[1] - rollout.response_length)
     padded = {}
     for name, tensor in rollout._tensors().items():
         if tensor.dim() == 1:
@@ -121,7 +121,7 @@ class Minibatch(TensorRecord):
 
     Attributes:
         rollout: what goes through the model together.
-        step_weight: the reply tokens of the whole optimizer step that it belongs to. The step's loss is the sum of
+        step_weight: the response tokens of the whole optimizer step that it belongs to. The step's loss is the sum of
             token losses over its micro-batches divided by this, whatever their number and size.
     """
 
@@ -181,7 +181,7 @@ class RolloutBuffer(IterableDataset[Minibatch]):
                 yield from self._micro_batches(rollout, torch.tensor(order[start : start + self.minibatch_size]))
 
     def _micro_batches(self, rollout: Rollout, rows: torch.Tensor) -> Iterator[Minibatch]:
-        rows = rows.to(rollout.reply_mask.device)
-        step_weight = int(rollout.reply_mask[rows].sum())
+        rows = rows.to(rollout.response_mask.device)
+        step_weight = int(rollout.response_mask[rows].sum())
         for part in rows.split(self.micro_batch_size)[rank() :: world_size()]:
             yield Minibatch(rollout.select(part), step_weight)

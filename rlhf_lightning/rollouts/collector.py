@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.encoding import EncodedPrompt
-from rlhf_lightning.distributed import gathered, rank, world_size
+from rlhf_lightning.distributed import all_gather_object, rank, world_size
 from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages, token_rewards
+from rlhf_lightning.objectives.advantages import explained_variance, generalized_advantages, token_rewards
 from rlhf_lightning.objectives.kl import estimate_kl, k1
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.objectives.masked_stats import correlation, masked_mean, masked_whiten, sequence_sums
 from rlhf_lightning.rollouts.buffer import Rollout, concatenate
 from rlhf_lightning.rollouts.diversity import repetition
 from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
-from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
+from rlhf_lightning.rollouts.sampler import SampledResponse, Sampler, Samples
 from rlhf_lightning.rollouts.scoring import Scorer
 from rlhf_lightning.rollouts.settings import AdvantageSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
+class CollectedRollouts:
     """One iteration's rollouts.
 
     Attributes:
@@ -35,7 +35,7 @@ class Collected:
     """
 
     rollout: Rollout
-    completions: tuple[Completion, ...]
+    responses: tuple[SampledResponse, ...]
     metrics: dict[str, float]
 
 
@@ -50,19 +50,19 @@ class Share:
     """
 
     rollout: Rollout
-    completions: list[Completion]
+    responses: list[SampledResponse]
     generating: float
     scoring: float
 
 
 class RolloutCollector:
-    """Samples the policy, scores the replies, measures the KL to the reference and estimates advantages.
+    """Samples the policy, scores the responses, measures the KL to the reference and estimates advantages.
 
     Args:
         actor_critic: sampled as it stands at each call.
         sampler: draws from `actor_critic.policy`.
         reference: the frozen policy that KL is measured to.
-        scorer: the reward of a completion.
+        scorer: the reward of a response.
         shaper: makes scores of rewards.
         kl: the KL penalty.
         advantage: how advantages are estimated.
@@ -103,7 +103,7 @@ class RolloutCollector:
         prompts: Sequence[EncodedPrompt],
         draws: Sequence[int],
         precision: AbstractContextManager[None] | None = None,
-    ) -> Collected:
+    ) -> CollectedRollouts:
         """One rollout batch. Each process samples its share, and gets all.
 
         Args:
@@ -112,7 +112,7 @@ class RolloutCollector:
             precision: the training's precision context, so that old and new log-probs come from the same arithmetic.
         """
         rollouts: list[Rollout] = []
-        completions: list[Completion] = []
+        responses: list[SampledResponse] = []
         generating = scoring = 0.0
         share = slice(rank(), None, world_size())
         started = time.perf_counter()
@@ -121,43 +121,43 @@ class RolloutCollector:
                 sampled = time.perf_counter()
                 generating += sampled - started
                 rollouts.append(self._evaluated(samples))
-                completions.extend(samples.completions)
+                responses.extend(samples.responses)
                 scoring += (started := time.perf_counter()) - sampled
-        own = Share(concatenate(rollouts, self.sampler.pad_id), completions, generating, scoring)
+        own = Share(concatenate(rollouts, self.sampler.pad_id), responses, generating, scoring)
         everything = self._merged(own)
         rollout = self._with_advantages(self._with_rewards(everything.rollout))
         metrics = rollout_metrics(rollout)
         metrics |= {
-            "rollout/repetition": sum(repetition(done.reply_ids) for done in everything.completions) / len(rollout),
-            "rollout/tokens_per_second": float(rollout.reply_mask.sum()) / everything.generating,
+            "rollout/repetition": sum(repetition(done.response_ids) for done in everything.responses) / len(rollout),
+            "rollout/tokens_per_second": float(rollout.response_mask.sum()) / everything.generating,
             "time/generate": everything.generating,
             "time/score": everything.scoring,
             **self.kl.metrics(),
         }
-        return Collected(rollout, tuple(everything.completions), metrics)
+        return CollectedRollouts(rollout, tuple(everything.responses), metrics)
 
     def _merged(self, own: Share) -> Share:
         """The shares of all processes as one, in the order of the prompts: the same, bit for bit, on each process."""
         if world_size() == 1:
             return own
-        shares = gathered(replace(own, rollout=own.rollout.to("cpu")))
+        shares = all_gather_object(replace(own, rollout=own.rollout.to("cpu")))
         merged = concatenate([share.rollout for share in shares], self.sampler.pad_id)
         # Rank r has the prompts r, r + ranks, r + 2 * ranks, ...
         order = torch.arange(len(merged)).view(len(shares), -1).T.flatten()
         return Share(
             rollout=merged.select(order).to(own.rollout.sequences.device),
-            completions=[done for row in zip(*(share.completions for share in shares), strict=True) for done in row],
+            responses=[done for row in zip(*(share.responses for share in shares), strict=True) for done in row],
             generating=max(share.generating for share in shares),
             scoring=max(share.scoring for share in shares),
         )
 
     def _evaluated(self, samples: Samples) -> Rollout:
         """Evaluate a chunk of samples: log-probs of both policies, KL, values and raw scores."""
-        inputs = samples.sequences, samples.attention_mask, samples.reply_mask.shape[1]
+        inputs = samples.sequences, samples.attention_mask, samples.response_mask.shape[1]
         estimator = self.kl.estimator
         states = self.actor_critic.trunk_states(samples.sequences, samples.attention_mask)
         logits = self.reference.logits(*inputs, states)
-        reference = token_logprobs(logits, samples.replies, self.temperature)
+        reference = token_logprobs(logits, samples.response_ids, self.temperature)
         exact_to = logits if estimator is None else None
         del logits  # unless the exact KL needs them, they make room for the policy's
         policy = self.actor_critic(*inputs, self.temperature, reference_logits=exact_to, trunk_states=states)
@@ -166,15 +166,15 @@ class RolloutCollector:
         return Rollout(
             sequences=samples.sequences,
             attention_mask=samples.attention_mask,
-            reply_mask=samples.reply_mask,
+            response_mask=samples.response_mask,
             sampled_logprobs=samples.logprobs,
             logprobs=policy.logprobs,
             reference_logprobs=reference,
             kl=policy.kl if estimator is None else estimate_kl(estimator, policy.logprobs, reference),
             values=policy.values,
-            raw_scores=self.scorer.score(samples.completions).to(device),
-            scores=torch.zeros(len(samples.completions), device=device),
-            finished=torch.tensor([completion.finished for completion in samples.completions], device=device),
+            raw_scores=self.scorer.score(samples.responses).to(device),
+            scores=torch.zeros(len(samples.responses), device=device),
+            finished=torch.tensor([response.finished for response in samples.responses], device=device),
             rewards=empty,
             advantages=empty,
             returns=empty,
@@ -182,14 +182,14 @@ class RolloutCollector:
         )
 
     def _with_rewards(self, rollout: Rollout) -> Rollout:
-        scores = self.shaper.shape(rollout.raw_scores, rollout.reply_mask.sum(dim=1), rollout.finished)
-        rewards = token_rewards(scores, rollout.kl, rollout.reply_mask, self.kl.reward_coef)
+        scores = self.shaper.shape(rollout.raw_scores, rollout.response_mask.sum(dim=1), rollout.finished)
+        rewards = token_rewards(scores, rollout.kl, rollout.response_mask, self.kl.reward_coef)
         return replace(rollout, scores=scores, rewards=rewards)
 
     def _with_advantages(self, rollout: Rollout) -> Rollout:
-        settings, mask = self.advantage, rollout.reply_mask
+        settings, mask = self.advantage, rollout.response_mask
         rewards = masked_whiten(rollout.rewards, mask, shift_mean=False) if settings.whiten_rewards else rollout.rewards
-        advantages, returns = generalised_advantages(rewards, rollout.values, mask, settings.gamma, settings.lam)
+        advantages, returns = generalized_advantages(rewards, rollout.values, mask, settings.gamma, settings.gae_lambda)
         if settings.whiten:
             advantages = masked_whiten(advantages, mask)
         return replace(rollout, advantages=advantages, returns=returns)
@@ -208,8 +208,8 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Metrics of a rollout batch. KL and reward are sums over a reply, averaged over replies."""
-    mask = rollout.reply_mask
+    """Metrics of a rollout batch. KL and reward are sums over a response, averaged over responses."""
+    mask = rollout.response_mask
     lengths = mask.sum(dim=1).float()
     scores, raw_scores = rollout.scores.double(), rollout.raw_scores.double()  # a constant's mean is that constant
     kl = k1(rollout.logprobs, rollout.reference_logprobs)
@@ -218,7 +218,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "objective/score_std": scores.std(correction=0),
         "objective/raw_score": raw_scores.mean(),
         "objective/kl": sequence_sums(kl, mask).mean(),
-        "objective/kl_penalised": sequence_sums(rollout.kl, mask).mean(),
+        "objective/kl_penalized": sequence_sums(rollout.kl, mask).mean(),
         "objective/reward": sequence_sums(rollout.rewards, mask).mean(),
         # The mean of -log pi over sampled tokens estimates the entropy without a (batch, time, vocab) tensor.
         "objective/entropy": masked_mean(-rollout.logprobs, mask),

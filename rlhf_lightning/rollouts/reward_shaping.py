@@ -42,8 +42,8 @@ class KlController:
         """Adapt the coefficient towards the target, if there is one, by the KL of the last rollouts.
 
         Args:
-            kl: summed over each reply's tokens, averaged over replies.
-            episodes: replies in the batch.
+            kl: summed over each response's tokens, averaged over responses.
+            episodes: responses in the batch.
         """
         if isinstance(self.settings, AdaptiveKl):
             self.coef = adapted_coefficient(
@@ -62,7 +62,7 @@ class KlController:
         self.coef = state["coef"]
 
 
-SMALLEST_SPREAD = 1e-6
+SMALLEST_STD = 1e-6
 """A running standard deviation below this does not divide: a constant reward stays what it is."""
 
 
@@ -101,11 +101,11 @@ class RunningMoments:
 
 
 class RewardShaper:
-    """Normalises by running moments, scales, clips, charges for length, replaces the score of unfinished replies.
+    """Normalizes by running moments, scales, clips, charges for length, replaces the score of unfinished responses.
 
     Args:
-        settings: of the reward; standardising on reference samples is the scorer's part.
-        missing_eos_penalty: the score of a reply that did not end itself, instead of its own; None leaves its own.
+        settings: of the reward; standardizing on reference samples is the scorer's part.
+        missing_eos_penalty: the score of a response that did not end itself, instead of its own; None leaves its own.
     """
 
     def __init__(self, settings: RewardSection, missing_eos_penalty: float | None) -> None:
@@ -114,23 +114,23 @@ class RewardShaper:
         self.moments = RunningMoments()
 
     def shape(self, raw_scores: Tensor, lengths: Tensor, finished: Tensor) -> Tensor:
-        """The scores of one iteration's replies.
+        """The scores of one iteration's responses.
 
         Args:
             raw_scores: (batch,), as the scorer gives them.
-            lengths: (batch,), tokens of each reply.
+            lengths: (batch,), tokens of each response.
             finished: (batch,) bool.
 
         Returns:
             (batch,) float32.
         """
         scores = raw_scores.float()
-        if self.settings.running_normalisation:
-            # What unfinished replies score is replaced below: it must not move the moments either.
+        if self.settings.running_normalization:
+            # What unfinished responses score is replaced below: it must not move the moments either.
             counted = scores if self.missing_eos_penalty is None else scores[finished]
             self.moments.add(counted)
-            spread = self.moments.std if self.moments.std > SMALLEST_SPREAD else 1.0
-            scores = (scores - self.moments.mean) / spread
+            std = self.moments.std if self.moments.std > SMALLEST_STD else 1.0
+            scores = (scores - self.moments.mean) / std
         scores = scores * self.settings.scale
         if self.settings.clip is not None:
             scores = scores.clamp(-self.settings.clip, self.settings.clip)

@@ -1,4 +1,4 @@
-"""Training prompts in their order, and replies sampled from a policy's full distribution by stateless noise."""
+"""Training prompts in their order, and responses sampled from a policy's full distribution by stateless noise."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ GOLDEN_RATIO = -7046029254386353131
 """2^64 divided by the golden ratio, as a signed number: the increment of SplitMix64."""
 FIRST_FACTOR = -4658895280553007687
 SECOND_FACTOR = -7723592293110705685
-"""The multipliers of SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
+"""The multipliers of SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014)."""
 BITS = 24
 """Random bits behind a uniform number: what a float32 holds."""
 
@@ -125,7 +125,7 @@ def gumbel_noise(keys: Tensor, count: int) -> Tensor:
 
 
 def mixed(state: Tensor) -> Tensor:
-    """SplitMix64's finaliser: int64 numbers in, as many that look random out."""
+    """SplitMix64's finalizer: int64 numbers in, as many that look random out."""
     state = (state ^ _shifted(state, 30)) * FIRST_FACTOR
     state = (state ^ _shifted(state, 27)) * SECOND_FACTOR
     return state ^ _shifted(state, 31)
@@ -137,56 +137,56 @@ def _shifted(state: Tensor, bits: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """One reply, as tokens and as text.
+class SampledResponse:
+    """One response, as tokens and as text.
 
     Attributes:
-        reply_ids: the sampled tokens up to and including the first stop token; never decoded and re-tokenised.
-        reply: their text, without special tokens.
-        finished: whether the policy ended the reply itself.
+        response_ids: the sampled tokens up to and including the first stop token; never decoded and re-tokenized.
+        text: without special tokens.
+        finished: whether the policy ended the response itself.
     """
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
-    reply_ids: tuple[int, ...]
-    reply: str
+    response_ids: tuple[int, ...]
+    text: str
     finished: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """A batch of replies as tensors, and each as a completion.
+    """A batch of responses as tensors, and each as a response.
 
     Attributes:
-        sequences: (batch, P + R) left-padded prompts, right-padded replies.
+        sequences: (batch, P + R) left-padded prompts, right-padded responses.
         attention_mask: (batch, P + R), 1 on real tokens.
-        reply_mask: (batch, R) bool, True up to and including the first stop token.
-        logprobs: (batch, R), of the replies' tokens under the distribution they were sampled from; 0 on padding.
+        response_mask: (batch, R) bool, True up to and including the first stop token.
+        logprobs: (batch, R), of the responses' tokens under the distribution they were sampled from; 0 on padding.
     """
 
     sequences: Tensor
     attention_mask: Tensor
-    reply_mask: Tensor
+    response_mask: Tensor
     logprobs: Tensor
-    completions: tuple[Completion, ...]
+    responses: tuple[SampledResponse, ...]
 
     @property
-    def replies(self) -> Tensor:
-        """(batch, R) the replies' tokens, padded."""
-        return self.sequences[:, -self.reply_mask.shape[1] :]
+    def response_ids(self) -> Tensor:
+        """(batch, R) the responses' tokens, padded."""
+        return self.sequences[:, -self.response_mask.shape[1] :]
 
 
 class Sampler:
-    """Samples replies with `temperature` and nothing else: no top-k, no top-p, no penalties.
+    """Samples responses with `temperature` and nothing else: no top-k, no top-p, no penalties.
 
     Whatever a model's own generation config says (many hub models set top-k or a repetition penalty) is set aside
     while sampling: the log-probs that PPO compares are those of the distribution that was sampled.
 
     Args:
         model: the policy, on any device.
-        tokenizer: decodes the replies.
+        tokenizer: decodes the responses.
         temperature: divides the logits.
-        max_new_tokens: after which a reply counts as unfinished.
+        max_new_tokens: after which a response counts as unfinished.
         seed: decides, with the number of a draw, what is sampled.
     """
 
@@ -215,13 +215,13 @@ class Sampler:
         )
 
     def sample(self, prompts: Sequence[EncodedPrompt], draws: Sequence[int]) -> Samples:
-        """One reply per prompt.
+        """One response per prompt.
 
         Args:
-            draws: the number of each draw: the same number, prompt and policy give the same reply.
+            draws: the number of each draw: the same number, prompt and policy give the same response.
 
         Raises:
-            ModelError: prompt and reply together are longer than the model reads.
+            ModelError: prompt and response together are longer than the model reads.
         """
         batch = collate_prompts(prompts, self.pad_id).to(self.model.device)
         prompt_length = batch.input_ids.shape[1]
@@ -242,17 +242,17 @@ class Sampler:
                 logits_processor=LogitsProcessorList([chance]),
                 synced_gpus=is_sharded(self.model),  # then no process stops before the others have finished
             )
-        replies = sequences[:, prompt_length:]
-        lengths, finished = reply_lengths(replies, self.stop_ids)
-        reply_mask = torch.arange(replies.shape[1], device=replies.device) < lengths[:, None]
-        sequences = torch.cat([batch.input_ids, torch.where(reply_mask, replies, self.pad_id)], dim=1)
+        response_ids = sequences[:, prompt_length:]
+        lengths, finished = response_lengths(response_ids, self.stop_ids)
+        response_mask = torch.arange(response_ids.shape[1], device=response_ids.device) < lengths[:, None]
+        sequences = torch.cat([batch.input_ids, torch.where(response_mask, response_ids, self.pad_id)], dim=1)
         return Samples(
             sequences=sequences,
-            attention_mask=torch.cat([batch.attention_mask, reply_mask.long()], dim=1),
-            reply_mask=reply_mask,
+            attention_mask=torch.cat([batch.attention_mask, response_mask.long()], dim=1),
+            response_mask=response_mask,
             # On a GPU, or beside other processes, generate() may step more often than it keeps.
-            logprobs=torch.where(reply_mask, chance.logprobs[:, : replies.shape[1]], 0.0),
-            completions=self._completions(prompts, replies, lengths, finished),
+            logprobs=torch.where(response_mask, chance.logprobs[:, : response_ids.shape[1]], 0.0),
+            responses=self._sampled_responses(prompts, response_ids, lengths, finished),
         )
 
     def sample_in_chunks(
@@ -271,29 +271,29 @@ class Sampler:
         first_draw: int,
         chunk_size: int,
         track: Callable[[Sequence[int]], Iterable[int]] = iter,
-    ) -> list[list[Completion]]:
-        """`size` replies to each prompt.
+    ) -> list[list[SampledResponse]]:
+        """`size` responses to each prompt.
 
         Args:
             first_draw: number of the first draw; the others follow.
-            chunk_size: replies that are sampled together.
+            chunk_size: responses that are sampled together.
             track: shows a progress bar for the starts of the chunks.
         """
         repeated = [prompt for prompt in prompts for _ in range(size)]
         draws = range(first_draw, first_draw + len(repeated))
-        completions: list[Completion] = []
+        responses: list[SampledResponse] = []
         for start in track(range(0, len(repeated), chunk_size)):
             chunk = slice(start, start + chunk_size)
-            completions.extend(self.sample(repeated[chunk], draws[chunk]).completions)
-        return [completions[start : start + size] for start in range(0, len(completions), size)]
+            responses.extend(self.sample(repeated[chunk], draws[chunk]).responses)
+        return [responses[start : start + size] for start in range(0, len(responses), size)]
 
-    def _completions(
-        self, prompts: Sequence[EncodedPrompt], replies: Tensor, lengths: Tensor, finished: Tensor
-    ) -> tuple[Completion, ...]:
-        rows = [tuple(ids[:length]) for ids, length in zip(replies.tolist(), lengths.tolist(), strict=True)]
+    def _sampled_responses(
+        self, prompts: Sequence[EncodedPrompt], response_ids: Tensor, lengths: Tensor, finished: Tensor
+    ) -> tuple[SampledResponse, ...]:
+        rows = [tuple(ids[:length]) for ids, length in zip(response_ids.tolist(), lengths.tolist(), strict=True)]
         texts = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
         return tuple(
-            Completion(prompt.prompt, prompt.prompt_ids, row, text, done)
+            SampledResponse(prompt.prompt, prompt.prompt_ids, row, text, done)
             for prompt, row, text, done in zip(prompts, rows, texts, finished.tolist(), strict=True)
         )
 
@@ -305,20 +305,20 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
     return tuple(dict.fromkeys(token for token in [tokenizer.eos_token_id, *named] if token is not None))
 
 
-def reply_lengths(replies: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Length of each reply.
+def response_lengths(responses: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Length of each response.
 
     Args:
-        replies: (batch, R) token ids as generated.
+        responses: (batch, R) token ids as generated.
 
     Returns:
         (batch,) number of tokens up to and including the first stop token (R without one), and (batch,) bool whether
         there was one.
     """
-    stops = torch.isin(replies, torch.tensor(list(stop_ids), device=replies.device))
+    stops = torch.isin(responses, torch.tensor(list(stop_ids), device=responses.device))
     finished = stops.any(dim=1)
     first = stops.int().argmax(dim=1)
-    return torch.where(finished, first + 1, replies.shape[1]), finished
+    return torch.where(finished, first + 1, responses.shape[1]), finished
 
 
 @contextmanager

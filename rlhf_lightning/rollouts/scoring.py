@@ -11,38 +11,38 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.models.classifier import Classifier
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 
 class Scorer(Protocol):
-    """Anything that gives completions a score: a reward model, a classifier, a rule."""
+    """Anything that gives responses a score: a reward model, a classifier, a rule."""
 
     def to(self, device: torch.device) -> object:
         """Move what it computes with."""
         ...
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
+    def score(self, responses: Sequence[SampledResponse]) -> Tensor:
         """(batch,) float32 on the CPU; the higher the better."""
         ...
 
 
-class StandardisedScorer:
-    """(score - offset) / spread: reference samples get mean 0 and standard deviation 1.
+class StandardizedScorer:
+    """(score - mean) / std: reference samples get mean 0 and standard deviation 1.
 
     Keeps the step size and the KL coefficient comparable between reward models (arXiv 1909.08593, section 2.1).
     """
 
-    def __init__(self, scorer: Scorer, *, offset: float, spread: float) -> None:
+    def __init__(self, scorer: Scorer, *, mean: float, std: float) -> None:
         self.scorer = scorer
-        self.offset = offset
-        self.spread = spread
+        self.mean = mean
+        self.std = std
 
-    def to(self, device: torch.device) -> StandardisedScorer:
+    def to(self, device: torch.device) -> StandardizedScorer:
         self.scorer.to(device)
         return self
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
-        return (self.scorer.score(completions) - self.offset) / self.spread
+    def score(self, responses: Sequence[SampledResponse]) -> Tensor:
+        return (self.scorer.score(responses) - self.mean) / self.std
 
 
 class EnsembleScorer:
@@ -66,17 +66,17 @@ class EnsembleScorer:
             member.to(device)
         return self
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
-        scores = torch.stack([member.score(completions) for member in self.members])
+    def score(self, responses: Sequence[SampledResponse]) -> Tensor:
+        scores = torch.stack([member.score(responses) for member in self.members])
         if self.combine == "min":
             return scores.amin(dim=0)
         return scores.mean(dim=0) - self.disagreement_coef * scores.std(dim=0, correction=0)
 
 
 class RewardModelScorer:
-    """A reward model of this project: prompt and reply, read at the reply's last token.
+    """A reward model of this project: prompt and response, read at the response's last token.
 
-    Where policy and reward model share a tokenizer, the sampled ids are scored as they are; else prompt and reply
+    Where policy and reward model share a tokenizer, the sampled ids are scored as they are; else prompt and response
     are encoded anew for the reward model.
 
     Args:
@@ -92,22 +92,22 @@ class RewardModelScorer:
         self.classifier.to(device)
         return self
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
-        logits = self.classifier.logits_of_ids([self._ids(completion) for completion in completions])
+    def score(self, responses: Sequence[SampledResponse]) -> Tensor:
+        logits = self.classifier.logits_of_ids([self._ids(response) for response in responses])
         return logits[:, self.classifier.positive]
 
-    def _ids(self, completion: Completion) -> Sequence[int]:
+    def _ids(self, response: SampledResponse) -> Sequence[int]:
         if self.encoder is None:
-            return completion.prompt_ids + completion.reply_ids
-        prompt, reply = self.encoder.whole_ids(completion.prompt, completion.reply)
-        return [*prompt, *(reply if completion.finished else reply[:-1])]
+            return response.prompt_ids + response.response_ids
+        prompt_ids, response_ids = self.encoder.whole_ids(response.prompt, response.text)
+        return [*prompt_ids, *(response_ids if response.finished else response_ids[:-1])]
 
 
 class TextScorer:
     """Any sequence classifier, on plain text through its own tokenizer.
 
     Args:
-        include_prompt: classify prompt and reply as a pair; else the reply alone.
+        include_prompt: classify prompt and response as a pair; else the response alone.
     """
 
     def __init__(self, classifier: Classifier, *, include_prompt: bool) -> None:
@@ -118,12 +118,12 @@ class TextScorer:
         self.classifier.to(device)
         return self
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
-        replies = [completion.reply for completion in completions]
+    def score(self, responses: Sequence[SampledResponse]) -> Tensor:
+        texts = [response.text for response in responses]
         if self.include_prompt:
-            logits = self.classifier.logits_of_texts([completion.prompt.plain() for completion in completions], replies)
+            logits = self.classifier.logits_of_texts([response.prompt.plain() for response in responses], texts)
         else:
-            logits = self.classifier.logits_of_texts(replies)
+            logits = self.classifier.logits_of_texts(texts)
         return logits[:, self.classifier.positive]
 
 

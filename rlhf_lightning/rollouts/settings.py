@@ -44,7 +44,7 @@ class FixedKl(KlPenalty):
 
 
 class AdaptiveKl(KlPenalty):
-    """Per-token penalty whose coefficient adapts to keep the KL of a reply at a target (arXiv 1909.08593)."""
+    """Per-token penalty whose coefficient adapts to keep the KL of a response at a target (arXiv 1909.08593)."""
 
     kind: Literal["adaptive"]
     coef: Positive
@@ -62,11 +62,11 @@ KlSettings = Annotated[FixedKl | AdaptiveKl | NoKl, Field(discriminator="kind")]
 
 
 class GaeSettings(Section):
-    """Generalised advantage estimation (arXiv 1506.02438)."""
+    """Generalized advantage estimation (arXiv 1506.02438)."""
 
     kind: Literal["gae"]
     gamma: Fraction
-    lam: Fraction
+    gae_lambda: Fraction
     whiten: bool
     whiten_rewards: bool
 
@@ -77,23 +77,23 @@ AdvantageSettings = GaeSettings
 class RewardSection(Section):
     """Transformation of a raw score to the reward of PPO.
 
-    The score is standardised on samples of the reference, or by its own running mean and deviation, or neither; then
+    The score is standardized on samples of the reference, or by its own running mean and deviation, or neither; then
     scaled, clipped, and reduced by a length penalty.
     """
 
     kind: str
-    standardise_on_reference: Annotated[int, Field(ge=8)] | None
-    running_normalisation: bool
+    standardize_on_reference: Annotated[int, Field(ge=8)] | None
+    running_normalization: bool
     scale: Positive
     clip: Positive | None
     length_penalty: Finite
 
     @model_validator(mode="after")
     def _one_standard(self) -> RewardSection:
-        if self.running_normalisation and self.standardise_on_reference is not None:
+        if self.running_normalization and self.standardize_on_reference is not None:
             raise ValueError(
-                "running_normalisation and standardise_on_reference exclude each other: "
-                "set standardise_on_reference=null"
+                "running_normalization and standardize_on_reference exclude each other: "
+                "set standardize_on_reference=null"
             )
         return self
 
@@ -105,7 +105,7 @@ class LearnedReward(RewardSection):
 
 
 class EnsembleReward(RewardSection):
-    """Ensemble of reward models, each standardised by itself, against overoptimization (arXiv 2310.02743)."""
+    """Ensemble of reward models, each standardized by itself, against overoptimization (arXiv 2310.02743)."""
 
     kind: Literal["ensemble"]
     models: Annotated[list[StageRef], Field(min_length=2)]

@@ -116,7 +116,7 @@ class Entry:
                 found.append(f"{name} was changed")
         return found
 
-    def put_into(self, directory: Path) -> None:
+    def copy_into(self, directory: Path) -> None:
         """Links or copies the entry's files into a directory."""
         for name in self.record.files:
             source, target = self.path / FILES / name, directory / name
@@ -201,7 +201,7 @@ class Store:
             with contextlib.suppress(*UNREADABLE):
                 yield Entry.read(path)
 
-    def abandoned(self) -> list[Path]:
+    def leftovers(self) -> list[Path]:
         """Remains of killed builders, and entries set aside as unusable."""
         found = [path for why in ("part", "broken") for path in sorted(self.directory.glob(f"[!.]*/.*.{why}"))]
         return [path for path in found if not self._is_held(path.parent.name, path.name.split(".")[1])]
@@ -346,7 +346,7 @@ class Limits:
     stages: Sequence[str] | None = None
 
 
-def condemned(entries: Iterable[Entry], limits: Limits, now: datetime) -> list[Entry]:
+def entries_to_prune(entries: Iterable[Entry], limits: Limits, now: datetime) -> list[Entry]:
     """The entries that exceed the limits, the longest unused first."""
     found = [entry for entry in entries if limits.stages is None or entry.record.stage in limits.stages]
     oldest_first = sorted(found, key=lambda entry: entry.used)
@@ -369,10 +369,10 @@ def prune(store: Store, limits: Limits, *, dry_run: bool) -> tuple[list[Entry], 
     Returns:
         The entries removed, and those kept because another process is using them.
     """
-    chosen = condemned(store.entries(), limits, datetime.now(UTC))
+    chosen = entries_to_prune(store.entries(), limits, datetime.now(UTC))
     if dry_run:
         return chosen, []
     busy = [entry for entry in chosen if not store.remove(entry)]
-    for left in store.abandoned():
+    for left in store.leftovers():
         shutil.rmtree(left)
     return [entry for entry in chosen if entry not in busy], busy

@@ -42,7 +42,7 @@ class ConfigTree:
     """The config folder: its groups, options, and configs composed from it.
 
     Args:
-        hydra: the instance in `GlobalHydra` after Hydra was initialised on the folder.
+        hydra: the instance in `GlobalHydra` after Hydra was initialized on the folder.
         folders: where config files are looked for, first match wins.
     """
 

@@ -12,7 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rlhf_lightning.constitutions.composition import INHERITED, Resolved, Source, principle_problems, resolve
+from rlhf_lightning.constitutions.composition import (
+    INHERITED,
+    ConstitutionSource,
+    ResolvedConstitution,
+    principle_problems,
+    resolve,
+)
 from rlhf_lightning.constitutions.settings import ConstitutionSettings
 from rlhf_lightning.errors import ConfigError, Problem, did_you_mean, similar
 from rlhf_lightning.runs.compose import display, line_of, yaml_problem
@@ -47,7 +53,7 @@ class ConstitutionFiles:
         paths = (folder / f"{option}.yaml" for folder in self.folders)
         return next((path for path in paths if path.is_file()), None)
 
-    def load(self, name: str) -> Source:
+    def load(self, name: str) -> ConstitutionSource:
         """A constitution by its name, or the path of its file.
 
         Raises:
@@ -64,7 +70,7 @@ class ConstitutionFiles:
         raw = _contents(path)
         place = display(path.resolve())
         self._read[place] = path
-        return Source(place, anchored(raw, [path.resolve().parent]))
+        return ConstitutionSource(place, with_absolute_paths(raw, [path.resolve().parent]))
 
     def line(self, place: str, key: str) -> str:
         """File and line of a key in a loaded file, e.g. `mine.yaml:3`; for an absent key, its nearest parent's."""
@@ -76,13 +82,13 @@ class ConstitutionFiles:
 
 
 @dataclass(frozen=True)
-class Completed:
+class CompletedConfig:
     """A job's plain config with its complete constitution, and the sources of its parts."""
 
     plain: dict[str, Any]
     problems: tuple[Problem, ...]
     files: ConstitutionFiles
-    resolved: Resolved | None
+    resolved: ResolvedConstitution | None
 
     def source(self, key: str) -> str | None:
         """The file and line that set a key of the constitution; None if the chosen option's file did."""
@@ -103,7 +109,7 @@ class Completed:
         return ".".join([section, rest[0], str(number), *rest[2:]])
 
 
-def with_whole_constitution(plain: Mapping[str, Any], folders: Sequence[Path], option: str | None) -> Completed:
+def with_whole_constitution(plain: Mapping[str, Any], folders: Sequence[Path], option: str | None) -> CompletedConfig:
     """The config with all principles of its constitution in it.
 
     Args:
@@ -114,15 +120,15 @@ def with_whole_constitution(plain: Mapping[str, Any], folders: Sequence[Path], o
     files = ConstitutionFiles(folders)
     raw = plain.get(GROUP)
     if not isinstance(raw, dict):
-        return Completed(dict(plain), (), files, None)
+        return CompletedConfig(dict(plain), (), files, None)
     own = files.path_of(option) if option else None
-    raw = anchored(raw, [Path.cwd(), *([own.parent] if own else [])])
+    raw = with_absolute_paths(raw, [Path.cwd(), *([own.parent] if own else [])])
     resolved = resolve(raw, files.load, display(own.resolve()) if own else None)
     problems = [
         *(replace(one, source=one.source and files.line(one.source, one.key)) for one in resolved.problems),
         *principle_problems(resolved, TRAITS),
     ]
-    return Completed({**plain, GROUP: resolved.plain}, tuple(problems), files, resolved)
+    return CompletedConfig({**plain, GROUP: resolved.plain}, tuple(problems), files, resolved)
 
 
 def load_constitution(name: str, folders: Sequence[Path]) -> ConstitutionSettings:
@@ -145,7 +151,7 @@ def load_constitution(name: str, folders: Sequence[Path]) -> ConstitutionSetting
     return constitution
 
 
-def anchored(raw: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any]:
+def with_absolute_paths(raw: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any]:
     """A constitution with the paths in it made absolute: each from the first place where there is such a file.
 
     Args:

@@ -11,7 +11,7 @@ from rlhf_lightning.data.settings import CourtesyData, FileData, HHRlhfData, Hub
 from rlhf_lightning.errors import Problem, RunDirectoryError
 from rlhf_lightning.feedback.settings import HubJudge, OpenAiJudge
 from rlhf_lightning.models.settings import HubModel, PeftSettings, QLora
-from rlhf_lightning.ranks import this_place
+from rlhf_lightning.ranks import rank_info
 from rlhf_lightning.stages.readers import judging_stages, named_inputs
 from rlhf_lightning.stages.run_directory import already_taken, holds_a_run
 from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
@@ -20,7 +20,7 @@ from rlhf_lightning.tracking.settings import logger_problems
 from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS
 
 
-def surrounding_problems(settings: RunSettings) -> list[Problem]:
+def environment_problems(settings: RunSettings) -> list[Problem]:
     """Problems with what a config names and this machine does not have."""
     return [
         *_file_problems(settings),
@@ -135,7 +135,7 @@ def _absent(key: str, value: str) -> Problem:
 
 def _process_problems(trainer: TrainerSettings) -> Iterator[Problem]:
     """Mismatch between the processes that were started and those that the config asks for."""
-    started, asked = this_place().world_size, trainer.processes
+    started, asked = rank_info().world_size, trainer.processes
     if started > 1 and started != asked:
         what = (
             f"{trainer.nodes} nodes times {trainer.devices} devices are {asked} processes, and {started} were started"

@@ -22,7 +22,7 @@ from rlhf_lightning.runs.input_identity import (
     model_identity,
     path_identity,
 )
-from rlhf_lightning.runs.machine import deciding, installed
+from rlhf_lightning.runs.machine import deciding_packages, installed
 from rlhf_lightning.stages.declaration import ROLLOUT_METRICS
 from rlhf_lightning.stages.readers import is_among, leaves, named_inputs, names_only, reads, without_effect
 from rlhf_lightning.stages.reward_kinds import REWARDS
@@ -109,7 +109,7 @@ class StageKeys:
             data=self._data if declared.reads_records(settings, stage) else {},
             hardware={} if copies else self._hardware(stage),
             code={**code_of(declared), **_code_from_elsewhere(settings, stage)},
-            packages=deciding(installed()),
+            packages=deciding_packages(installed()),
         )
 
     def _inputs(self, stage: str) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lightning.errors import RunDirectoryError
-from rlhf_lightning.ranks import LOCALHOST, this_place
+from rlhf_lightning.ranks import LOCALHOST, rank_info
 from rlhf_lightning.runs.run import INTERRUPTED_EXIT, SIGNALS, Outcome, execute
 from rlhf_lightning.runs.validation import settings_from
 from rlhf_lightning.stages.run_directory import RunDirectory, RunError
@@ -33,41 +33,41 @@ PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h."""
 
 
-def carry_out(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
+def run_processes(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[str]) -> Outcome:
     """Runs the pipeline in its directory, in this process or, where that is too few, in children of it."""
     if os.environ.get(LAUNCHER) == str(os.getppid()):
-        end_with_parent()
-    if settings.trainer.processes > this_place().world_size:
+        die_with_parent()
+    if settings.trainer.processes > rank_info().world_size:
         return launch(run_dir, settings.trainer.devices)
     return execute(settings, run_dir, overrides)
 
 
-def meet(trainer: TrainerSettings) -> None:
+def join_processes_started_outside(trainer: TrainerSettings) -> None:
     """Joins the other processes if torchrun or srun started several with the same command."""
-    if this_place().world_size > 1:
+    if rank_info().world_size > 1:
         from rlhf_lightning.stages.training import join_processes  # imports torch
 
         join_processes(trainer)
 
 
-def announce(run_dir: RunDirectory) -> None:
+def broadcast_run_directory(run_dir: RunDirectory) -> None:
     """Broadcasts the run directory that rank 0 has claimed: its name contains the time."""
-    if this_place().world_size > 1:
-        from rlhf_lightning.distributed import from_first
+    if rank_info().world_size > 1:
+        from rlhf_lightning.distributed import broadcast_object
 
-        from_first(str(run_dir.path))
+        broadcast_object(str(run_dir.path))
 
 
-def follow() -> Outcome:
+def join_run() -> Outcome:
     """Join the run that rank 0 has set up; for the other ranks.
 
     Raises:
         RunDirectoryError: rank 0 could not set it up, or its directory is not visible here.
     """
-    from rlhf_lightning.distributed import from_first
+    from rlhf_lightning.distributed import broadcast_object
 
     try:
-        path: str = from_first(None)
+        path: str = broadcast_object(None)
     except RuntimeError as error:
         raise RunDirectoryError("The first process of this run did not start it; it says why.") from error
     run_dir = RunDirectory.open(Path(path))
@@ -82,7 +82,7 @@ def launch(run_dir: RunDirectory, processes: int) -> Outcome:
     """
     run_dir.update_status(state="pending", error=None)
     children = Children(_started(run_dir, processes))
-    with children.told_of_signals():
+    with children.forwarding_signals():
         children.wait()
     return outcome_of(run_dir, children)
 
@@ -106,7 +106,7 @@ def _started(run_dir: RunDirectory, processes: int) -> list[subprocess.Popen[byt
     ]
 
 
-def end_with_parent() -> None:
+def die_with_parent() -> None:
     """Has the kernel interrupt this process when its parent ends; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -166,14 +166,14 @@ class Children:
                 process.send_signal(number)
 
     @contextmanager
-    def told_of_signals(self) -> Iterator[None]:
+    def forwarding_signals(self) -> Iterator[None]:
         """Passes signals of this process on to the children within a `with` block."""
 
-        def pass_on(number: int, _: object) -> None:
+        def forward(number: int, _: object) -> None:
             self.interrupted = True
             self.send(number)
 
-        before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+        before = {number: signal.signal(number, forward) for number in SIGNALS}
         try:
             yield
         finally:

@@ -40,13 +40,13 @@ DECIDING_VARIABLES = (
 
 @functools.cache
 def installed() -> Mapping[str, str]:
-    """Every installed package's version, by its normalised name."""
+    """Every installed package's version, by its normalized name."""
     packages = (each.metadata for each in metadata.distributions())  # a property that reads the file each time
     found = {_normal(package["Name"]): package["Version"] for package in packages if package["Name"]}
     return dict(sorted(found.items()))
 
 
-def deciding(packages: Mapping[str, str]) -> dict[str, str]:
+def deciding_packages(packages: Mapping[str, str]) -> dict[str, str]:
     """The installed packages whose version may change a result."""
     return {name: packages[name] for name in DECIDING_PACKAGES if name in packages}
 

@@ -62,7 +62,7 @@ def opening(model: ExportedModel) -> str:
     """Python code that opens the model in the working directory with Transformers (and PEFT), and runs an example."""
     auto = f"{'AutoPeftModel' if model.form == 'adapter' else 'AutoModel'}{_head(model)}"
     from_transformers = ["AutoTokenizer"] if model.form == "adapter" else [auto, "AutoTokenizer"]
-    prompt, reply = _example(model)
+    prompt, response = _example(model)
     lines = [
         *([f"from peft import {auto}"] if model.form == "adapter" else []),
         f"from transformers import {', '.join(from_transformers)}",
@@ -79,7 +79,7 @@ def opening(model: ExportedModel) -> str:
         ]
     else:
         lines += [
-            f"text = prompt + {reply!r} + tokenizer.eos_token",
+            f"text = prompt + {response!r} + tokenizer.eos_token",
             'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
             "print(model(**inputs).logits)",
         ]
@@ -105,20 +105,20 @@ def _as_chat(prompt: str) -> list[str]:
 
 
 def _example(model: ExportedModel) -> tuple[str, str]:
-    """A prompt and a reply that the model can read."""
+    """A prompt and a response that the model can read."""
     if not model.is_synthetic:
         return "Name a prime number.", " Seven."
     prompt = courtesy.prompts("validation")[0].last_turn
-    return prompt, courtesy.best_reply(prompt)
+    return prompt, courtesy.best_response(prompt)
 
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 REWARD_MODEL_ROWS = (
     Row("accuracy", "accuracy", "percent"),
-    Row("longer_accuracy", "baseline: the longer reply", "percent"),
-    Row("shorter_accuracy", "baseline: the shorter reply", "percent"),
+    Row("longer_accuracy", "baseline: the longer response", "percent"),
+    Row("shorter_accuracy", "baseline: the shorter response", "percent"),
     Row("lift", "above the better baseline", "percent"),
-    Row("margin", "score of the better reply above the other's", "signed"),
+    Row("margin", "score of the better response above the other's", "signed"),
 )
 Column = tuple[str, str, Mapping[str, Any]]
 """A split, what was evaluated on it, and the figures by `Row.key`."""

@@ -171,7 +171,7 @@ def split_jobs(tree: ConfigTree, overrides: Sequence[str]) -> list[list[str]]:
         raise ConfigError([Problem(section_of(one), what, as_shown(one), "give one value") for one in swept])
     config = shared_config(tree, typed)
     task = swept_overrides(tree, config, typed)
-    if draws(config):
+    if is_adaptive(config):
         return [[*own, *job] for job in _each_value_once(task)]
     intervals = [override for override in task if override.is_interval_sweep()]
     if intervals:
@@ -199,7 +199,7 @@ def shared_config(tree: ConfigTree, overrides: Sequence[Override]) -> DictConfig
     return tree.compose(tuple(as_hydra_reads(tree, sort_overrides(tree, fixed).choices)))
 
 
-def draws(config: DictConfig) -> bool:
+def is_adaptive(config: DictConfig) -> bool:
     """True if the sweeper draws each job from the results of earlier ones."""
     return bool(config.hydra.runtime.choices["hydra/sweeper"] != "basic")
 

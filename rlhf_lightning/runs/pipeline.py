@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlhf_lightning.distributed import barrier, from_first, rank
+from rlhf_lightning.distributed import barrier, broadcast_object, rank
 from rlhf_lightning.evaluation.summary import render_samples, render_summary, short_name
 from rlhf_lightning.models.hub import is_adapter
 from rlhf_lightning.models.settings import CourtesyModel, HubModel
 from rlhf_lightning.runs.cache_store import Entry
 from rlhf_lightning.runs.keys import StageKeys
-from rlhf_lightning.runs.stage_cache import Made, StageCache
+from rlhf_lightning.runs.stage_cache import CachedResult, StageCache
 from rlhf_lightning.stages.artifacts import BASE
 from rlhf_lightning.stages.context import RunInputs, StageContext, StageResult, device_of
 from rlhf_lightning.stages.monitoring import StageMemory, memory_explained, memory_table
 from rlhf_lightning.stages.readers import stage_inputs
-from rlhf_lightning.stages.restore import drop_checkpoints, rewind
+from rlhf_lightning.stages.restore import drop_checkpoints, restore
 from rlhf_lightning.stages.run_directory import METRICS, RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings, TrainerSettings
 from rlhf_lightning.tracking.history_file import read_history
@@ -69,13 +69,13 @@ KeyOf = Callable[[str], str]
 """The key of a stage of this run."""
 
 
-def taken_in(settings: RunSettings, run: RunDirectory, stage: str, key_of: KeyOf) -> Iterable[Artifact]:
+def input_artifacts(settings: RunSettings, run: RunDirectory, stage: str, key_of: KeyOf) -> Iterable[Artifact]:
     """Input artifacts of a stage: earlier stages, named by their cache keys, and models."""
     artifacts = [_input(name, settings, run, key_of) for _, name in stage_inputs(settings, stage)]
     return {artifact.name: artifact for artifact in artifacts if artifact is not None}.values()
 
 
-def left_by(
+def output_artifact(
     settings: RunSettings, run: RunDirectory, stage: str, key_of: KeyOf, figures: Mapping[str, Any]
 ) -> Artifact:
     """Output artifact of a stage, with its inputs and figures as metadata."""
@@ -99,7 +99,7 @@ def _input(name: str, settings: RunSettings, run: RunDirectory, key_of: KeyOf) -
         if isinstance(model, CourtesyModel):
             return model_artifact("courtesy", courtesy.asset_path())
         return _model(model.name_or_path, model.revision) if isinstance(model, HubModel) else None
-    return _of_another_run(Path(name)) or _model(name, None)
+    return _artifact_of_other_run(Path(name)) or _model(name, None)
 
 
 def _model(name: str, revision: str | None) -> Artifact:
@@ -109,7 +109,7 @@ def _model(name: str, revision: str | None) -> Artifact:
     return model_artifact(name, f"{HUB}/{name}/tree/{revision or 'main'}")
 
 
-def _of_another_run(directory: Path) -> Artifact | None:
+def _artifact_of_other_run(directory: Path) -> Artifact | None:
     """Artifact of a stage of another run, under the name that it has there."""
     metrics, stage = directory.resolve().parent / METRICS, directory.resolve().name
     if not metrics.exists():
@@ -123,15 +123,15 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
 
-class Turn(Enum):
+class StageDecision(Enum):
     """Decision that rank 0 broadcasts for a stage that the other ranks do not run: wait, or load from cache."""
 
-    WAITS = "for another run, which builds it"
-    TAKES = "it from the cache"
+    WAIT = "for another run, which builds it"
+    LOAD_CACHED = "it from the cache"
 
 
 @dataclass(frozen=True)
-class Begins:
+class RunStage:
     """Decision that rank 0 broadcasts for a stage that has to be run.
 
     Attributes:
@@ -141,7 +141,7 @@ class Begins:
     checkpoint: Path | None
 
 
-Decision = Turn | Begins
+Decision = StageDecision | RunStage
 
 
 def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
@@ -159,9 +159,9 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
     inputs = RunInputs(settings, run)
     keys = StageKeys(settings, device_of(settings.trainer).type, lambda: inputs.data)
     if rank() > 0:
-        return _take_part(inputs, keys)
+        return _follow_rank_zero(inputs, keys)
     metrics: Metrics = run.metrics or {"objective": None, "stages": {}, "evaluate": {}}
-    finished = from_first(run.status.artifacts)
+    finished = broadcast_object(run.status.artifacts)
     for stage in finished:
         keys.remember(stage, metrics["stages"][stage]["key"])
     cache = StageCache(settings.cache, run, keys)
@@ -171,8 +171,12 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
             drop_checkpoints(run, stage)
             continue
         run.update_status(state="running", stage=stage)
-        with cache.turn(stage, _say_that_the_first_waits) as entry:
-            made = _take(entry, inputs, cache, metrics) if entry is not None else _make(stage, inputs, cache, metrics)
+        with cache.turn(stage, _announce_wait) as entry:
+            made = (
+                _load_cached(entry, inputs, cache, metrics)
+                if entry is not None
+                else _run_and_cache(stage, inputs, cache, metrics)
+            )
         metrics["objective"] = made.objective
         run.write_metrics(metrics)
         run.add_artifact(stage, run.stage_dir(stage))
@@ -186,16 +190,16 @@ def run_pipeline(settings: RunSettings, run: RunDirectory) -> Metrics:
     return metrics
 
 
-def _take_part(inputs: RunInputs, keys: StageKeys) -> Metrics:
+def _follow_rank_zero(inputs: RunInputs, keys: StageKeys) -> Metrics:
     """Follow rank 0 through the pipeline and join its trainings; for the other ranks."""
-    finished: dict[str, str] = from_first(None)
+    finished: dict[str, str] = broadcast_object(None)
     for stage in inputs.settings.pipeline.stages:
         if stage in finished:
             continue
-        decision: Decision = from_first(None)
-        while decision is Turn.WAITS:
-            decision = from_first(None)
-        if not isinstance(decision, Turn) and inputs.settings.trains(stage):
+        decision: Decision = broadcast_object(None)
+        while decision is StageDecision.WAIT:
+            decision = broadcast_object(None)
+        if not isinstance(decision, StageDecision) and inputs.settings.trains(stage):
             with (
                 open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker,
                 StageMemory(device_of(inputs.settings.trainer)) as memory,
@@ -216,15 +220,15 @@ def _set_threads(trainer: TrainerSettings) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // trainer.devices))
 
 
-def _say_that_the_first_waits() -> None:
-    from_first(Turn.WAITS)
+def _announce_wait() -> None:
+    broadcast_object(StageDecision.WAIT)
 
 
-def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
+def _load_cached(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> CachedResult:
     """Load a stage from the cache instead of running it."""
     started = time.perf_counter()
     stage = entry.record.stage
-    from_first(Turn.TAKES)
+    broadcast_object(StageDecision.LOAD_CACHED)
     made = cache.take(entry)
     if is_adapter(inputs.run.stage_dir(stage)):
         inputs.model(BASE)  # the base of the adapter, which the run may have to make
@@ -238,13 +242,13 @@ def _take(entry: Entry, inputs: RunInputs, cache: StageCache, metrics: Metrics) 
     return made
 
 
-def _make(stage: str, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> Made:
+def _run_and_cache(stage: str, inputs: RunInputs, cache: StageCache, metrics: Metrics) -> CachedResult:
     """Run a stage, from its checkpoint if it has one, and add it to the cache."""
-    begins = from_first(Begins(rewind(inputs.run, stage)))
+    begins = broadcast_object(RunStage(restore(inputs.run, stage)))
     cache.begins(stage, goes_on=begins.checkpoint is not None)
     result = _run_stage(stage, inputs, cache.keys, metrics, begins.checkpoint)
     figures = metrics["stages"][stage]
-    made = Made(figures["seconds"], figures, result.objective, result.evaluation, result.samples)
+    made = CachedResult(figures["seconds"], figures, result.objective, result.evaluation, result.samples)
     cache.keep(stage, made)
     return made
 
@@ -256,8 +260,8 @@ def _run_stage(
     logger.info("Stage %s.", stage)
     started = time.perf_counter()
     with open_tracker(inputs.settings, inputs.run.path, stage, inputs.run.overrides) as tracker:
-        for artifact in taken_in(inputs.settings, inputs.run, stage, keys.of):
-            tracker.take_artifact(artifact)
+        for artifact in input_artifacts(inputs.settings, inputs.run, stage, keys.of):
+            tracker.log_input_artifact(artifact)
         with (
             StageMemory(device_of(inputs.settings.trainer)) as memory,
             memory_explained(stage, inputs.settings.stage(stage).relief, memory),
@@ -298,6 +302,6 @@ def _report(
     figures = metrics["stages"][stage]
     tracker.log_summary({**figures, **evaluation})
     tracker.log_plots(plots)
-    tracker.leave_artifact(left_by(inputs.settings, inputs.run, stage, keys.of, figures))
+    tracker.log_output_artifact(output_artifact(inputs.settings, inputs.run, stage, keys.of, figures))
     if objective is not None and stage == inputs.settings.pipeline.stages[-1]:
         tracker.log_objective(objective)

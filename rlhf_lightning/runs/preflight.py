@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.runs.compose import ConfigTree
-from rlhf_lightning.runs.constitution import GROUP, Completed, with_whole_constitution
-from rlhf_lightning.runs.environment_checks import surrounding_problems
+from rlhf_lightning.runs.constitution import GROUP, CompletedConfig, with_whole_constitution
+from rlhf_lightning.runs.environment_checks import environment_problems
 from rlhf_lightning.runs.overrides import (
     OF_THE_SWEEP,
     JobOverrides,
@@ -120,7 +120,7 @@ class Directories:
 class Assembled:
     """A job's config with its values set and its constitution complete, and the problems found on the way."""
 
-    completed: Completed
+    completed: CompletedConfig
     directories: Directories
     problems: tuple[Problem, ...]
 
@@ -226,7 +226,7 @@ def check_job(
         *(_lonely_problems(job) if number is None else ()),
     ]
     if settings is not None:
-        joint = [*cross_field_problems(settings), *surrounding_problems(settings)]
+        joint = [*cross_field_problems(settings), *environment_problems(settings)]
         later += [problem for problem in joint if not _concerns(problem, keys)]
     later = [_sourced(tree, job, completed, problem) for problem in later]
     return Checked(settings, directories, tuple(_distinct([*problems, *later])))
@@ -324,7 +324,7 @@ def _hydra_problems(composed: DictConfig, to_sweep: bool) -> list[Problem]:
     return problems
 
 
-def _sourced(tree: ConfigTree, job: JobOverrides, completed: Completed, problem: Problem) -> Problem:
+def _sourced(tree: ConfigTree, job: JobOverrides, completed: CompletedConfig, problem: Problem) -> Problem:
     """A problem with its source, an override or a file, filled in where it names none."""
     if problem.what == NO_SUCH_KEY and problem.key in tree.groups():
         what = "its keys landed under its group's name"

@@ -20,7 +20,7 @@ from rlhf_lightning.feedback.settings import HubJudge
 from rlhf_lightning.models.settings import HubModel
 from rlhf_lightning.runs.environment_checks import artifacts_named, feedback_files
 from rlhf_lightning.runs.input_identity import combined_hash, directory_hash, file_hash, visible_files
-from rlhf_lightning.runs.machine import arithmetic, deciding, environment, installed, machine
+from rlhf_lightning.runs.machine import arithmetic, deciding_packages, environment, installed, machine
 from rlhf_lightning.stages.run_directory import CHANGES, REPRODUCE, RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.stages.targets import TRUSTED, is_allowed, target_nodes
@@ -198,7 +198,7 @@ def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[s
         "rlhf_lightning": __version__,
         "code_sha256": code_hash(PACKAGE),
         "git": git_state(PACKAGE),
-        "packages": deciding(packages),
+        "packages": deciding_packages(packages),
         "installed": packages,
         "machine": machine(),
         "environment": environment(),

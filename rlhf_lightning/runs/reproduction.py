@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError, Problem, ReproductionError
 from rlhf_lightning.runs.compose import ConfigTree
-from rlhf_lightning.runs.environment_checks import check_run_directory, surrounding_problems
+from rlhf_lightning.runs.environment_checks import check_run_directory, environment_problems
 from rlhf_lightning.runs.launch import LAUNCHER, Children, outcome_of
 from rlhf_lightning.runs.machine import DECIDING_VARIABLES
 from rlhf_lightning.runs.overrides import section_of
@@ -121,7 +121,7 @@ class Rerun:
         others = {name: value for name, value in os.environ.items() if name not in DECIDING_VARIABLES}
         return {**others, **self.origin["environment"], LAUNCHER: str(os.getpid())}
 
-    def carry_out(self) -> tuple[RunDirectory, Outcome]:
+    def run(self) -> tuple[RunDirectory, Outcome]:
         """Runs it, in a process of its own.
 
         Raises:
@@ -130,7 +130,7 @@ class Rerun:
         run = RunDirectory.create(self.target, self.settings.model_dump(mode="json"), self.overrides)
         command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(run.path)]
         children = Children([subprocess.Popen(command, env=self.environment(), cwd=self.place)])
-        with children.told_of_signals():
+        with children.forwarding_signals():
             children.wait()
         return run, outcome_of(run, children)
 
@@ -165,7 +165,7 @@ def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[st
         recorded if recorded.is_dir() else Path.cwd(),
     )
     with contextlib.chdir(rerun.place):
-        if problems := surrounding_problems(rerun.settings):
+        if problems := environment_problems(rerun.settings):
             raise ConfigError(problems)
     return rerun
 

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 
 from rlhf_lightning.errors import ConfigError, Problem, RunDirectoryError
 from rlhf_lightning.runs.compose import ConfigTree
-from rlhf_lightning.runs.environment_checks import surrounding_problems
+from rlhf_lightning.runs.environment_checks import environment_problems
 from rlhf_lightning.runs.overrides import section_of
 from rlhf_lightning.runs.preflight import check_run
 from rlhf_lightning.runs.validation import settings_from, show
@@ -27,7 +27,7 @@ MISSING = "(none)"
 
 
 @dataclass(frozen=True)
-class Continuation:
+class ResumedRun:
     """A run to resume, with its settings and overrides."""
 
     run: RunDirectory
@@ -53,12 +53,12 @@ def split_resume(tree: ConfigTree, overrides: Sequence[str]) -> tuple[str | None
     return value, [override.input_line or "" for override in parsed if override not in own]
 
 
-def goes_on_by_itself(settings: RunSettings) -> bool:
+def resumes_by_itself(settings: RunSettings) -> bool:
     """True if an existing run is to be resumed: on request, or because SLURM has restarted the job."""
     return settings.resume == AUTO or int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
-def continue_named(tree: ConfigTree, directory: Path, overrides: Sequence[str]) -> Continuation:
+def resume_from_directory(tree: ConfigTree, directory: Path, overrides: Sequence[str]) -> ResumedRun:
     """A run by its directory, with its own config; overrides may change only keys that do not decide the result.
 
     Raises:
@@ -71,17 +71,17 @@ def continue_named(tree: ConfigTree, directory: Path, overrides: Sequence[str]) 
     run = RunDirectory.open(directory.resolve())
     saved = _saved_settings(run)
     if not overrides:
-        if problems := surrounding_problems(saved):
+        if problems := environment_problems(saved):
             raise ConfigError(problems)
-        return Continuation(run, saved, tuple(run.overrides))
+        return ResumedRun(run, saved, tuple(run.overrides))
     merged = merged_overrides(tree, run.overrides, overrides)
     _refuse_other_places(tree.parse(overrides), run)
     checked = check_run(tree, merged)
     assert checked.settings is not None
-    return continue_as(run, checked.settings, merged)
+    return resume_with_settings(run, checked.settings, merged)
 
 
-def continue_as(run: RunDirectory, asked: RunSettings, overrides: Sequence[str]) -> Continuation:
+def resume_with_settings(run: RunDirectory, asked: RunSettings, overrides: Sequence[str]) -> ResumedRun:
     """A run with newly composed settings, if they give the same result.
 
     Raises:
@@ -93,7 +93,7 @@ def continue_as(run: RunDirectory, asked: RunSettings, overrides: Sequence[str])
     problems = [Problem(key, f"{before} -> {now}", fix=fix) for key, before, now in differences(saved, asked)]
     if problems:
         raise ConfigError(problems)
-    return Continuation(run, _placed(asked, run), tuple(overrides))
+    return ResumedRun(run, _placed(asked, run), tuple(overrides))
 
 
 def differences(saved: RunSettings, asked: RunSettings) -> list[tuple[str, str, str]]:

@@ -79,13 +79,15 @@ def _precision_problems(settings: RunSettings) -> list[Problem]:
 def _length_problems(settings: RunSettings) -> list[Problem]:
     problems = []
     if isinstance(settings.model, ScratchModel):
-        longest = settings.data.max_prompt_length + max(settings.data.max_reply_length, settings.rollout.max_new_tokens)
+        longest = settings.data.max_prompt_length + max(
+            settings.data.max_response_length, settings.rollout.max_new_tokens
+        )
         if longest > settings.model.max_positions:
             problems.append(
                 Problem(
                     "model.max_positions",
-                    f"the model reads {settings.model.max_positions} tokens, but prompt and reply may take {longest}",
-                    fix="raise model.max_positions, or lower data.max_prompt_length, data.max_reply_length "
+                    f"the model reads {settings.model.max_positions} tokens; prompt and response may take {longest}",
+                    fix="raise model.max_positions, or lower data.max_prompt_length, data.max_response_length "
                     "or rollout.max_new_tokens",
                 )
             )

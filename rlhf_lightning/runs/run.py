@@ -22,7 +22,7 @@ import rich
 from rich.logging import RichHandler
 
 from rlhf_lightning.errors import RlhfError
-from rlhf_lightning.ranks import this_place
+from rlhf_lightning.ranks import rank_info
 from rlhf_lightning.runs.provenance import changes_since, completed, gather_provenance, write_script
 from rlhf_lightning.stages.run_directory import (
     ERROR_LOG,
@@ -154,7 +154,7 @@ def _announce(settings: RunSettings, run_dir: RunDirectory, overrides: Sequence[
 
 def joins_a_run() -> bool:
     """True if this process is not rank 0 of its run, and so does not own the run directory."""
-    return this_place().rank > 0
+    return rank_info().rank > 0
 
 
 def _run_pipeline(settings: RunSettings, run_dir: RunDirectory) -> None:
@@ -203,7 +203,7 @@ class _Ending:
         return Outcome("interrupted", INTERRUPTED_EXIT)
 
     def _failed(self, error: BaseException) -> Outcome:
-        place = this_place()
+        place = rank_info()
         log_name = ERROR_LOG if place.rank == 0 else f"error.rank{place.rank}.log"
         self.run_dir.write_text(log_name, "".join(traceback.format_exception(error)))
         trace = str(self.run_dir.path / log_name)
@@ -233,7 +233,7 @@ def _is_interruption(error: BaseException) -> bool:
 def _misses_another(error: BaseException | None) -> bool:
     """True if an exchange with another process failed because its connection was closed."""
     return (
-        this_place().world_size > 1
+        rank_info().world_size > 1
         and isinstance(error, RuntimeError)
         and re.search("gloo|nccl|peer|socket", str(error), re.IGNORECASE) is not None
     )
@@ -250,7 +250,7 @@ def _disk_refusal(error: BaseException, run_dir: Path) -> RlhfError | None:
 
 
 def _log_name() -> str:
-    return f"run.rank{this_place().rank}.log" if joins_a_run() else RUN_LOG
+    return f"run.rank{rank_info().rank}.log" if joins_a_run() else RUN_LOG
 
 
 @contextmanager

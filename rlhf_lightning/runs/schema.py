@@ -19,7 +19,7 @@ from rlhf_lightning.stages.run_settings import RunSettings
 
 
 @dataclass(frozen=True)
-class Spot:
+class SchemaNode:
     """One place in the schema: the type of its value, and the limits on it."""
 
     annotation: Any
@@ -35,12 +35,12 @@ class Spot:
         """True if any key is allowed below (the arguments of an optimizer, for one)."""
         return any(get_origin(member) in (dict, Mapping) or member is Any for member in _alternatives(self.annotation))
 
-    def child(self, key: str) -> Spot | None:
+    def child(self, key: str) -> SchemaNode | None:
         """The spot below, in whichever option has it."""
         for section in self.sections:
             if key in section.model_fields:
                 return _spot(section.model_fields[key])
-        return Spot(Any) if self.is_free else None
+        return SchemaNode(Any) if self.is_free else None
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Schema:
     settings: type[RunSettings]
 
     @property
-    def root(self) -> Spot:
+    def root(self) -> SchemaNode:
         """The whole config."""
-        return Spot(self.settings)
+        return SchemaNode(self.settings)
 
     @property
     def sections_of_stages(self) -> list[str]:
@@ -60,9 +60,9 @@ class Schema:
         found = {name: _spot(field).sections for name, field in self.settings.model_fields.items()}
         return [name for name, sections in found.items() if any(issubclass(one, StageSection) for one in sections)]
 
-    def find(self, key: str) -> Spot | None:
+    def find(self, key: str) -> SchemaNode | None:
         """The spot of a dotted key, in whichever option of a group has it; None where there is none."""
-        spot: Spot | None = self.root
+        spot: SchemaNode | None = self.root
         for part in key.split("."):
             spot = spot.child(part) if spot else None
         return spot
@@ -77,7 +77,7 @@ class Schema:
         spot = self.find(section)
         return [kind_of(member) for member in spot.sections if key in member.model_fields] if spot else []
 
-    def locate(self, location: Sequence[str | int]) -> tuple[str, Spot]:
+    def locate(self, location: Sequence[str | int]) -> tuple[str, SchemaNode]:
         """A pydantic error's location as the dotted key that a user writes, and its spot.
 
         In the location of a choice by `kind`, the kind is a step of its own; it is no key, and is left out.
@@ -87,10 +87,10 @@ class Schema:
         for step in location:
             chosen = [section for section in spot.sections if kind_of(section) == step]
             if len(spot.sections) > 1 and chosen:
-                spot = Spot(chosen[0])
+                spot = SchemaNode(chosen[0])
                 continue
             keys.append(str(step))
-            spot = _item(spot) if isinstance(step, int) else spot.child(step) or Spot(Any)
+            spot = _item(spot) if isinstance(step, int) else spot.child(step) or SchemaNode(Any)
         return ".".join(keys), spot
 
 
@@ -100,29 +100,29 @@ def kind_of(section: type[BaseModel]) -> str:
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else ""
 
 
-def expectation(spot: Spot) -> str:
+def expectation(spot: SchemaNode) -> str:
     """Description of the values allowed at a spot: `a whole number >= 1, or null`."""
     alternatives = [member for member in _alternatives(spot.annotation) if member is not type(None)]
     words = " or ".join(dict.fromkeys(_words(member, spot.limits) for member in alternatives))
     return f"{words}, or null" if len(alternatives) < len(_alternatives(spot.annotation)) else words
 
 
-def _spot(field: FieldInfo) -> Spot:
-    return Spot(field.annotation, tuple(field.metadata))
+def _spot(field: FieldInfo) -> SchemaNode:
+    return SchemaNode(field.annotation, tuple(field.metadata))
 
 
-def _walk(spot: Spot, prefix: str) -> Iterator[str]:
+def _walk(spot: SchemaNode, prefix: str) -> Iterator[str]:
     for section in spot.sections:
         for name, field in section.model_fields.items():
             yield prefix + name
             yield from _walk(_spot(field), f"{prefix}{name}.")
 
 
-def _item(spot: Spot) -> Spot:
+def _item(spot: SchemaNode) -> SchemaNode:
     for member in _alternatives(spot.annotation):
         if get_origin(member) is list:
-            return Spot(get_args(member)[0])
-    return Spot(Any)
+            return SchemaNode(get_args(member)[0])
+    return SchemaNode(Any)
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -180,7 +180,16 @@ def _shortest(bound: float) -> str:
 
 
 RENAMED = {
+    "advantage.lam": "advantage.gae_lambda",
+    "ai_feedback.replies": "ai_feedback.responses",
+    "callbacks.diary_every": "callbacks.sample_log_every",
+    "callbacks.diary_samples": "callbacks.sample_log_size",
+    "comparisons.replies": "comparisons.responses",
+    "data.max_reply_length": "data.max_response_length",
     "reward_model.pairing": "data.pairing",
+    "reward.running_normalisation": "reward.running_normalization",
+    "reward.standardise_on_reference": "reward.standardize_on_reference",
+    "reward_model.centring_coef": "reward_model.reward_centering_coef",
     "evaluate.batch_size": "measurement.batch_size",
     "evaluate.bootstrap_samples": "measurement.bootstrap_samples",
     "evaluate.seed": "measurement.seed",

@@ -27,7 +27,7 @@ KEYS = "keys.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CachedResult:
     """Results of a stage beside its files.
 
     Attributes:
@@ -93,7 +93,7 @@ class StageCache:
             key = self.keys.of(stage)
         self.run.write_json(KEYS, {**begun, stage: key})
 
-    def keep(self, stage: str, made: Made) -> None:
+    def keep(self, stage: str, made: CachedResult) -> None:
         """Adds a finished stage to the cache. A failed write to disk is logged, not raised."""
         if not self._writes or self.keys.is_mixture(stage):
             return
@@ -116,13 +116,13 @@ class StageCache:
         except OSError as error:
             logger.warning("Stage %s could not be put into the cache: %s.", stage, error)
 
-    def take(self, entry: Entry) -> Made:
+    def take(self, entry: Entry) -> CachedResult:
         """Copies an entry into the run directory, as if the stage had been run there."""
         record, run = entry.record, self.run
         directory = run.stage_dir(record.stage)
         start_over(run, record.stage)
         with writing_to(run.path):
-            entry.put_into(directory)
+            entry.copy_into(directory)
             _put_on_base_of(run, directory / ADAPTER, record)
             add_lines(run.path, record.history)
         samples = [SampleRow(**row) for row in record.samples]
@@ -138,7 +138,7 @@ class StageCache:
             record.seconds,
         )
         metrics = {**record.metrics, "cache": origin(record)}
-        return Made(record.seconds, metrics, record.objective, record.evaluation, samples)
+        return CachedResult(record.seconds, metrics, record.objective, record.evaluation, samples)
 
     @property
     def _writes(self) -> bool:

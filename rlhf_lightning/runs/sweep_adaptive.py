@@ -14,9 +14,9 @@ from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.runs.compose import CONFIG_NAME, ConfigTree
 from rlhf_lightning.runs.overrides import as_hydra_reads, is_of_the_sweep, shared_config, swept_overrides
 from rlhf_lightning.runs.preflight import job_settings, typed_overrides
-from rlhf_lightning.runs.sweep_jobs import await_jobs, launcher_error, placed_by_hydra, run_job
+from rlhf_lightning.runs.sweep_jobs import await_jobs, launcher_error, run_job, sweep_directory_override
 from rlhf_lightning.runs.sweep_record import Sweep
-from rlhf_lightning.runs.sweep_start import placed
+from rlhf_lightning.runs.sweep_start import with_directories
 from rlhf_lightning.stages.run_directory import RunDirectory, holds_a_run
 
 
@@ -28,7 +28,7 @@ class SweepStopped(BaseException):
     """The sweep is being stopped. Not an `Exception`: Hydra takes those for the failure of one job, and continues."""
 
 
-def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequence[str] = ()) -> None:
+def run_adaptive(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequence[str] = ()) -> None:
     """Lets Hydra's sweeper draw jobs, runs them, and reports their objectives to it.
 
     Args:
@@ -42,10 +42,10 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
         JobFailedError: no job has an objective, or more failed than the sweeper tolerates.
     """
     own = as_hydra_reads(tree, [override for override in tree.parse(overrides) if is_of_the_sweep(override)])
-    of_hydra = [*further, "hydra.sweeper.params=null", placed_by_hydra(sweep), "hydra.mode=MULTIRUN"]
-    texts = [*own, *told_to_sweeper(tree, overrides), *of_hydra]
+    of_hydra = [*further, "hydra.sweeper.params=null", sweep_directory_override(sweep), "hydra.mode=MULTIRUN"]
+    texts = [*own, *sweeper_overrides(tree, overrides), *of_hydra]
     try:
-        tree.hydra.multirun(CONFIG_NAME, run_drawn, texts)
+        tree.hydra.multirun(CONFIG_NAME, run_sampled_job, texts)
     except SweepStopped:
         return
     except RuntimeError as error:
@@ -58,7 +58,7 @@ def draw(sweep: Sweep, tree: ConfigTree, overrides: Sequence[str], further: Sequ
         raise JobFailedError("No job has an objective.", where=str(sweep.directory), fix="see their logs") from error
 
 
-def told_to_sweeper(tree: ConfigTree, overrides: Sequence[str]) -> list[str]:
+def sweeper_overrides(tree: ConfigTree, overrides: Sequence[str]) -> list[str]:
     """Overrides for Hydra's sweeper: the search space, and those that all jobs share.
 
     The sweeper names a parameter by its override as written, and would take two spellings for two keys: keys that the
@@ -70,7 +70,7 @@ def told_to_sweeper(tree: ConfigTree, overrides: Sequence[str]) -> list[str]:
     return [text[2:] if _is_there(config, text) else text for text in texts]
 
 
-def draw_missing(sweep: Sweep) -> bool:
+def run_missing(sweep: Sweep) -> bool:
     """Resumes the sweeper of a stopped sweep for the jobs that it has not drawn yet.
 
     Returns:
@@ -88,12 +88,12 @@ def draw_missing(sweep: Sweep) -> bool:
         further = [f"hydra.sweeper.n_trials={wanted - drawn}"]
         if seed is not None:  # otherwise it would repeat the draws already made
             further.append(f"hydra.sweeper.sampler.seed={seed + drawn}")
-        sweep.change_plan(drawn_before=drawn)
-        draw(sweep, tree, plan.overrides, further)
+        sweep.change_plan(sampled_before=drawn)
+        run_adaptive(sweep, tree, plan.overrides, further)
     return True
 
 
-def run_drawn(config: DictConfig) -> float:
+def run_sampled_job(config: DictConfig) -> float:
     """Run one job that the sweeper has drawn: the task function that Hydra calls, in any process.
 
     Returns:
@@ -107,11 +107,11 @@ def run_drawn(config: DictConfig) -> float:
     sweep = Sweep(Path(hydra.sweep.dir))
     if sweep.stopped:
         raise SweepStopped
-    directory = sweep.directory / str(sweep.plan.drawn_before + hydra.job.num)
+    directory = sweep.directory / str(sweep.plan.sampled_before + hydra.job.num)
     if holds_a_run(directory):  # SLURM has restarted this job
         job = RunDirectory.open(directory)
     else:
-        settings = placed(job_settings(config, directory), sweep, directory)
+        settings = with_directories(job_settings(config, directory), sweep, directory)
         job = RunDirectory.create(directory, settings.model_dump(mode="json"), typed_overrides(), "pending")
     run_job(sweep, job)
     if sweep.stopped:
@@ -142,12 +142,12 @@ def finished_trials(directory: str, study_name: str, direction: str) -> Any:
     sweep = Sweep(Path(directory))
     plan = sweep.plan
     tree = ConfigTree.load(Path(plan.config_dir) if plan.config_dir else None)
-    distributions, _ = create_params_from_overrides(told_to_sweeper(tree, plan.overrides))
+    distributions, _ = create_params_from_overrides(sweeper_overrides(tree, plan.overrides))
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=study_name, direction=direction)
     for job in sweep.in_state("finished"):
         objective = (job.metrics or {}).get("objective")
-        params = _drawn(tree, job, distributions)
+        params = _sampled_values(tree, job, distributions)
         if objective is not None and params.keys() == distributions.keys():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -155,14 +155,14 @@ def finished_trials(directory: str, study_name: str, direction: str) -> Any:
     return storage
 
 
-def _drawn(tree: ConfigTree, job: RunDirectory, distributions: dict[str, Any]) -> dict[str, Any]:
+def _sampled_values(tree: ConfigTree, job: RunDirectory, distributions: dict[str, Any]) -> dict[str, Any]:
     """The values that were drawn for a job, by the sweeper's parameter names."""
     told = {override.get_key_element(): override.value() for override in tree.parse(job.overrides)}
     names = {name.lstrip("+"): name for name in distributions}
-    return {names[key]: _as_drawn(value, distributions[names[key]]) for key, value in told.items() if key in names}
+    return {names[key]: _as_sampled(value, distributions[names[key]]) for key, value in told.items() if key in names}
 
 
-def _as_drawn(value: Any, distribution: Any) -> Any:
+def _as_sampled(value: Any, distribution: Any) -> Any:
     """A value in the form of its distribution: for a categorical one, the text of the choice."""
     choices = getattr(distribution, "choices", None)
     if choices is None:

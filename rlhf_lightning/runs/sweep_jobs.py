@@ -23,7 +23,7 @@ from omegaconf import DictConfig, open_dict
 
 from rlhf_lightning.errors import RlhfError
 from rlhf_lightning.runs.compose import ConfigTree
-from rlhf_lightning.runs.launch import LAUNCHER, end_with_parent
+from rlhf_lightning.runs.launch import LAUNCHER, die_with_parent
 from rlhf_lightning.runs.run import ECHO_SECONDS, INTERRUPTED_EXIT, SIGNALS
 from rlhf_lightning.runs.sweep_record import Plan, Sweep
 from rlhf_lightning.stages.run_directory import RunDirectory, RunError, now, writing_to
@@ -101,20 +101,20 @@ def run_job(sweep: Sweep, job: RunDirectory) -> None:
     """
     plan = sweep.plan
     if os.getppid() == plan.pid:
-        end_with_parent()
+        die_with_parent()
     if os.getpid() != plan.pid:
         # A launcher's worker gets the terminal's Ctrl-C too. The sweep handles it and stops all jobs; a worker
         # that ended on it would end the jobs of others as well.
         signal.signal(signal.SIGINT, lambda *_: None)
     with leased(sweep.directory, plan.slots, lambda: sweep.stopped is not None) as slot:
-        if slot is None or job.status.state == "finished" or job.is_held:
+        if slot is None or job.status.state == "finished" or job.is_running:
             return
         job.update_status(state="pending", started=now(), error=None)
         command = [sys.executable, "-m", "rlhf_lightning", "run-job", str(job.path)]
         environment = {LAUNCHER: str(os.getpid()), **share_of(slot, plan, job.config["trainer"])}
         log = job.path / CONSOLE_LOG if plan.launcher["kind"] != "basic" else None
-        code = call(command, environment, log, lambda: sweep.stopped == "interrupted")
-        _settle(job, code)
+        code = run_process(command, environment, log, lambda: sweep.stopped == "interrupted")
+        _complete_status(job, code)
     state = job.status.state
     if state == "interrupted" and plan.on_this_machine:
         sweep.stop("interrupted")
@@ -122,7 +122,7 @@ def run_job(sweep: Sweep, job: RunDirectory) -> None:
         sweep.stop("failed")
 
 
-def call(
+def run_process(
     command: Sequence[str], environment: Mapping[str, str], log: Path | None, interrupted: Callable[[], bool]
 ) -> int:
     """Runs a process to its end. An interruption is passed on to it, and it is given time to save its work.
@@ -147,7 +147,7 @@ def call(
                     told = True
 
 
-def _settle(job: RunDirectory, code: int) -> None:
+def _complete_status(job: RunDirectory, code: int) -> None:
     """Completes the status of a job whose process ended before it could."""
     if job.status.state not in ("pending", "running"):
         return
@@ -229,7 +229,7 @@ def launcher_error(sweep: Sweep, error: RuntimeError) -> LauncherError:
 
 def await_jobs(jobs: Sequence[RunDirectory]) -> None:
     """Waits for jobs that outlive their launcher: interrupted ones are still saving."""
-    while any(job.is_held for job in jobs):
+    while any(job.is_running for job in jobs):
         time.sleep(POLL_SECONDS)
 
 
@@ -239,14 +239,14 @@ def run_prepared(_: DictConfig) -> None:
     run_job(Sweep(Path(hydra.sweep.dir)), RunDirectory.open(Path(hydra.runtime.output_dir)))
 
 
-def placed_by_hydra(sweep: Sweep) -> str:
+def sweep_directory_override(sweep: Sweep) -> str:
     """The override that sets Hydra's sweep directory."""
     quoted = str(sweep.directory).replace("\\", "\\\\").replace("'", "\\'")
     return f"hydra.sweep.dir='{quoted}'"
 
 
 @contextmanager
-def stopped_by_signals(sweep: Sweep) -> Iterator[None]:
+def stop_on_signals(sweep: Sweep) -> Iterator[None]:
     """Stop a sweep on Ctrl-C, SIGTERM or SLURM's SIGUSR1: its jobs save their work, and no further one starts.
 
     A second Ctrl-C does not wait for the jobs.

@@ -51,7 +51,7 @@ class Plan:
         launcher: the section `launcher`.
         hydra_launcher: Hydra's settings of its launcher, interpolations unresolved.
         draws: whether the sweeper draws jobs from the results of earlier ones; they are then not in `jobs`.
-        drawn_before: the number of existing jobs when the sweeper was last started.
+        sampled_before: the number of existing jobs when the sweeper was last started.
         jobs: the overrides of each, by its number.
         batch: how many jobs are handed to the launcher at a time; None: all.
         gpus: those that jobs at once share, as CUDA_VISIBLE_DEVICES names them.
@@ -66,7 +66,7 @@ class Plan:
     launcher: dict[str, Any]
     hydra_launcher: dict[str, Any]
     draws: bool
-    drawn_before: int
+    sampled_before: int
     jobs: dict[str, list[str]]
     batch: int | None
     gpus: Sequence[str]
@@ -134,14 +134,14 @@ class Sweep:
     def exit_code(self) -> int:
         """Zero if every job finished, else the code for the first that applies: running, interrupted, unfinished."""
         states = {state_of(job) for job in self.jobs}
-        if "running" in states or self.is_held:
+        if "running" in states or self.is_running:
             return GOING_ON_EXIT
         if "interrupted" in states or self.stopped == "interrupted":
             return INTERRUPTED_EXIT
         return int(states != {"finished"})
 
     @property
-    def is_held(self) -> bool:
+    def is_running(self) -> bool:
         """True if a process runs this sweep now."""
         return is_locked(self.directory / LOCK)
 
@@ -171,7 +171,7 @@ class Sweep:
                 raise already_taken(self.directory)
             if not new:
                 self.change_plan(pid=os.getpid())
-            self.go_on()
+            self.clear_stop()
             yield
         finally:
             lock.release()
@@ -181,7 +181,7 @@ class Sweep:
         if self.stopped != "interrupted":
             RunDirectory(self.directory).write_text(STOP, f"{reason}\n")
 
-    def go_on(self) -> None:
+    def clear_stop(self) -> None:
         """Clears the request to stop."""
         (self.directory / STOP).unlink(missing_ok=True)
 
@@ -198,4 +198,4 @@ class Sweep:
 def state_of(job: RunDirectory) -> JobState:
     """State of a job: that of its status, or `dead` if its process was killed."""
     state = job.status.state
-    return "dead" if state == "running" and not job.is_held else state
+    return "dead" if state == "running" and not job.is_running else state

@@ -11,9 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.runs.compose import ConfigTree
-from rlhf_lightning.runs.overrides import OF_THE_SWEEP, draws, is_of_the_sweep, section_of, shared_config, split_jobs
+from rlhf_lightning.runs.overrides import (
+    OF_THE_SWEEP,
+    is_adaptive,
+    is_of_the_sweep,
+    section_of,
+    shared_config,
+    split_jobs,
+)
 from rlhf_lightning.runs.preflight import Checked, check_job, told_to_job
-from rlhf_lightning.runs.resume import continue_named, merged_overrides
+from rlhf_lightning.runs.resume import merged_overrides, resume_from_directory
 from rlhf_lightning.runs.sweep_record import UNFINISHED, Plan, Sweep
 from rlhf_lightning.runs.validation import settings_from
 from rlhf_lightning.stages.run_directory import RunDirectory, now
@@ -40,24 +47,24 @@ def prepare(
     """
     config = shared_config(tree, tree.parse(overrides))
     settings = [job.settings for job in checked if job.settings is not None]
-    jobs = {} if draws(config) else _made(sweep, split_jobs(tree, overrides), settings)
+    jobs = {} if is_adaptive(config) else _made(sweep, split_jobs(tree, overrides), settings)
     sweep.write_plan(
         Plan(
             overrides=list(overrides),
             config_dir=str(config_dir.absolute()) if config_dir else None,
             on_failure=settings[0].sweep.on_failure,
-            draws=draws(config),
-            drawn_before=0,
+            draws=is_adaptive(config),
+            sampled_before=0,
             jobs=jobs,
             batch=config.hydra.sweeper.get("max_batch_size"),
             started=now(),
             pid=os.getpid(),
-            **launching(config, settings),
+            **launch_settings(config, settings),
         )
     )
 
 
-def launching(config: DictConfig, settings: Sequence[RunSettings]) -> dict[str, Any]:
+def launch_settings(config: DictConfig, settings: Sequence[RunSettings]) -> dict[str, Any]:
     """The part of a plan that says how jobs are launched.
 
     Args:
@@ -73,7 +80,7 @@ def launching(config: DictConfig, settings: Sequence[RunSettings]) -> dict[str, 
     }
 
 
-def placed(settings: RunSettings, sweep: Sweep, directory: Path) -> RunSettings:
+def with_directories(settings: RunSettings, sweep: Sweep, directory: Path) -> RunSettings:
     """The settings with the actual directories of a job and its sweep."""
     paths = settings.paths.model_copy(update={"run_dir": str(directory), "sweep_dir": str(sweep.directory)})
     return settings.model_copy(update={"paths": paths})
@@ -84,7 +91,7 @@ def _made(sweep: Sweep, jobs: Sequence[Sequence[str]], settings: Sequence[RunSet
     for number, (overrides, one) in enumerate(zip(jobs, settings, strict=True)):
         directory = sweep.directory / str(number)
         told = told_to_job(overrides)
-        RunDirectory.create(directory, placed(one, sweep, directory).model_dump(mode="json"), told, "pending")
+        RunDirectory.create(directory, with_directories(one, sweep, directory).model_dump(mode="json"), told, "pending")
         made[str(number)] = told
     return made
 
@@ -108,7 +115,7 @@ def _cores(launcher: LauncherSettings) -> int | None:
     return len(os.sched_getaffinity(0)) if shared and "OMP_NUM_THREADS" not in os.environ else None
 
 
-def left_to_do(sweep: Sweep) -> list[RunDirectory]:
+def unfinished_jobs(sweep: Sweep) -> list[RunDirectory]:
     """The unfinished jobs that no process runs, checked against this machine.
 
     Raises:
@@ -118,11 +125,11 @@ def left_to_do(sweep: Sweep) -> list[RunDirectory]:
     tree = ConfigTree.load()
     jobs = sweep.in_state(*UNFINISHED)
     for job in jobs:
-        continue_named(tree, job.path, ())
+        resume_from_directory(tree, job.path, ())
     return jobs
 
 
-def tell_anew(sweep: Sweep, overrides: Sequence[str]) -> None:
+def update_plan(sweep: Sweep, overrides: Sequence[str]) -> None:
     """Changes a sweep's launcher settings, and what it does when a job fails.
 
     Args:
@@ -146,7 +153,9 @@ def tell_anew(sweep: Sweep, overrides: Sequence[str]) -> None:
         raise ConfigError(wrong or checked.problems)
     launcher = checked.settings.launcher
     jobs = [settings_from(job.config) for job in sweep.jobs] or [checked.settings]
-    changes = launching(shared_config(tree, typed), [one.model_copy(update={"launcher": launcher}) for one in jobs])
+    changes = launch_settings(
+        shared_config(tree, typed), [one.model_copy(update={"launcher": launcher}) for one in jobs]
+    )
     sweep.change_plan(on_failure=checked.settings.sweep.on_failure, **changes)
 
 

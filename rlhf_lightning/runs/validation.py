@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlhf_lightning.errors import ConfigError, Problem, did_you_mean, similar
-from rlhf_lightning.runs.schema import Schema, Spot, expectation, keys_like, kind_of
+from rlhf_lightning.runs.schema import Schema, SchemaNode, expectation, keys_like, kind_of
 from rlhf_lightning.sections import stages_named
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.stages.plugins import load_plugins, stages_of
@@ -178,12 +178,12 @@ def _plain(node: Any, prefix: str, problems: list[Problem]) -> Any:
 
 
 @dataclass(frozen=True)
-class Complaint:
+class SchemaError:
     """One error of a pydantic `ValidationError`, with the key and spot that it concerns."""
 
     schema: Schema
     key: str
-    spot: Spot
+    spot: SchemaNode
     given: Any
     message: str
     config: Mapping[str, Any]
@@ -192,7 +192,7 @@ class Complaint:
 def _problem(schema: Schema, details: ErrorDetails, config: Mapping[str, Any]) -> Problem:
     key, spot = schema.locate(details["loc"])
     explain = _EXPLANATIONS.get(details["type"], _wrong_value)
-    return explain(Complaint(schema, key, spot, details["input"], details["msg"], config))
+    return explain(SchemaError(schema, key, spot, details["input"], details["msg"], config))
 
 
 def misplaced_secret(key: str) -> Problem | None:
@@ -204,8 +204,8 @@ def misplaced_secret(key: str) -> Problem | None:
     return Problem(key, what, fix="set judge.api_key_env=NAME, and export NAME in the shell")
 
 
-def _missing(complaint: Complaint) -> Problem:
-    key, spot = complaint.key, complaint.spot
+def _missing(error: SchemaError) -> Problem:
+    key, spot = error.key, error.spot
     if spot.sections or spot.is_free:
         return Problem(key, "the whole section is missing", fix=f"choose an option: {key}=...")
     words = expectation(spot)
@@ -213,8 +213,8 @@ def _missing(complaint: Complaint) -> Problem:
     return Problem(key, NEEDS_A_VALUE + ("" if words.startswith("text") else f": {words}"), fix=fix)
 
 
-def _unknown(complaint: Complaint) -> Problem:
-    key, schema = complaint.key, complaint.schema
+def _unknown(error: SchemaError) -> Problem:
+    key, schema = error.key, error.schema
     section, _, leaf = key.rpartition(".")
     if _in_list(key):
         names = _names_in(schema, section)
@@ -222,44 +222,44 @@ def _unknown(complaint: Complaint) -> Problem:
     owners = [kind for kind in schema.options_with(section, leaf) if kind] if section else []
     if not owners:
         return misplaced_secret(key) or Problem(key, NO_SUCH_KEY, fix=did_you_mean(keys_like(schema, key)))
-    chosen = complaint.config[section]["kind"]
+    chosen = error.config[section]["kind"]
     wanted = " or ".join(f"{section}={owner}" for owner in owners)
     return Problem(
         key, f"belongs to {wanted}, and {section}={chosen} is chosen", fix=f"choose {wanted}, or drop the key"
     )
 
 
-def _wrong_kind(complaint: Complaint) -> Problem:
-    key, given = complaint.key, complaint.given
-    kinds = [kind_of(section) for section in complaint.spot.sections]
+def _wrong_kind(error: SchemaError) -> Problem:
+    key, given = error.key, error.given
+    kinds = [kind_of(section) for section in error.spot.sections]
     got = show(given["kind"]) if isinstance(given, Mapping) and "kind" in given else "none"
     return Problem(f"{key}.kind", f"expects one of {', '.join(kinds)}, got {got}", fix=f"choose an option: {key}=...")
 
 
-def _contradiction(complaint: Complaint) -> Problem:
+def _contradiction(error: SchemaError) -> Problem:
     """The problem reported by a section's own validator, whose message begins with the field that it concerns."""
-    message = complaint.message.removeprefix("Value error, ")
-    first = f"{complaint.key}.{message.split()[0]}"
-    return Problem(first if complaint.schema.find(first) else complaint.key, message)
+    message = error.message.removeprefix("Value error, ")
+    first = f"{error.key}.{message.split()[0]}"
+    return Problem(first if error.schema.find(first) else error.key, message)
 
 
-def _not_a_section(complaint: Complaint) -> Problem:
-    key = complaint.key
-    names = [name for section in complaint.spot.sections for name in section.model_fields if name != "kind"]
+def _not_a_section(error: SchemaError) -> Problem:
+    key = error.key
+    names = [name for section in error.spot.sections for name in section.model_fields if name != "kind"]
     fix = f"set its keys one by one, e.g. {key}.{names[0]}=..." if names else None
     if names and _in_list(key):
         fix = f"write a mapping: {{{names[0]}: ...}}"
-    return Problem(key, f"is a section, not a single value; got {show(redact(complaint.given, key))}", fix=fix)
+    return Problem(key, f"is a section, not a single value; got {show(redact(error.given, key))}", fix=fix)
 
 
-def _wrong_value(complaint: Complaint) -> Problem:
-    given, words = redact(complaint.given, complaint.key), expectation(complaint.spot)
+def _wrong_value(error: SchemaError) -> Problem:
+    given, words = redact(error.given, error.key), expectation(error.spot)
     allowed = words.removeprefix("one of ").split(", ") if words.startswith("one of ") else []
     fix = did_you_mean(similar(str(given), allowed))
-    return Problem(complaint.key, f"expects {words}, got {show(given)}", fix=fix)
+    return Problem(error.key, f"expects {words}, got {show(given)}", fix=fix)
 
 
-_EXPLANATIONS: dict[str, Callable[[Complaint], Problem]] = {
+_EXPLANATIONS: dict[str, Callable[[SchemaError], Problem]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
     "union_tag_invalid": _wrong_kind,

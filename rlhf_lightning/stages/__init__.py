@@ -2,11 +2,11 @@
 
 from importlib import import_module
 
-OURS = (
+STAGE_FILES = (
     *("sft", "critique_revision", "comparisons", "judge_calibration", "ai_feedback", "reward_model", "ppo"),
     "evaluate",
 )
 """Modules of this package that hold a stage each, in the order in which a pipeline can have them."""
 
-for name in OURS:
+for name in STAGE_FILES:
     import_module(f"{__name__}.{name}")

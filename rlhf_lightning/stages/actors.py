@@ -26,7 +26,7 @@ from rlhf_lightning.stages.run_settings import RunSettings
 logger = logging.getLogger(__name__)
 
 
-def reused_below(settings: RunSettings, policy: PreTrainedModel) -> Branch | None:
+def branch_below_trained_layers(settings: RunSettings, policy: PreTrainedModel) -> Branch | None:
     """The branch point at the first trained block, if the blocks below it are computed once; None otherwise.
 
     Args:
@@ -75,7 +75,7 @@ def open_actors(context: StageContext, encoder: Encoder) -> Actors:
     policy = load_policy(context.inputs.model(context.section(PpoSettings).policy_from), context.device)
     starts_from_adapter = POLICY in adapter_names(policy)
     tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
-    branch = reused_below(context.settings, policy)
+    branch = branch_below_trained_layers(context.settings, policy)
     kind, why = reference_kind(context.settings)
     logger.info("Reference: %s (%s).", kind, why)
     if kind == "shared_trunk":
@@ -120,7 +120,7 @@ def open_critic(
             fix="use ppo.critic=separate or policy_trunk",
         )
     classifier = load_classifier(source)
-    scale = {"offset": statistics.offset, "spread": statistics.spread / settings.reward.scale}
+    scale = {"mean": statistics.mean, "std": statistics.std / settings.reward.scale}
     if REWARD in adapter_names(policy):
         return SeparateCritic.on_policy(policy, REWARD, ValueHead.from_reward_model(classifier, **scale))
     tune(classifier, settings.peft, REWARD, tokenizer, context.seed)

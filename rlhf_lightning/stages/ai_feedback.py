@@ -1,6 +1,6 @@
-"""Stage `ai_feedback`: a policy's replies compared by a judge under the constitution.
+"""Stage `ai_feedback`: a policy's responses compared by a judge under the constitution.
 
-It leaves `labels.jsonl` (every reply, every opinion), and `train.jsonl` and `held_out.jsonl`: comparisons with soft
+It leaves `labels.jsonl` (every response, every opinion), and `train.jsonl` and `held_out.jsonl`: comparisons with soft
 labels, as a reward model takes them.
 """
 
@@ -22,12 +22,12 @@ from rlhf_lightning.errors import ArtifactError, DataError
 from rlhf_lightning.records import Preference, Prompt
 from rlhf_lightning.sections import NO_EFFECT, Count, PromptKinds, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, Relief, Stage, StageSection, register
+from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, MemoryRelief, Stage, StageSection, register
 
 if TYPE_CHECKING:
-    from rlhf_lightning.feedback.labelling import Label, Labeller
-    from rlhf_lightning.rollouts.sampler import Completion
-    from rlhf_lightning.stages.restore import WorkJournal
+    from rlhf_lightning.feedback.labeling import Label, Labeler
+    from rlhf_lightning.rollouts.sampler import SampledResponse
+    from rlhf_lightning.stages.restore import ResumableJsonl
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class AiFeedbackSettings(StageSection):
     calibration_from: StageRef | None
     on_failed_calibration: Literal["refuse", "warn"]
     prompts: Count
-    replies: Annotated[int, Field(ge=2)]
+    responses: Annotated[int, Field(ge=2)]
     kinds: PromptKinds
     batch_size: Annotated[Count, NO_EFFECT]
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -57,27 +57,27 @@ class AiFeedbackStage(Stage):
     Settings = AiFeedbackSettings
     reads = ("seed", *JUDGE, "rollout", *LENGTHS, "data.kind")
     not_read = OF_CRITIQUES | {"rollout.batch_size"}
-    relief = Relief(
+    relief = MemoryRelief(
         (".batch_size", "rollout.chunk_size", "judge.batch_size"),
         ("rollout.max_new_tokens", "data.max_prompt_length", "judge=openai"),
     )
 
     def run(self, context: StageContext) -> StageResult:
-        """Sample replies, have the judge compare them, and write comparisons; resumes an interrupted stage."""
+        """Sample responses, have the judge compare them, and write comparisons; resumes an interrupted stage."""
         from rlhf_lightning.data.comparisons import Comparisons, trivial_baselines
-        from rlhf_lightning.stages.judging import judge_usage, open_labeller
-        from rlhf_lightning.stages.restore import WorkJournal
+        from rlhf_lightning.stages.judging import judge_usage, open_labeler
+        from rlhf_lightning.stages.restore import ResumableJsonl
 
         constitution = context.settings.constitution
         context.seed_everything()
         require_calibration(context)
-        labeller = open_labeller(context) if constitution.principles else None
-        journal = WorkJournal(context.directory, LABELS, context.key)
-        _label(context, labeller, journal)
+        labeler = open_labeler(context) if constitution.principles else None
+        journal = ResumableJsonl(context.directory, LABELS, context.key)
+        _label(context, labeler, journal)
         preferences = [pair for row in journal.rows for pair in preferences_of(row)]
         if not preferences:
             raise DataError(
-                f"The judge gave no label that tells two replies apart: {_reasons(journal.rows)}.",
+                f"The judge gave no label that tells two responses apart: {_reasons(journal.rows)}.",
                 where="ai_feedback, judge",
                 fix="look at the judge_calibration report; lower judge.min_option_mass or judge.abstain_margin, or "
                 "choose another judge",
@@ -90,7 +90,7 @@ class AiFeedbackStage(Stage):
         metrics = {
             "constitution": constitution.name,
             "constitution_hash": judge_hash(constitution),
-            "judge": labeller.judge.name if labeller is not None else None,
+            "judge": labeler.judge.name if labeler is not None else None,
             "comparisons": len(comparisons.train),
             "held_out": len(comparisons.held_out),
             "labels": len(labels),
@@ -101,7 +101,7 @@ class AiFeedbackStage(Stage):
             "questions": sum(row["questions"] for row in journal.rows),
             "input_tokens": sum(row["tokens"][0] for row in journal.rows),
             "output_tokens": sum(row["tokens"][1] for row in journal.rows),
-            **(judge_usage(labeller) if labeller is not None else {}),
+            **(judge_usage(labeler) if labeler is not None else {}),
         }
         logger.info("AI feedback: %d labels, %d comparisons for training.", len(labels), len(comparisons.train))
         return StageResult(metrics, objective=float(len(comparisons.train)))
@@ -149,12 +149,12 @@ def require_calibration(context: StageContext) -> None:
 
 
 def preferences_of(row: Mapping[str, Any]) -> Iterator[Preference]:
-    """The comparisons of a row of `labels.jsonl`: its labelled pairs, the likelier reply as the chosen one."""
+    """The comparisons of a row of `labels.jsonl`: its labeled pairs, the likelier response as the chosen one."""
     from rlhf_lightning.data.formats import parse_prompt
 
     prompt = parse_prompt(row, LABELS)
     for pair in row["pairs"]:
-        first, second = row["replies"][pair["first"]], row["replies"][pair["second"]]
+        first, second = row["responses"][pair["first"]], row["responses"][pair["second"]]
         probability = pair["probability"]
         if probability is None or first == second:
             continue
@@ -177,7 +177,7 @@ def _calibration_in(directory: Path, name: str) -> dict[str, Any]:
     return figures
 
 
-def _label(context: StageContext, labeller: Labeller | None, journal: WorkJournal) -> None:
+def _label(context: StageContext, labeler: Labeler | None, journal: ResumableJsonl) -> None:
     """Fills the journal: one row per prompt."""
     from rlhf_lightning.models.loading import load_policy
     from rlhf_lightning.rollouts.sampler import Sampler
@@ -197,11 +197,11 @@ def _label(context: StageContext, labeller: Labeller | None, journal: WorkJourna
     )
     kinds = dict(asked)
     starts = range(len(journal.rows), len(encoded), settings.batch_size)
-    for start in track(starts, "Comparing replies"):
+    for start in track(starts, "Comparing responses"):
         batch = encoded[start : start + settings.batch_size]
-        first = start * settings.replies
-        groups = sampler.sample_groups(batch, settings.replies, first_draw=first, chunk_size=rollout.chunk_size)
-        journal.add(_rows(groups, [kinds[prompt.prompt] for prompt in batch], start, labeller))
+        first = start * settings.responses
+        groups = sampler.sample_groups(batch, settings.responses, first_draw=first, chunk_size=rollout.chunk_size)
+        journal.add(_rows(groups, [kinds[prompt.prompt] for prompt in batch], start, labeler))
 
 
 def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None]]:
@@ -217,22 +217,22 @@ def _prompts(context: StageContext, count: int) -> list[tuple[Prompt, str | None
 
 
 def _rows(
-    groups: Sequence[Sequence[Completion]], kinds: Sequence[str | None], start: int, labeller: Labeller | None
+    groups: Sequence[Sequence[SampledResponse]], kinds: Sequence[str | None], start: int, labeler: Labeler | None
 ) -> list[dict[str, Any]]:
-    """Rows of `labels.jsonl`: of each prompt its replies, and the label of every two of them."""
+    """Rows of `labels.jsonl`: of each prompt its responses, and the label of every two of them."""
     from rlhf_lightning.data.formats import to_fields
-    from rlhf_lightning.feedback.labelling import Label, Pair
+    from rlhf_lightning.feedback.labeling import Label, Pair
 
     width = len(list(combinations(groups[0], 2)))
     pairs = [
-        Pair((start + row) * width + place, one.prompt, one.reply, other.reply, kind)
+        Pair((start + row) * width + place, one.prompt, one.text, other.text, kind)
         for row, (group, kind) in enumerate(zip(groups, kinds, strict=True))
         for place, (one, other) in enumerate(combinations(group, 2))
     ]
-    before = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
-    # Without a principle all replies are equally good.
-    labels = labeller.labels(pairs) if labeller is not None else [Label(TIE, None, TIE, ()) for _ in pairs]
-    after = (labeller.asked, *labeller.tokens) if labeller is not None else (0, 0, 0)
+    before = (labeler.asked, *labeler.tokens) if labeler is not None else (0, 0, 0)
+    # Without a principle all responses are equally good.
+    labels = labeler.labels(pairs) if labeler is not None else [Label(TIE, None, TIE, ()) for _ in pairs]
+    after = (labeler.asked, *labeler.tokens) if labeler is not None else (0, 0, 0)
     questions, read, written = (new - old for new, old in zip(after, before, strict=True))
     rows = []
     for row, group in enumerate(groups):
@@ -242,7 +242,7 @@ def _rows(
             {
                 **to_fields(group[0].prompt),
                 "kind": kinds[row],
-                "replies": [done.reply for done in group],
+                "responses": [done.text for done in group],
                 "finished": [done.finished for done in group],
                 "pairs": [{"first": first, "second": second, **_spelled(label)} for (first, second), label in own],
                 "questions": questions if first_of_batch else 0,
@@ -263,5 +263,5 @@ def _spelled(label: Label) -> dict[str, Any]:
 
 
 def _reasons(rows: Sequence[Mapping[str, Any]]) -> str:
-    counted = Counter(pair["reason"] or "identical replies" for row in rows for pair in row["pairs"])
+    counted = Counter(pair["reason"] or "identical responses" for row in rows for pair in row["pairs"])
     return ", ".join(f"{count} {reason}" for reason, count in counted.most_common())

@@ -1,7 +1,7 @@
 """Stage `comparisons`: training data of the reward model.
 
 Recorded data brings its comparisons; they are read, checked, split and counted. In the courtesy world there are none
-yet: the policy answers each prompt K times and annotators rank what it said, malformed replies included, because a
+yet: the policy answers each prompt K times and annotators rank what it said, malformed responses included, because a
 reward model that has only seen good form scores bad form at random.
 """
 
@@ -18,7 +18,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Ranking
 from rlhf_lightning.sections import Count, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import BY_EVERY_STAGE, LENGTHS, Relief, Stage, StageSection, register
+from rlhf_lightning.stages.declaration import BY_EVERY_STAGE, LENGTHS, MemoryRelief, Stage, StageSection, register
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.comparisons import Comparisons
@@ -32,19 +32,19 @@ class ComparisonsSettings(StageSection):
 
     policy_from: StageRef
     prompts: Count
-    replies: Annotated[int, Field(ge=2)]
+    responses: Annotated[int, Field(ge=2)]
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 @register
 class ComparisonsStage(Stage):
-    """Comparisons: a policy in, rankings of its replies out; or recorded comparisons, split."""
+    """Comparisons: a policy in, rankings of its responses out; or recorded comparisons, split."""
 
     name = "comparisons"
     Settings = ComparisonsSettings
     reads = ("seed", "data.pairing", "rollout", *LENGTHS, "data.kind", "data.annotator")
     not_read = frozenset({"rollout.batch_size"})
-    relief = Relief(("rollout.chunk_size",), ("rollout.max_new_tokens", "data.max_prompt_length"))
+    relief = MemoryRelief(("rollout.chunk_size",), ("rollout.max_new_tokens", "data.max_prompt_length"))
 
     def copies_records(self, settings: RunSettings, name: str) -> bool:
         return not isinstance(settings.data, CourtesyData)
@@ -107,15 +107,15 @@ def _ranked_samples(context: StageContext) -> Comparisons:
     )
     groups = sampler.sample_groups(
         chosen,
-        settings.replies,
+        settings.responses,
         first_draw=0,
         chunk_size=context.settings.rollout.chunk_size,
-        track=lambda starts: track(starts, "Sampling replies to rank"),
+        track=lambda starts: track(starts, "Sampling responses to rank"),
     )
     annotator, rng = Annotator(data.annotator), Random(context.seed)
     rankings = []
     for group in groups:
-        texts = tuple(completion.reply for completion in group)
+        texts = tuple(completion.text for completion in group)
         ranks = annotator.rank(group[0].prompt.last_turn, texts, rng, [completion.finished for completion in group])
         rankings.append(Ranking(group[0].prompt, texts, ranks))
     return Comparisons.split(rankings, settings.held_out_fraction)

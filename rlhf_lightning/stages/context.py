@@ -176,7 +176,7 @@ class StageResult:
 
     Attributes:
         metrics: its entry in metrics.json.
-        objective: the value for a sweeper to maximise if the pipeline ends here; None if the stage has none.
+        objective: the value for a sweeper to maximize if the pipeline ends here; None if the stage has none.
         evaluation: policy -> split -> figures, from stages that evaluate.
         samples: the same prompts answered by the first policy and by the last.
     """

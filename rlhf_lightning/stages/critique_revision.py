@@ -1,7 +1,7 @@
-"""Stage `critique_revision`: red-team prompts in; chains of replies, critiques and revisions out.
+"""Stage `critique_revision`: red-team prompts in; chains of responses, critiques and revisions out.
 
 It leaves `chains.jsonl` (every text), `demonstrations.jsonl` (revisions and helpful samples, for supervised
-fine-tuning), and `train.jsonl` and `held_out.jsonl` (last revision over first reply: comparisons without a judge).
+fine-tuning), and `train.jsonl` and `held_out.jsonl` (last revision over first response: comparisons without a judge).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration, Prompt
 from rlhf_lightning.sections import NO_EFFECT, Count, FileRef, Positive, PromptKinds, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import Relief, Stage, StageSection, register
+from rlhf_lightning.stages.declaration import MemoryRelief, Stage, StageSection, register
 
 if TYPE_CHECKING:
     from rlhf_lightning.feedback.critique_revision import Chain, ChainWriter
-    from rlhf_lightning.feedback.local_models import SampledSpeaker
-    from rlhf_lightning.stages.restore import WorkJournal
+    from rlhf_lightning.feedback.local_models import SamplingGenerator
+    from rlhf_lightning.stages.restore import ResumableJsonl
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ Asked = tuple[Prompt, str | None]
 
 
 class CritiqueRevisionSettings(StageSection):
-    """Replies to red-team prompts, critiqued and revised by the principles of the constitution."""
+    """Responses to red-team prompts, critiqued and revised by the principles of the constitution."""
 
     policy_from: StageRef
     reviser_from: StageRef
@@ -60,19 +60,19 @@ class CritiqueRevisionStage(Stage):
     name = "critique_revision"
     Settings = CritiqueRevisionSettings
     reads = ("seed", "constitution", "data.kind")
-    relief = Relief((".batch_size",), (".max_new_tokens", "data.max_prompt_length"))
+    relief = MemoryRelief((".batch_size",), (".max_new_tokens", "data.max_prompt_length"))
 
     def run(self, context: StageContext) -> StageResult:
         """Write the chains and the helpful samples; resumes an interrupted stage."""
         from rlhf_lightning.data.comparisons import Comparisons
         from rlhf_lightning.data.sources import write_demonstrations
-        from rlhf_lightning.feedback.critique_revision import ChainWriter, revision_over_reply, to_imitate
+        from rlhf_lightning.feedback.critique_revision import ChainWriter, revision_over_response, to_imitate
         from rlhf_lightning.stages.prompting import phrasing_for
-        from rlhf_lightning.stages.restore import WorkJournal
+        from rlhf_lightning.stages.restore import ResumableJsonl
 
         settings, constitution = context.section(CritiqueRevisionSettings), context.settings.constitution
         context.seed_everything()
-        speakers = _open_speakers(context)
+        speakers = _open_generators(context)
         writer = ChainWriter(
             speakers.policy,
             speakers.reviser,
@@ -80,7 +80,7 @@ class CritiqueRevisionStage(Stage):
             phrasing_for(context.settings, "auto", settings.fewshots, speakers.reviser_is_plain),
             context.seed,
         )
-        written, sampled = (WorkJournal(context.directory, name, context.key) for name in (CHAINS, HELPFUL))
+        written, sampled = (ResumableJsonl(context.directory, name, context.key) for name in (CHAINS, HELPFUL))
         chains = _chains(context, writer, written)
         revised = [demonstration for chain in chains for demonstration in to_imitate(chain, constitution.train_on)]
         helpful = _helpful_samples(context, speakers.policy, round(constitution.mix_helpful * len(revised)), sampled)
@@ -88,10 +88,10 @@ class CritiqueRevisionStage(Stage):
             raise DataError(
                 "No revision and no helpful sample ended itself: there is nothing to train on.",
                 where="critique_revision",
-                fix="raise critique_revision.max_new_tokens, or take a model that ends its replies",
+                fix="raise critique_revision.max_new_tokens, or take a model that ends its responses",
             )
         write_demonstrations((*revised, *helpful), context.directory)
-        pairs = [pair for chain in chains if (pair := revision_over_reply(chain)) is not None]
+        pairs = [pair for chain in chains if (pair := revision_over_response(chain)) is not None]
         Comparisons.split(pairs, settings.held_out_fraction).save(context.directory)
         for journal in (written, sampled):  # only at the end: a finished journal would be started anew
             journal.finish()
@@ -110,25 +110,25 @@ class CritiqueRevisionStage(Stage):
 
 
 @dataclass(frozen=True, slots=True)
-class Speakers:
-    """The model that replies, and the one that criticises and revises."""
+class Generators:
+    """The model that responses, and the one that criticizes and revises."""
 
-    policy: SampledSpeaker
-    reviser: SampledSpeaker
+    policy: SamplingGenerator
+    reviser: SamplingGenerator
     reviser_is_plain: bool
 
 
-def _open_speakers(context: StageContext) -> Speakers:
-    from rlhf_lightning.feedback.local_models import SampledSpeaker
+def _open_generators(context: StageContext) -> Generators:
+    from rlhf_lightning.feedback.local_models import SamplingGenerator
     from rlhf_lightning.models.loading import load_policy
     from rlhf_lightning.stages.prompting import open_encoder
 
     settings = context.section(CritiqueRevisionSettings)
 
-    def opened(name: str) -> tuple[SampledSpeaker, bool]:
+    def opened(name: str) -> tuple[SamplingGenerator, bool]:
         source = context.inputs.model(name)
         encoder, is_plain = open_encoder(context, source)
-        speaker = SampledSpeaker(
+        speaker = SamplingGenerator(
             load_policy(source, context.device),
             encoder,
             temperature=settings.temperature,
@@ -140,11 +140,11 @@ def _open_speakers(context: StageContext) -> Speakers:
 
     policy, is_plain = opened(settings.policy_from)
     if settings.reviser_from == settings.policy_from:
-        return Speakers(policy, policy, is_plain)
-    return Speakers(policy, *opened(settings.reviser_from))
+        return Generators(policy, policy, is_plain)
+    return Generators(policy, *opened(settings.reviser_from))
 
 
-def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) -> list[Chain]:
+def _chains(context: StageContext, writer: ChainWriter, journal: ResumableJsonl) -> list[Chain]:
     from rlhf_lightning.feedback.critique_revision import Chain
     from rlhf_lightning.stages.monitoring import track
     from rlhf_lightning.stages.prompting import of_kinds, prompts_to_use
@@ -175,9 +175,9 @@ def _chains(context: StageContext, writer: ChainWriter, journal: WorkJournal) ->
 
 
 def _helpful_samples(
-    context: StageContext, policy: SampledSpeaker, wanted: int, journal: WorkJournal
+    context: StageContext, policy: SamplingGenerator, wanted: int, journal: ResumableJsonl
 ) -> list[Demonstration]:
-    """The policy's own replies to helpful prompts, mixed in so that fine-tuning does not see revisions only."""
+    """The policy's own responses to helpful prompts, mixed in so that fine-tuning does not see revisions only."""
     from rlhf_lightning.data.formats import parse_demonstration, to_fields
     from rlhf_lightning.stages.monitoring import track
     from rlhf_lightning.stages.prompting import of_kinds, prompts_to_use
@@ -199,18 +199,18 @@ def _helpful_samples(
                 "critique_revision.helpful_prompts_from."
             )
         asked = _in_turn(pool, wanted, context.seed + 1)
-        for start in track(range(len(journal.rows), wanted, settings.batch_size), "Sampling helpful replies"):
+        for start in track(range(len(journal.rows), wanted, settings.batch_size), "Sampling helpful responses"):
             batch = [prompt for prompt, _ in asked[start : start + settings.batch_size]]
             # Draws below 0 are not used by any chain.
             draws = [-1 - number for number in range(start, start + len(batch))]
-            said = policy.say([prompt.text for prompt in batch], draws)
+            said = policy.generate([prompt.text for prompt in batch], draws)
             journal.add(
                 [
                     {**to_fields(Demonstration(prompt, turn.text)), "finished": turn.finished}
                     for prompt, turn in zip(batch, said, strict=True)
                 ]
             )
-    rows = [row for row in journal.rows if row["finished"] and row["reply"].strip()]
+    rows = [row for row in journal.rows if row["finished"] and row["response"].strip()]
     return [parse_demonstration(row, HELPFUL) for row in rows]
 
 
@@ -226,7 +226,7 @@ def _in_turn(pool: Sequence[Asked], count: int, seed: int) -> list[Asked]:
 
 def _counts(chains: Sequence[Chain]) -> dict[str, Any]:
     steps = [step for chain in chains for step in chain.steps]
-    said = [[chain.reply, *(step.revision for step in chain.steps)] for chain in chains]
+    said = [[chain.response, *(step.revision for step in chain.steps)] for chain in chains]
     changed = sum(before != after for texts in said for before, after in pairwise(texts))
     return {
         "chains": len(chains),

@@ -11,12 +11,12 @@ from rlhf_lightning.evaluation.metrics import LoggedMetrics, Metric
 from rlhf_lightning.sections import Name, Section
 
 if TYPE_CHECKING:
-    from rlhf_lightning.rollouts.sampler import Completion
+    from rlhf_lightning.rollouts.sampler import SampledResponse
     from rlhf_lightning.stages.context import StageContext, StageResult
     from rlhf_lightning.stages.run_settings import RunSettings
 
 S = TypeVar("S", bound="Stage")
-F = TypeVar("F", bound="Callable[[Sequence[Completion]], float]")
+F = TypeVar("F", bound="Callable[[Sequence[SampledResponse]], float]")
 
 FROM_DATA = "data"
 """Stands for the records of the data group, in the place of a stage."""
@@ -40,7 +40,7 @@ class StageSection(Section):
 
 
 @dataclass(frozen=True)
-class Relief:
+class MemoryRelief:
     """Keys that lower a stage's memory, for the advice when it ran out. `.key` is one of the stage's own section.
 
     Attributes:
@@ -92,7 +92,7 @@ class Stage:
     rounds: ClassVar[str | None] = None
     metrics: ClassVar[tuple[Metric, ...]] = ()
     by_episodes: ClassVar[bool] = False
-    relief: ClassVar[Relief] = Relief()
+    relief: ClassVar[MemoryRelief] = MemoryRelief()
 
     def run(self, context: StageContext) -> StageResult:
         """Run the stage; what it leaves for others is in `context.directory`."""
@@ -128,7 +128,7 @@ class Stage:
 STAGES: dict[str, Stage] = {}
 """All registered stages by name."""
 
-ROLLOUT_METRICS: dict[Metric, Callable[[Sequence[Completion]], float]] = {}
+ROLLOUT_METRICS: dict[Metric, Callable[[Sequence[SampledResponse]], float]] = {}
 """Metrics of an iteration's rollouts that plugins have registered."""
 
 
@@ -146,7 +146,7 @@ def register(stage: type[S]) -> type[S]:
 
 
 def rollout_metric(metric: Metric) -> Callable[[F], F]:
-    """Decorator that registers a function of an iteration's completions as a metric of every stage with rollouts."""
+    """Decorator that registers a function of an iteration's responses as a metric of every stage with rollouts."""
 
     def registered(function: F) -> F:
         ROLLOUT_METRICS[metric] = function

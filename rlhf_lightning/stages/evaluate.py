@@ -16,14 +16,14 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.sections import Count, Name, Named, Positive, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, Relief, Stage, StageSection, register
+from rlhf_lightning.stages.declaration import JUDGE, LENGTHS, OF_CRITIQUES, MemoryRelief, Stage, StageSection, register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rlhf_lightning.evaluation.summary import SampleRow
-    from rlhf_lightning.feedback.labelling import Labeller
-    from rlhf_lightning.rollouts.sampler import Completion, Samples
+    from rlhf_lightning.feedback.labeling import Labeler
+    from rlhf_lightning.rollouts.sampler import SampledResponse, Samples
     from rlhf_lightning.stages.run_settings import RunSettings
 
 OBJECTIVE_SPLIT = "validation"
@@ -52,7 +52,7 @@ class EvaluateStage(Stage):
     # Not the run's seed: `measurement` has one of its own, the same in every run.
     reads = (*JUDGE, "measurement", "rollout.max_new_tokens", *LENGTHS, "data.kind")
     not_read = OF_CRITIQUES
-    relief = Relief(("measurement.batch_size",), ("rollout.max_new_tokens", "data.max_prompt_length"))
+    relief = MemoryRelief(("measurement.batch_size",), ("rollout.max_new_tokens", "data.max_prompt_length"))
 
     def unread(self, settings: RunSettings, name: str) -> frozenset[str]:
         asks = cast(EvaluateSettings, settings.section(name)).satisfaction is not None
@@ -61,7 +61,7 @@ class EvaluateStage(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Measure every policy on every split and leave figures and a table of samples."""
         from rlhf_lightning.evaluation.summary import SAMPLES_FILE, short_name, write_samples
-        from rlhf_lightning.stages.judging import open_labeller
+        from rlhf_lightning.stages.judging import open_labeler
 
         settings = context.section(EvaluateSettings)
         splits = evaluation_prompts(context)
@@ -74,12 +74,10 @@ class EvaluateStage(Stage):
             for name, by_split in answers.items()
         }
         if settings.satisfaction is not None:
-            labeller = open_labeller(context)
+            labeler = open_labeler(context)
             for name, by_split in answers.items():
                 for split, said in by_split.items():
-                    evaluation[name][split] |= judged_figures(
-                        context, labeller, said.completions[: settings.satisfaction]
-                    )
+                    evaluation[name][split] |= judged_figures(context, labeler, said.responses[: settings.satisfaction])
         for number, name in enumerate(settings.policies):
             write_answers(answers[name], context.directory / f"{number}_{short_name(name).replace('/', '_')}.jsonl")
         rows = sample_rows(context, answers[settings.policies[0]], answers[settings.policies[-1]])
@@ -92,15 +90,15 @@ class EvaluateStage(Stage):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """A policy's replies on a split.
+    """A policy's responses on a split.
 
     Attributes:
-        kl: per reply, summed over its tokens, in nats.
+        kl: per response, summed over its tokens, in nats.
         entropy: mean of -log p over tokens, in nats.
-        proxy: reward model score per reply; None without a reward model.
+        proxy: reward model score per response; None without a reward model.
     """
 
-    completions: tuple[Completion, ...]
+    responses: tuple[SampledResponse, ...]
     kl: list[float]
     entropy: float
     proxy: list[float] | None
@@ -159,7 +157,7 @@ class PolicyProbe:
         )
 
     def answers(self, split: str, prompts: Sequence[Prompt]) -> Answers:
-        """The policy's replies to the prompts of a split; the same on every call."""
+        """The policy's responses to the prompts of a split; the same on every call."""
         from rlhf_lightning.stages.monitoring import track
 
         encoded, _ = self.encoder.prompts(prompts)
@@ -169,78 +167,79 @@ class PolicyProbe:
                 where="data.on_long_record=drop",
                 fix="raise data.max_prompt_length, or set data.on_long_record=truncate",
             )
-        completions: list[Completion] = []
+        responses: list[SampledResponse] = []
         kl: list[float] = []
         surprise: list[float] = []
         proxy: list[float] = []
         size = self.batch_size
         for start in track(range(0, len(encoded), size), f"Evaluating {self.name} on {split}"):
             samples = self.sampler.sample(encoded[start : start + size], range(len(encoded))[start : start + size])
-            completions.extend(samples.completions)
+            responses.extend(samples.responses)
             divergence, negative_logprob = self._measure(samples)
             kl.extend(divergence.tolist())
             surprise.extend(negative_logprob.tolist())
             if self.scorer is not None:
-                proxy.extend(self.scorer.score(samples.completions).tolist())
-        tokens = sum(len(completion.reply_ids) for completion in completions)
+                proxy.extend(self.scorer.score(samples.responses).tolist())
+        tokens = sum(len(response.response_ids) for response in responses)
         return Answers(
-            completions=tuple(completions),
+            responses=tuple(responses),
             kl=kl,
             entropy=sum(surprise) / tokens,
             proxy=proxy if self.scorer is not None else None,
         )
 
     def _measure(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Per reply, summed over its tokens: log pi - log pi_ref, and -log pi; both (batch,)."""
+        """Per response, summed over its tokens: log pi - log pi_ref, and -log pi; both (batch,)."""
         import torch
 
-        from rlhf_lightning.models.actor_critic import reply_logits
+        from rlhf_lightning.models.actor_critic import response_logits
         from rlhf_lightning.objectives.kl import k1
         from rlhf_lightning.objectives.logprobs import token_logprobs
         from rlhf_lightning.objectives.masked_stats import sequence_sums
 
-        mask, temperature = samples.reply_mask, self.settings.temperature
+        mask, temperature = samples.response_mask, self.settings.temperature
         length = mask.shape[1]
         with torch.no_grad():
-            logits, _ = reply_logits(self.policy, samples.sequences, samples.attention_mask, length)
-            logprobs = token_logprobs(logits, samples.replies, temperature)
+            logits, _ = response_logits(self.policy, samples.sequences, samples.attention_mask, length)
+            logprobs = token_logprobs(logits, samples.response_ids, temperature)
             reference = self.reference.logprobs(samples.sequences, samples.attention_mask, length, temperature)
         return sequence_sums(k1(logprobs, reference), mask), sequence_sums(-logprobs, mask)
 
 
 def policy_figures(context: StageContext, answers: Answers) -> dict[str, Any]:
     """Everything that is measured of a policy on a split, with bootstrap 95% intervals."""
-    from rlhf_lightning.evaluation.replies import gold_figures, text_statistics
+    from rlhf_lightning.evaluation.responses import gold_figures, text_statistics
     from rlhf_lightning.evaluation.statistics import bootstrap_mean
 
     samples, seed = context.settings.measurement.bootstrap_samples, context.settings.measurement.seed
-    completions = answers.completions
-    finished = [completion.finished for completion in completions]
+    responses = answers.responses
+    finished = [response.finished for response in responses]
     figures: dict[str, Any] = {}
     if isinstance(context.settings.data, CourtesyData):
-        prompts = [completion.prompt for completion in completions]
-        replies = [completion.reply for completion in completions]
-        figures |= gold_figures(prompts, replies, finished, samples, seed)
+        prompts = [response.prompt for response in responses]
+        texts = [response.text for response in responses]
+        figures |= gold_figures(prompts, texts, finished, samples, seed)
     if answers.proxy is not None:
         proxy = bootstrap_mean(answers.proxy, samples, seed)
         figures |= {"proxy_reward": proxy.mean, "proxy_reward_ci": proxy.interval}
     kl = bootstrap_mean(answers.kl, samples, seed)
     figures |= {"kl": kl.mean, "kl_ci": kl.interval, "entropy": answers.entropy}
-    own_tokens = [done.reply_ids[:-1] if done.finished else done.reply_ids for done in completions]
+    own_tokens = [done.response_ids[:-1] if done.finished else done.response_ids for done in responses]
     return figures | text_statistics(own_tokens, finished, samples, seed)
 
 
-def judged_figures(context: StageContext, labeller: Labeller, completions: Sequence[Completion]) -> dict[str, Any]:
-    """Satisfaction of each principle of the constitution by the replies, according to the judge.
+def judged_figures(context: StageContext, labeler: Labeler, responses: Sequence[SampledResponse]) -> dict[str, Any]:
+    """Satisfaction of each principle of the constitution by the responses, according to the judge.
 
     Returns:
-        `satisfaction`: by the principle's id, the mean probability of yes over the replies that it applies to and that
-        the judge answered for; `satisfaction_ci`, its bootstrap 95% interval; `satisfaction_count`, how many replies.
+        `satisfaction`: by the principle's id, the mean probability of yes over the responses that it applies to and
+        that the judge answered for; `satisfaction_ci`, its bootstrap 95% interval; `satisfaction_count`, how many
+        responses.
     """
     from rlhf_lightning.evaluation.statistics import bootstrap_mean
 
     data, measurement = context.inputs.data, context.settings.measurement
-    rated = labeller.follows([(done.prompt, done.reply, data.kind_of(done.prompt)) for done in completions])
+    rated = labeler.follows([(done.prompt, done.text, data.kind_of(done.prompt)) for done in responses])
     figures: dict[str, dict[str, Any]] = {"satisfaction": {}, "satisfaction_ci": {}, "satisfaction_count": {}}
     for principle in context.settings.constitution.principles:
         given = [value for one in rated if (value := one.get(principle.id)) is not None]
@@ -253,14 +252,14 @@ def judged_figures(context: StageContext, labeller: Labeller, completions: Seque
 
 
 def write_answers(by_split: dict[str, Answers], path: Path) -> None:
-    """Every reply of a policy with its KL and proxy reward, one a line."""
+    """Every response of a policy with its KL and proxy reward, one a line."""
     with path.open("w", encoding="utf-8") as file:
         for split, said in by_split.items():
-            for row, done in enumerate(said.completions):
+            for row, done in enumerate(said.responses):
                 line = {
                     "split": split,
                     "prompt": done.prompt.plain(),
-                    "reply": done.reply,
+                    "response": done.text,
                     "finished": done.finished,
                     "kl": said.kl[row],
                     "proxy": said.proxy[row] if said.proxy is not None else None,
@@ -276,15 +275,15 @@ def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[s
     courtesy = isinstance(context.settings.data, CourtesyData)
     rows = []
     for split in before:
-        pairs = zip(before[split].completions, after[split].completions, strict=True)
+        pairs = zip(before[split].responses, after[split].responses, strict=True)
         for row, (old, new) in enumerate(list(pairs)[:per_split]):
             old_proxy, new_proxy = before[split].proxy, after[split].proxy
             rows.append(
                 SampleRow(
                     split=split,
                     prompt=old.prompt.plain(),
-                    before=old.reply,
-                    after=new.reply,
+                    before=old.text,
+                    after=new.text,
                     proxy_before=old_proxy[row] if old_proxy is not None else None,
                     proxy_after=new_proxy[row] if new_proxy is not None else None,
                     gold_before=_gold(old) if courtesy else None,
@@ -294,10 +293,10 @@ def sample_rows(context: StageContext, before: dict[str, Answers], after: dict[s
     return rows
 
 
-def _gold(completion: Completion) -> float:
+def _gold(response: SampledResponse) -> float:
     from rlhf_lightning.worlds.courtesy import judge
 
-    return judge(completion.prompt.last_turn, completion.reply, completion.finished).reward
+    return judge(response.prompt.last_turn, response.text, response.finished).reward
 
 
 def _objective(by_split: dict[str, dict[str, Any]]) -> float | None:

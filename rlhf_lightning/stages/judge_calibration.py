@@ -23,13 +23,13 @@ from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.sections import FileRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import JUDGE, OF_CRITIQUES, Relief, Stage, StageSection, register
+from rlhf_lightning.stages.declaration import JUDGE, OF_CRITIQUES, MemoryRelief, Stage, StageSection, register
 
 if TYPE_CHECKING:
-    from rlhf_lightning.evaluation.judge_bias import JudgedPair, JudgedReply
-    from rlhf_lightning.feedback.labelling import Label, Opinion, Pair
+    from rlhf_lightning.evaluation.judge_bias import JudgedPair, JudgedResponse
+    from rlhf_lightning.feedback.labeling import Label, Opinion, Pair
     from rlhf_lightning.stages.run_settings import RunSettings
-    from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgement
+    from rlhf_lightning.worlds.courtesy.recorded import RecordedJudgment
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class JudgeCalibrationStage(Stage):
     Settings = JudgeCalibrationSettings
     reads = ("seed", *JUDGE, "data.kind", "data.pairing", "callbacks.plots")
     not_read = OF_CRITIQUES
-    relief = Relief(("judge.batch_size",), ("judge=openai",))
+    relief = MemoryRelief(("judge.batch_size",), ("judge=openai",))
 
     def unread(self, settings: RunSettings, name: str) -> frozenset[str]:
         """`data.pairing`, unless pairs are built from the data's rankings; else nothing."""
@@ -62,20 +62,20 @@ class JudgeCalibrationStage(Stage):
         return frozenset() if of_the_data else frozenset({"data.pairing"})
 
     def unnamed_inputs(self, settings: RunSettings, name: str) -> Iterator[tuple[str, str]]:
-        """The recorded judgements that ship with the courtesy world."""
+        """The recorded judgments that ship with the courtesy world."""
         from rlhf_lightning.worlds.courtesy.recorded import recorded_path
 
         if isinstance(settings.data, CourtesyData) and _own(settings, name).data is None:
             yield f"{name}.data", str(recorded_path())
 
     def run(self, context: StageContext) -> StageResult:
-        """Label human-labelled pairs with the judge, and report the agreement."""
+        """Label human-labeled pairs with the judge, and report the agreement."""
         from rlhf_lightning.evaluation.judge_calibration import (
             calibration_figures,
             render_calibration,
             write_calibration,
         )
-        from rlhf_lightning.stages.judging import CALIBRATION, judge_terms, judge_usage, open_labeller
+        from rlhf_lightning.stages.judging import CALIBRATION, judge_terms, judge_usage, open_labeler
         from rlhf_lightning.stages.monitoring import track
 
         settings, constitution = context.section(JudgeCalibrationSettings), context.settings.constitution
@@ -93,24 +93,24 @@ class JudgeCalibrationStage(Stage):
             _write_json(context.directory / CALIBRATION, figures)
             return StageResult(figures, objective=None)
         pairs, people = _judged_by_people(context)
-        labeller = open_labeller(context)
+        labeler = open_labeler(context)
         labels: list[Label] = []
         for start in track(range(0, len(pairs), CHUNK), "Judging what people have judged"):
-            labels += labeller.labels(pairs[start : start + CHUNK])
+            labels += labeler.labels(pairs[start : start + CHUNK])
         judged = [_judged(*three) for three in zip(pairs, labels, people, strict=True)]
         by_principle = [one for three in zip(pairs, labels, people, strict=True) for one in _by_principle(*three)]
-        replies = [one for three in zip(pairs, labels, people, strict=True) for one in _replies(*three)]
+        responses = [one for three in zip(pairs, labels, people, strict=True) for one in _responses(*three)]
         figures = calibration_figures(
-            judged, by_principle, replies, bootstrap_samples=settings.bootstrap_samples, seed=context.seed
+            judged, by_principle, responses, bootstrap_samples=settings.bootstrap_samples, seed=context.seed
         )
         figures = {
             **origin,
-            "judge": labeller.judge.name,
+            "judge": labeler.judge.name,
             "mode": context.settings.judge.mode,
-            "questions": labeller.asked,
-            "input_tokens": labeller.tokens[0],
-            "output_tokens": labeller.tokens[1],
-            **judge_usage(labeller),
+            "questions": labeler.asked,
+            "input_tokens": labeler.tokens[0],
+            "output_tokens": labeler.tokens[1],
+            **judge_usage(labeler),
             **figures,
         }
         _write_json(context.directory / CALIBRATION, figures)
@@ -125,27 +125,27 @@ def _own(settings: RunSettings, name: str) -> JudgeCalibrationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class HumanJudgement:
+class HumanJudgment:
     """Human labels of a pair.
 
     Attributes:
         prefers_first: overall preference; None for a tie.
-        by_principle: the preference under one principle alone, and whether each reply follows it; empty where that
-            was not labelled.
+        by_principle: the preference under one principle alone, and whether each response follows it; empty where that
+            was not labeled.
     """
 
     prefers_first: bool | None
     by_principle: dict[str, tuple[bool, bool]]
 
 
-def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudgement]]:
-    """Pairs, the better reply on a random side, and their human labels.
+def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudgment]]:
+    """Pairs, the better response on a random side, and their human labels.
 
     Raises:
         DataError: there are none.
     """
     from rlhf_lightning.data.comparisons import read_human_comparisons
-    from rlhf_lightning.feedback.labelling import Pair
+    from rlhf_lightning.feedback.labeling import Pair
 
     settings, data = context.section(JudgeCalibrationSettings), context.settings.data
     if settings.data is None and isinstance(data, CourtesyData):
@@ -172,14 +172,14 @@ def _judged_by_people(context: StageContext) -> tuple[list[Pair], list[HumanJudg
         first, second = (one.chosen, one.rejected) if better_first else (one.rejected, one.chosen)
         kind = context.inputs.data.kind_of(one.prompt) if settings.data is None else None
         pairs.append(Pair(number, one.prompt, first, second, kind))
-        people.append(HumanJudgement(better_first, {}))
+        people.append(HumanJudgment(better_first, {}))
     return pairs, people
 
 
-def _recorded_in_the_world(constitution: ConstitutionSettings, limit: int) -> tuple[list[Pair], list[HumanJudgement]]:
-    """The judgements that ship with the courtesy world, by the traits that the constitution's principles ask for."""
-    from rlhf_lightning.feedback.labelling import Pair
-    from rlhf_lightning.worlds.courtesy.recorded import preferred_under, recorded_judgements
+def _recorded_in_the_world(constitution: ConstitutionSettings, limit: int) -> tuple[list[Pair], list[HumanJudgment]]:
+    """The judgments that ship with the courtesy world, by the traits that the constitution's principles ask for."""
+    from rlhf_lightning.feedback.labeling import Pair
+    from rlhf_lightning.worlds.courtesy.recorded import preferred_under, recorded_judgments
 
     named = {one.id: one.world.tag for one in constitution.principles if one.world is not None}
     weights: dict[str, float] = {}
@@ -187,24 +187,24 @@ def _recorded_in_the_world(constitution: ConstitutionSettings, limit: int) -> tu
         if one.world is not None:
             weights[one.world.tag] = weights.get(one.world.tag, 0.0) + one.weight
     pairs, people = [], []
-    for number, recorded in enumerate(recorded_judgements()[:limit]):
-        pairs.append(Pair(number, recorded.prompt, *recorded.replies))
-        people.append(HumanJudgement(preferred_under(recorded, weights), _under_each(recorded, named)))
+    for number, recorded in enumerate(recorded_judgments()[:limit]):
+        pairs.append(Pair(number, recorded.prompt, *recorded.responses))
+        people.append(HumanJudgment(preferred_under(recorded, weights), _under_each(recorded, named)))
     return pairs, people
 
 
-def _under_each(recorded: RecordedJudgement, named: dict[str, str]) -> dict[str, tuple[bool, bool]]:
+def _under_each(recorded: RecordedJudgment, named: dict[str, str]) -> dict[str, tuple[bool, bool]]:
     return {principle: recorded.traits[tag] for principle, tag in named.items()}
 
 
-def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
+def _judged(pair: Pair, label: Label, human: HumanJudgment) -> JudgedPair:
     """A pair judged under the whole constitution."""
     from rlhf_lightning.evaluation.judge_bias import JudgedPair
 
     answered = [opinion for opinion in label.opinions if opinion.probability is not None]
     return JudgedPair(
         group=pair.prompt,
-        replies=(pair.first, pair.second),
+        responses=(pair.first, pair.second),
         human_prefers_a=human.prefers_first,
         probability=label.probability,
         principle=None,
@@ -215,7 +215,7 @@ def _judged(pair: Pair, label: Label, human: HumanJudgement) -> JudgedPair:
     )
 
 
-def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedPair]:
+def _by_principle(pair: Pair, label: Label, human: HumanJudgment) -> list[JudgedPair]:
     """The pair judged under each principle alone, against the human label for it, or else the overall one."""
     from rlhf_lightning.evaluation.judge_bias import JudgedPair
 
@@ -228,7 +228,7 @@ def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[Judge
     return [
         JudgedPair(
             group=pair.prompt,
-            replies=(pair.first, pair.second),
+            responses=(pair.first, pair.second),
             human_prefers_a=preferred(opinion),
             probability=opinion.probability,
             principle=opinion.principle,
@@ -241,19 +241,19 @@ def _by_principle(pair: Pair, label: Label, human: HumanJudgement) -> list[Judge
     ]
 
 
-def _replies(pair: Pair, label: Label, human: HumanJudgement) -> list[JudgedReply]:
-    """Each reply for which both a human label and a pointwise judgement say whether it follows a principle."""
-    from rlhf_lightning.evaluation.judge_bias import JudgedReply
+def _responses(pair: Pair, label: Label, human: HumanJudgment) -> list[JudgedResponse]:
+    """Each response for which both a human label and a pointwise judgment say whether it follows a principle."""
+    from rlhf_lightning.evaluation.judge_bias import JudgedResponse
 
     return [
-        JudgedReply(pair.prompt, opinion.principle, said, opinion.yes[side], opinion.mass)
+        JudgedResponse(pair.prompt, opinion.principle, said, opinion.yes[side], opinion.mass)
         for opinion in label.opinions
         if opinion.yes is not None and opinion.principle in human.by_principle
         for side, said in enumerate(human.by_principle[opinion.principle])
     ]
 
 
-def _write_judged(path: Path, pairs: Sequence[Pair], labels: Sequence[Label], people: Sequence[HumanJudgement]) -> None:
+def _write_judged(path: Path, pairs: Sequence[Pair], labels: Sequence[Label], people: Sequence[HumanJudgment]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for pair, label, human in zip(pairs, labels, people, strict=True):
             row = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_lightning.feedback.judge_model import JudgeModel
-from rlhf_lightning.feedback.labelling import Labeller
+from rlhf_lightning.feedback.labeling import Labeler
 from rlhf_lightning.feedback.local_models import LocalJudgeModel
 from rlhf_lightning.feedback.openai_judge import OpenAiJudgeModel
 from rlhf_lightning.feedback.settings import HubJudge, JudgeSettings, OpenAiJudge
@@ -20,17 +20,17 @@ CALIBRATION = "calibration.json"
 """File with the figures of stage `judge_calibration`."""
 
 
-def open_labeller(context: StageContext) -> Labeller:
+def open_labeler(context: StageContext) -> Labeler:
     """The judge, ready to label pairs under the run's constitution."""
     settings = context.settings
     judge, is_plain = _open_judge(context)
     phrasing = phrasing_for(settings, settings.judge.phrasing, settings.judge.fewshots, is_plain)
-    return Labeller(judge, settings.constitution, phrasing, settings.judge, context.seed)
+    return Labeler(judge, settings.constitution, phrasing, settings.judge, context.seed)
 
 
-def judge_usage(labeller: Labeller) -> dict[str, dict[str, float]]:
+def judge_usage(labeler: Labeler) -> dict[str, dict[str, float]]:
     """Usage and cost of a judge behind a server since it was opened, as figures; empty for a local judge."""
-    judge = labeller.judge
+    judge = labeler.judge
     return {"judge_usage": judge.usage.figures()} if isinstance(judge, OpenAiJudgeModel) else {}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rlhf_lightning.algorithms.optimization import OptimizerFactory
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import MemoryExhaustedError
-from rlhf_lightning.stages.declaration import Relief
+from rlhf_lightning.stages.declaration import MemoryRelief
 
 Item = TypeVar("Item")
 
@@ -73,15 +73,15 @@ class StaticMemory:
         return cls(weights, parameters, _bytes(trained), _optimizer_bytes(trained, make_optimizer))
 
     def __str__(self) -> str:
-        by_model = ", ".join(f"{name} {in_words(size)}" for name, size in self.weights.items())
-        optimizer = "of unknown size" if self.optimizer is None else in_words(self.optimizer)
+        by_model = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.weights.items())
+        optimizer = "of unknown size" if self.optimizer is None else format_bytes(self.optimizer)
         return (
-            f"weights {in_words(sum(self.weights.values()))} ({by_model}), gradients {in_words(self.gradients)}, "
-            f"optimizer {optimizer}"
+            f"weights {format_bytes(sum(self.weights.values()))} ({by_model}), "
+            f"gradients {format_bytes(self.gradients)}, optimizer {optimizer}"
         )
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A number of bytes as text with a unit."""
     if size >= 2**30:
         return f"{size / 2**30:.2f} GiB"
@@ -195,7 +195,7 @@ def memory_table(stages: Mapping[str, Mapping[str, Any]]) -> RenderableType:
         table.add_column(column, justify="right")
     for stage, figures in stages.items():
         sizes = (figures["memory"].get(key) for key in COLUMNS.values())
-        table.add_row(stage, *("-" if size is None else in_words(size) for size in sizes))
+        table.add_row(stage, *("-" if size is None else format_bytes(size) for size in sizes))
     return table
 
 
@@ -204,7 +204,7 @@ SAYINGS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: n
 
 
 @contextmanager
-def memory_explained(stage: str, relief: Relief, memory: StageMemory) -> Iterator[None]:
+def memory_explained(stage: str, relief: MemoryRelief, memory: StageMemory) -> Iterator[None]:
     """Turns an out-of-memory error within a `with` block into one that names the keys which lower the use of memory.
 
     Raises:
@@ -220,7 +220,7 @@ def memory_explained(stage: str, relief: Relief, memory: StageMemory) -> Iterato
         raise
 
 
-def _exhausted(stage: str, relief: Relief, memory: StageMemory, error: BaseException) -> MemoryExhaustedError:
+def _exhausted(stage: str, relief: MemoryRelief, memory: StageMemory, error: BaseException) -> MemoryExhaustedError:
     same, other = (
         [f"{stage}{key}" if key.startswith(".") else key for key in keys]
         for keys in (relief.same_result, relief.other_result)

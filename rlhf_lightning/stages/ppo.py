@@ -19,7 +19,7 @@ from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import (
     LENGTHS,
     ROLLOUT_METRICS,
-    Relief,
+    MemoryRelief,
     Stage,
     StageSection,
     TrainedModel,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.algorithms.rollout_callbacks import Observer
     from rlhf_lightning.models.actor_critic import ActorCritic
     from rlhf_lightning.models.reference import FrozenReference
-    from rlhf_lightning.rollouts.collector import Collected
+    from rlhf_lightning.rollouts.collector import CollectedRollouts
     from rlhf_lightning.rollouts.scoring import Scorer
     from rlhf_lightning.stages.run_settings import RunSettings
 
@@ -43,7 +43,7 @@ STATISTICS_FILE = "reward_statistics.json"
 
 
 class PpoSettings(StageSection):
-    """Proximal policy optimisation."""
+    """Proximal policy optimization."""
 
     policy_from: StageRef
     reward_from: StageRef
@@ -74,27 +74,27 @@ class PpoSettings(StageSection):
 
 @register
 class PpoStage(Stage):
-    """Proximal policy optimisation: a policy and a reward in, a policy that earns more of it out."""
+    """Proximal policy optimization: a policy and a reward in, a policy that earns more of it out."""
 
     name = "ppo"
     Settings = PpoSettings
     reads = (
         *(*READ_BY_TRAINING, *LENGTHS, "data.kind", "kl", "reference", "advantage", "reward", "rollout"),
-        *("model.share_backbone", "callbacks.diary_every", "callbacks.diary_samples", "callbacks.gold_monitor"),
+        *("model.share_backbone", "callbacks.sample_log_every", "callbacks.sample_log_size", "callbacks.gold_monitor"),
         "callbacks.self_checks",
     )
-    trained = TrainedModel("A language model that was optimised with PPO against a reward", started_from="policy_from")
+    trained = TrainedModel("A language model that was optimized with PPO against a reward", started_from="policy_from")
     rounds = "iterations"
     metrics = (
         Metric("objective/score", MAX, "Proxy reward", "reward model"),
         Metric("objective/gold", MAX, "Gold reward", "the truth"),
         Metric("objective/reward", MAX),
-        Metric("objective/kl", MAX, "KL to reference", "nats a reply", level=0.0),
+        Metric("objective/kl", MAX, "KL to reference", "nats a response", level=0.0),
         Metric("objective/entropy", MIN, "Entropy", "nats a token"),
-        Metric("rollout/length", BOTH, "Reply length", "tokens"),
-        Metric("rollout/eos_rate", MIN, "Replies ended", level=1.0),
+        Metric("rollout/length", BOTH, "Response length", "tokens"),
+        Metric("rollout/eos_rate", MIN, "Responses ended", level=1.0),
         Metric("rollout/repetition", MAX, "Repetition", "repeated 3-grams"),
-        Metric("rollout/top_opening_share", MAX, "Most frequent opening", "of replies"),
+        Metric("rollout/top_opening_share", MAX, "Most frequent opening", "of responses"),
         Metric("rollout/distinct_2", MIN, "Distinct 2-grams", "of all 2-grams"),
         Metric("policy/loss", MIN),
         Metric("policy/approx_kl", MAX, "Approximate KL", "within an update"),
@@ -106,7 +106,7 @@ class PpoStage(Stage):
         Metric("kl/coef", BOTH),
     )
     by_episodes = True
-    relief = Relief(
+    relief = MemoryRelief(
         (".micro_batch_size", "rollout.chunk_size", "model.gradient_checkpointing=true"),
         (
             *("peft=lora", "rollout.max_new_tokens", "data.max_prompt_length"),
@@ -131,11 +131,11 @@ class PpoStage(Stage):
             yield Problem(f"{name}.critic", what, fix=f"use {name}.critic=separate or policy_trunk, or reward=learned")
 
     def run(self, context: StageContext) -> StageResult:
-        """Optimise the policy against the reward and leave it, with its critic, as a Hugging Face directory."""
+        """Optimize the policy against the reward and leave it, with its critic, as a Hugging Face directory."""
         import torch
         from torch.utils.data import DataLoader
 
-        from rlhf_lightning.algorithms.optimization import trainable
+        from rlhf_lightning.algorithms.optimization import trainable_parameters
         from rlhf_lightning.algorithms.ppo import PPO
         from rlhf_lightning.algorithms.rollout_callbacks import KlBudget, RolloutBufferCallback
         from rlhf_lightning.algorithms.self_checks import SelfChecks, tolerance
@@ -148,7 +148,7 @@ class PpoStage(Stage):
         from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
         from rlhf_lightning.rollouts.sampler import PromptStream, Sampler
         from rlhf_lightning.stages.actors import open_actors, open_critic
-        from rlhf_lightning.stages.rewards import reward_statistics, standardised
+        from rlhf_lightning.stages.rewards import reward_statistics, standardized
         from rlhf_lightning.stages.training import build_trainer, fit
 
         settings, rollout = context.section(PpoSettings), context.settings.rollout
@@ -184,7 +184,7 @@ class PpoStage(Stage):
             actor_critic,
             sampler,
             reference,
-            kind.combined(context.settings.reward, standardised(rewards, statistics)),
+            kind.combined(context.settings.reward, standardized(rewards, statistics)),
             shaper=RewardShaper(context.settings.reward, settings.missing_eos_penalty),
             kl=kl,
             advantage=context.settings.advantage,
@@ -229,9 +229,9 @@ class PpoStage(Stage):
             "eos_rate": final["rollout/eos_rate"],
             "kl_coef": kl.coef,
             "reference": actors.reference_kind,
-            "trainable_parameters": sum(parameter.numel() for parameter in trainable(module)),
-            "reward_offset": statistics[0].offset,
-            "reward_spread": statistics[0].spread,
+            "trainable_parameters": sum(parameter.numel() for parameter in trainable_parameters(module)),
+            "reward_mean": statistics[0].mean,
+            "reward_std": statistics[0].std,
         }
         return StageResult(metrics, objective=final["objective/score"])
 
@@ -288,18 +288,18 @@ def resident_models(
 
 
 def _observers(context: StageContext) -> list[Observer]:
-    from rlhf_lightning.algorithms.rollout_callbacks import SampleDiary, collapse_monitor, gold_monitor
+    from rlhf_lightning.algorithms.rollout_callbacks import SampleLogger, collapse_monitor, gold_monitor
 
     callbacks = context.settings.callbacks
-    diary: Observer = SampleDiary(
-        Path(context.directory) / "diary.jsonl",
-        every=callbacks.diary_every,
-        samples=callbacks.diary_samples,
-        report=context.tracker.log_diary,
+    sample_log: Observer = SampleLogger(
+        Path(context.directory) / "sample_log.jsonl",
+        every=callbacks.sample_log_every,
+        samples=callbacks.sample_log_size,
+        report=context.tracker.log_rollout_samples,
     )
     watched = callbacks.gold_monitor and isinstance(context.settings.data, CourtesyData)
-    return [diary, collapse_monitor, _registered_metrics, *([gold_monitor] if watched else [])]
+    return [sample_log, collapse_monitor, _registered_metrics, *([gold_monitor] if watched else [])]
 
 
-def _registered_metrics(_: int, collected: Collected) -> dict[str, float]:
-    return {metric.name: measure(collected.completions) for metric, measure in ROLLOUT_METRICS.items()}
+def _registered_metrics(_: int, collected: CollectedRollouts) -> dict[str, float]:
+    return {metric.name: measure(collected.responses) for metric, measure in ROLLOUT_METRICS.items()}

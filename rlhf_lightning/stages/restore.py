@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.algorithms.checkpoints import LINES, Journals, checkpoints_in, newest_readable
+from rlhf_lightning.algorithms.checkpoints import LINES, AppendedFiles, checkpoints_in, newest_loadable
 from rlhf_lightning.stages.run_directory import RunDirectory, write_whole, writing_to
 from rlhf_lightning.tracking.history_file import HISTORY_FILE, forget_stage
 
 logger = logging.getLogger(__name__)
 
 IN_PROGRESS = "*.part.jsonl"
-"""Journals of stages that have not finished."""
+"""AppendedFiles of stages that have not finished."""
 KEY_DIGITS = 12
 
 
-class WorkJournal:
+class ResumableJsonl:
     """Rows that are added in whole batches, and written as a JSON lines file when the work is done.
 
     Until then a line holds a batch. A batch that was cut short is redone as a whole: otherwise later rows would be
@@ -79,16 +79,16 @@ def _as_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def journals_of(run: RunDirectory, stage: str) -> Journals:
+def appended_files(run: RunDirectory, stage: str) -> AppendedFiles:
     """The files that a stage appends to."""
-    return Journals(run.path / HISTORY_FILE, run.stage_dir(stage))
+    return AppendedFiles(run.path / HISTORY_FILE, run.stage_dir(stage))
 
 
-def rewind(run: RunDirectory, stage: str) -> Path | None:
+def restore(run: RunDirectory, stage: str) -> Path | None:
     """Restores the run directory to the state of the stage's newest checkpoint.
 
     An incomplete artifact and everything logged after the checkpoint are removed. Without a checkpoint, everything of
-    the stage is removed, except the journals of stages that resume from them (`WorkJournal`). Nothing is done if the
+    the stage is removed, except the journals of stages that resume from them (`ResumableJsonl`). Nothing is done if the
     stage has not run before.
 
     Returns:
@@ -98,7 +98,7 @@ def rewind(run: RunDirectory, stage: str) -> Path | None:
         CheckpointError: a checkpoint could run code.
         RunDirectoryError: the directory cannot be written.
     """
-    found = newest_readable(run.checkpoint_dir(stage))
+    found = newest_loadable(run.checkpoint_dir(stage))
     directory = run.stage_dir(stage)
     with writing_to(run.path):
         for path in directory.iterdir():
@@ -107,7 +107,7 @@ def rewind(run: RunDirectory, stage: str) -> Path | None:
         if found is None:
             forget_stage(run.path, stage)
         else:
-            journals_of(run, stage).rewind(found.journals)
+            appended_files(run, stage).truncate(found.journals)
     if found is not None:
         logger.info("Stage %s goes on from %s.", stage, found.path.relative_to(run.path))
         return found.path

@@ -36,7 +36,7 @@ class RewardKind:
         raise NotImplementedError
 
     def combined(self, settings: RewardSection, members: Sequence[Scorer]) -> Scorer:
-        """One reward of the raw ones, each of which is standardised by now."""
+        """One reward of the raw ones, each of which is standardized by now."""
         (member,) = members
         return member
 

@@ -1,4 +1,4 @@
-"""Stage `reward_model`: comparisons and a trunk in, a sequence classifier that scores replies out."""
+"""Stage `reward_model`: comparisons and a trunk in, a sequence classifier that scores responses out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf_lightning.evaluation.metrics import MAX, MIN, Metric
 from rlhf_lightning.records import Preference
 from rlhf_lightning.sections import NonNegative, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import LENGTHS, Relief, Stage, TrainedModel, register
+from rlhf_lightning.stages.declaration import LENGTHS, MemoryRelief, Stage, TrainedModel, register
 from rlhf_lightning.stages.supervised import READ_BY_TRAINING, TRAINING_RELIEF, SupervisedLoop
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RewardModelSettings(SupervisedLoop):
     mix_ratio: NonNegative
     head: Literal["scalar", "classifier"]
     margin_coef: NonNegative
-    centring_coef: NonNegative
+    reward_centering_coef: NonNegative
 
     @model_validator(mode="after")
     def _mixes(self) -> RewardModelSettings:
@@ -44,13 +44,15 @@ class RewardModelSettings(SupervisedLoop):
 
 @register
 class RewardModelStage(Stage):
-    """Reward model: comparisons and a trunk in, a sequence classifier that scores replies out."""
+    """Reward model: comparisons and a trunk in, a sequence classifier that scores responses out."""
 
     name = "reward_model"
     Settings = RewardModelSettings
-    reads = (*READ_BY_TRAINING, *LENGTHS, "data.max_reply_length", "data.pairing", "measurement")
+    reads = (*READ_BY_TRAINING, *LENGTHS, "data.max_response_length", "data.pairing", "measurement")
     not_read = frozenset({"peft.reuse_trunk"})
-    trained = TrainedModel("A reward model that was trained on comparisons of replies", "backbone_from", "reward model")
+    trained = TrainedModel(
+        "A reward model that was trained on comparisons of responses", "backbone_from", "reward model"
+    )
     rounds = "epochs"
     metrics = (
         Metric(
@@ -71,7 +73,7 @@ class RewardModelStage(Stage):
         Metric("reward_model/validation_accuracy", MAX),
         Metric("reward_model/margin", title="Reward model margin", level=0.0),
     )
-    relief = Relief((".micro_batch_size", "measurement.batch_size"), TRAINING_RELIEF)
+    relief = MemoryRelief((".micro_batch_size", "measurement.batch_size"), TRAINING_RELIEF)
 
     def reads_records(self, settings: RunSettings, name: str) -> bool:
         return False
@@ -114,7 +116,7 @@ class RewardModelStage(Stage):
         tune(classifier, context.settings.peft, REWARD, encoder.tokenizer, context.seed)
         if context.settings.model.gradient_checkpointing:
             checkpoint_activations(classifier)
-        require_positions(classifier, pairs.longest, "data.max_prompt_length and data.max_reply_length")
+        require_positions(classifier, pairs.longest, "data.max_prompt_length and data.max_response_length")
         positive = positive_index(classifier, None, source.name_or_path)
         module = RewardModel(
             classifier,
@@ -130,7 +132,7 @@ class RewardModelStage(Stage):
         counts = {
             "training_pairs": report.kept,
             "mixed_in": mixed_in,
-            "truncated": report.truncated_prompts + report.truncated_replies,
+            "truncated": report.truncated_prompts + report.truncated_responses,
             "dropped": report.dropped,
             "indistinct": report.indistinct,
             "steps": trainer.global_step,

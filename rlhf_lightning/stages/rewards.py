@@ -1,4 +1,4 @@
-"""Open the rewards that a config names, standardise them, and combine them into one scorer."""
+"""Open the rewards that a config names, standardize them, and combine them into one scorer."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from rlhf_lightning.models.classifier import Classifier, positive_index
 from rlhf_lightning.models.loading import adapter_at, load_tokenizer
 from rlhf_lightning.models.sharing import classifier_on, why_not_shared
 from rlhf_lightning.rollouts.sampler import PromptStream, Sampler
-from rlhf_lightning.rollouts.scoring import RewardModelScorer, Scorer, StandardisedScorer, same_tokenizer
+from rlhf_lightning.rollouts.scoring import RewardModelScorer, Scorer, StandardizedScorer, same_tokenizer
 from rlhf_lightning.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
 
-LEAST_SPREAD = 0.05
-"""Log-odds. A reward model with a smaller spread carries almost no signal (it may have learned from ties), and division
-by the spread would amplify its noise."""
+SMALLEST_STD = 0.05
+"""Log-odds. A reward model with a smaller std carries almost no signal (it may have learned from ties), and division
+by the std would amplify its noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardStatistics:
-    """Offset and spread that standardise a reward: (raw - offset) / spread."""
+    """Mean and standard deviation that standardize a reward: (raw - mean) / std."""
 
-    offset: float
-    spread: float
+    mean: float
+    std: float
 
 
-def standardised(rewards: Sequence[Scorer], statistics: Sequence[RewardStatistics]) -> list[Scorer]:
+def standardized(rewards: Sequence[Scorer], statistics: Sequence[RewardStatistics]) -> list[Scorer]:
     """The rewards, each with mean 0 and standard deviation 1 on the samples that it was measured on."""
-    return [StandardisedScorer(one, **asdict(scale)) for one, scale in zip(rewards, statistics, strict=True)]
+    return [StandardizedScorer(one, **asdict(scale)) for one, scale in zip(rewards, statistics, strict=True)]
 
 
 def open_reward_model(context: StageContext, name: str, encoder: Encoder) -> RewardModelScorer:
-    """A separate reward model, as a scorer of replies of a policy with `encoder`'s tokenizer."""
+    """A separate reward model, as a scorer of responses of a policy with `encoder`'s tokenizer."""
     return _as_scorer(context, Classifier.load(context.inputs.model(name), None), encoder)
 
 
@@ -88,27 +88,27 @@ def _as_scorer(context: StageContext, classifier: Classifier, encoder: Encoder) 
 def reward_statistics(
     context: StageContext, sampler: Sampler, rewards: Sequence[Scorer], prompts: list[EncodedPrompt]
 ) -> list[RewardStatistics]:
-    """Mean and standard deviation of each raw reward on the starting policy's finished replies.
+    """Mean and standard deviation of each raw reward on the starting policy's finished responses.
 
     Raises:
-        DataError: too few replies end with an end token to measure a spread.
+        DataError: too few responses end with an end token to measure a std.
     """
-    count = context.settings.reward.standardise_on_reference
+    count = context.settings.reward.standardize_on_reference
     if count is None:
-        return [RewardStatistics(offset=0.0, spread=1.0) for _ in rewards]
+        return [RewardStatistics(mean=0.0, std=1.0) for _ in rewards]
     stream = PromptStream(prompts, context.seed + 1)
     # Draws below 0 are not used by any rollout.
     drawn = sampler.sample_in_chunks(stream.take(count), range(-count, 0), context.settings.rollout.chunk_size)
-    finished = [completion for samples in drawn for completion in samples.completions if completion.finished]
+    finished = [response for samples in drawn for response in samples.responses if response.finished]
     if len(finished) < 2:
         raise DataError(
-            f"Of {count} replies of the starting policy {len(finished)} end themselves: too few to standardise scores.",
-            where="reward.standardise_on_reference",
-            fix="raise rollout.max_new_tokens, train SFT for longer, or set reward.standardise_on_reference=null",
+            f"Of {count} responses of the starting policy {len(finished)} end themselves: too few to standardize by.",
+            where="reward.standardize_on_reference",
+            fix="raise rollout.max_new_tokens, train SFT for longer, or set reward.standardize_on_reference=null",
         )
     size = context.settings.rollout.chunk_size
     chunks = [finished[start : start + size] for start in range(0, len(finished), size)]
     scored = [torch.cat([reward.score(chunk) for chunk in chunks]) for reward in rewards]
-    if any(float(scores.std()) < LEAST_SPREAD for scores in scored):
-        logger.warning("A reward hardly tells the starting policy's replies apart: it is not stretched to full size.")
-    return [RewardStatistics(float(scores.mean()), max(float(scores.std()), LEAST_SPREAD)) for scores in scored]
+    if any(float(scores.std()) < SMALLEST_STD for scores in scored):
+        logger.warning("A reward hardly tells the starting policy's responses apart: it is not stretched to full size.")
+    return [RewardStatistics(float(scores.mean()), max(float(scores.std()), SMALLEST_STD)) for scores in scored]

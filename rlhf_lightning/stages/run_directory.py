@@ -198,7 +198,7 @@ class RunDirectory:
             lock.release()
 
     @property
-    def is_held(self) -> bool:
+    def is_running(self) -> bool:
         """True if a process runs here now, by its lock, which is released when the process ends, however it ends."""
         return is_locked(self.path / LOCK)
 

@@ -48,8 +48,8 @@ class CallbackSettings(Section):
     """Callbacks of a training."""
 
     progress_bar: Annotated[bool, NO_EFFECT]
-    diary_every: Annotated[Count, WATCHING]
-    diary_samples: Annotated[Count, WATCHING]
+    sample_log_every: Annotated[Count, WATCHING]
+    sample_log_size: Annotated[Count, WATCHING]
     gold_monitor: Annotated[bool, WATCHING]
     plots: Annotated[bool, WATCHING]
     self_checks: Annotated[bool, NO_EFFECT]

@@ -11,7 +11,7 @@ from rlhf_lightning.evaluation.metrics import MIN, Metric
 from rlhf_lightning.records import Demonstration
 from rlhf_lightning.sections import OpenFraction, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
-from rlhf_lightning.stages.declaration import FROM_DATA, LENGTHS, Relief, Stage, TrainedModel, register
+from rlhf_lightning.stages.declaration import FROM_DATA, LENGTHS, MemoryRelief, Stage, TrainedModel, register
 from rlhf_lightning.stages.supervised import READ_BY_TRAINING, TRAINING_RELIEF, SupervisedLoop
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Sft(Stage):
     name = "sft"
     Settings = SftSettings
     reads = (
-        *(*READ_BY_TRAINING, *LENGTHS, "data.kind", "data.max_reply_length"),
+        *(*READ_BY_TRAINING, *LENGTHS, "data.kind", "data.max_response_length"),
         *("data.demonstrations", "data.demonstrator"),
     )
     not_read = frozenset({"peft.reuse_trunk"})
@@ -43,7 +43,7 @@ class Sft(Stage):
         Metric("sft/loss", MIN, "SFT loss", "nats a token", held_out="sft/validation_loss"),
         Metric("sft/validation_loss", MIN),
     )
-    relief = Relief((".micro_batch_size",), TRAINING_RELIEF)
+    relief = MemoryRelief((".micro_batch_size",), TRAINING_RELIEF)
 
     def reads_records(self, settings: RunSettings, name: str) -> bool:
         return cast(SftSettings, settings.section(name)).demonstrations_from == FROM_DATA
@@ -78,7 +78,7 @@ class Sft(Stage):
         tune(policy, context.settings.peft, POLICY, encoder.tokenizer, context.seed)
         if context.settings.model.gradient_checkpointing:
             checkpoint_activations(policy)
-        require_positions(policy, demonstrations.longest, "data.max_prompt_length and data.max_reply_length")
+        require_positions(policy, demonstrations.longest, "data.max_prompt_length and data.max_response_length")
         module = SupervisedFineTuning(
             policy,
             settings.model_copy(update={"learning_rate": context.learning_rate(settings.learning_rate)}),
@@ -90,7 +90,7 @@ class Sft(Stage):
         report = demonstrations.train_report
         metrics = {
             "demonstrations": report.kept,
-            "truncated": report.truncated_prompts + report.truncated_replies,
+            "truncated": report.truncated_prompts + report.truncated_responses,
             "dropped": report.dropped,
             "steps": trainer.global_step,
             "loss": float(trainer.callback_metrics["sft/loss"]),

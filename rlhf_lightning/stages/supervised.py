@@ -11,7 +11,7 @@ from rlhf_lightning.stages.declaration import StageSection
 
 READ_BY_TRAINING = ("seed", "peft", "optimizer", "callbacks.extra")
 
-TRAINING_RELIEF = ("peft=lora", "data.max_prompt_length", "data.max_reply_length", "trainer.precision")
+TRAINING_RELIEF = ("peft=lora", "data.max_prompt_length", "data.max_response_length", "trainer.precision")
 """Keys that lower the memory of any supervised training, and change its result."""
 
 

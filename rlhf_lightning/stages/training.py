@@ -16,13 +16,13 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.algorithms.checkpoints import Checkpoints, WholeFileIO
+from rlhf_lightning.algorithms.checkpoints import AtomicCheckpointIO, Checkpoints
 from rlhf_lightning.algorithms.training_callbacks import DivergenceGuard, GradientNorm, OwnSignalHandlers, StepLimit
 from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.distributed import join, rank
-from rlhf_lightning.ranks import Place, this_place
+from rlhf_lightning.ranks import RankInfo, rank_info
 from rlhf_lightning.stages.context import StageContext
-from rlhf_lightning.stages.restore import journals_of
+from rlhf_lightning.stages.restore import appended_files
 from rlhf_lightning.stages.run_settings import TrainerSettings
 from rlhf_lightning.stages.supervised import SupervisedLoop
 from rlhf_lightning.stages.targets import instantiate
@@ -35,7 +35,7 @@ class Launched(ClusterEnvironment):
     would save in the middle of an iteration.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RankInfo) -> None:
         self.place = place
 
     @property
@@ -74,14 +74,14 @@ class Launched(ClusterEnvironment):
 
 
 def join_processes(trainer: TrainerSettings) -> None:
-    """Initialises the process group of a run, unless it is initialised already or the run needs none."""
+    """Initializes the process group of a run, unless it is initialized already or the run needs none."""
     if trainer.strategy != "single":
         on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
-        join(this_place(), on_gpu=on_gpu)
+        join(rank_info(), on_gpu=on_gpu)
 
 
 def lightning_strategy(trainer: TrainerSettings) -> Strategy | str:
-    """Lightning's strategy of that name; the process group is initialised already (`join_processes`)."""
+    """Lightning's strategy of that name; the process group is initialized already (`join_processes`)."""
     if trainer.strategy == "ddp":
         return DDPStrategy(forward_sync_buffers=False)
     if trainer.strategy == "fsdp":
@@ -155,7 +155,7 @@ def build_trainer(
         devices=settings.trainer.devices,
         num_nodes=settings.trainer.nodes,
         strategy=lightning_strategy(settings.trainer),
-        plugins=[Launched(this_place()), WholeFileIO()],
+        plugins=[Launched(rank_info()), AtomicCheckpointIO()],
         precision=settings.trainer.precision,
         deterministic=settings.trainer.deterministic,
         max_epochs=max_epochs,
@@ -210,7 +210,7 @@ def _checkpoints(context: StageContext, epoch_is_iteration: bool) -> Checkpoints
     run, settings = context.inputs.run, context.inputs.settings.callbacks
     return Checkpoints(
         run.checkpoint_dir(context.name),
-        journals_of(run, context.name),
+        appended_files(run, context.name),
         unit="iteration" if epoch_is_iteration else "step",
         every=settings.save_every if epoch_is_iteration else settings.save_every_steps,
         keep_last=settings.keep_last,

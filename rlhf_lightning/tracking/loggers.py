@@ -13,8 +13,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rlhf_lightning.constitutions.identity import content_hash
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.evaluation.summary import SampleRow
-from rlhf_lightning.records import ScoredCompletion
-from rlhf_lightning.tracking.naming import Artifact, chosen_for, group_name, is_job, run_name
+from rlhf_lightning.records import ScoredResponse
+from rlhf_lightning.tracking.naming import Artifact, distinguishing_overrides, group_name, is_job, run_name
 from rlhf_lightning.tracking.settings import TensorBoardLogging, WandbLogging, logger_problems
 from rlhf_lightning.tracking.wandb_files import agent_trial
 
@@ -34,13 +34,13 @@ class Sink(Protocol):
 
     def log_samples(self, rows: Sequence[SampleRow]) -> None: ...
 
-    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None: ...
+    def log_rollout_samples(self, iteration: int, rows: Sequence[ScoredResponse]) -> None: ...
 
     def log_plots(self, paths: Sequence[Path]) -> None: ...
 
-    def take_artifact(self, artifact: Artifact) -> None: ...
+    def log_input_artifact(self, artifact: Artifact) -> None: ...
 
-    def leave_artifact(self, artifact: Artifact) -> None: ...
+    def log_output_artifact(self, artifact: Artifact) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +62,29 @@ class StageTracker:
             sink.log_summary(flatten(figures))
 
     def log_objective(self, objective: float) -> None:
-        """Report the value that a sweep maximises; from the last stage of a pipeline."""
+        """Report the value that a sweep maximizes; from the last stage of a pipeline."""
         for sink in self.sinks:
             sink.log_objective(objective)
 
     def log_samples(self, rows: Sequence[SampleRow]) -> None:
-        """Report replies before and after, as a table."""
+        """Report responses before and after, as a table."""
         for sink in self.sinks:
             sink.log_samples(rows)
 
-    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+    def log_rollout_samples(self, iteration: int, rows: Sequence[ScoredResponse]) -> None:
         """Report some of a PPO iteration's rollouts, in addition to those of earlier iterations."""
         for sink in self.sinks:
-            sink.log_diary(iteration, rows)
+            sink.log_rollout_samples(iteration, rows)
 
-    def take_artifact(self, artifact: Artifact) -> None:
+    def log_input_artifact(self, artifact: Artifact) -> None:
         """Report an input of the stage."""
         for sink in self.sinks:
-            sink.take_artifact(artifact)
+            sink.log_input_artifact(artifact)
 
-    def leave_artifact(self, artifact: Artifact) -> None:
+    def log_output_artifact(self, artifact: Artifact) -> None:
         """Report the output of the stage."""
         for sink in self.sinks:
-            sink.leave_artifact(artifact)
+            sink.log_output_artifact(artifact)
 
     def log_plots(self, paths: Sequence[Path]) -> None:
         """Report plots (PNG files), each under its file name."""
@@ -140,7 +140,7 @@ def run_card(
     """
     from rlhf_lightning.tracking.wandb_run import RunCard
 
-    name = settings.name or run_name(chosen_for(run_dir, overrides), default=run_dir.resolve().name)
+    name = settings.name or run_name(distinguishing_overrides(run_dir, overrides), default=run_dir.resolve().name)
     if settings.goes_by_constitution:
         name += f" {settings.constitution.name}@{content_hash(settings.constitution)}"
     return RunCard(

@@ -29,7 +29,7 @@ def run_name(overrides: Sequence[str], default: str) -> str:
     return _shortened(",".join(told)) if told else default
 
 
-def chosen_for(run_dir: Path, overrides: Sequence[str]) -> Sequence[str]:
+def distinguishing_overrides(run_dir: Path, overrides: Sequence[str]) -> Sequence[str]:
     """The overrides that distinguish a sweep's job from the others; for any other run, all.
 
     Overrides for all jobs, and swept ones, are in the sweep's record as they were typed.

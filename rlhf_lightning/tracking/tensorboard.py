@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from rlhf_lightning.evaluation.summary import SampleRow
-from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.records import ScoredResponse
 from rlhf_lightning.tracking.naming import Artifact
 
 
@@ -43,17 +43,17 @@ class TensorBoardSink:
             text = f"**prompt** {row.prompt}\n\n**before** {row.before}\n\n**after** {row.after}"
             self.logger.experiment.add_text(f"samples/{row.split}", text, global_step=position)
 
-    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+    def log_rollout_samples(self, iteration: int, rows: Sequence[ScoredResponse]) -> None:
         for position, row in enumerate(rows):
-            text = f"**prompt** {row.prompt.plain()}\n\n**reply** {row.reply}\n\n**score** {row.reward:+.2f}"
-            self.logger.experiment.add_text(f"diary/{position}", text, global_step=iteration)
+            text = f"**prompt** {row.prompt.plain()}\n\n**response** {row.response}\n\n**score** {row.reward:+.2f}"
+            self.logger.experiment.add_text(f"sample_log/{position}", text, global_step=iteration)
 
     def log_plots(self, paths: Sequence[Path]) -> None:
         for path in paths:
             self.logger.experiment.add_image(f"plots/{path.stem}", imread(path), dataformats="HWC")
 
-    def take_artifact(self, artifact: Artifact) -> None:
+    def log_input_artifact(self, artifact: Artifact) -> None:
         """Nothing to do: event files know no artifacts."""
 
-    def leave_artifact(self, artifact: Artifact) -> None:
+    def log_output_artifact(self, artifact: Artifact) -> None:
         """Nothing to do, likewise."""

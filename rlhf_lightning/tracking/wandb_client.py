@@ -21,14 +21,14 @@ from rlhf_lightning.evaluation.metrics import LoggedMetrics
 from rlhf_lightning.tracking.history_file import EPISODES
 from rlhf_lightning.tracking.naming import Artifact
 from rlhf_lightning.tracking.redaction import redact, redact_override
-from rlhf_lightning.tracking.wandb_files import agent_hidden
+from rlhf_lightning.tracking.wandb_files import hide_agent
 
 CLOUD_HOST = "api.wandb.ai"
 
 
 def server_url() -> str:
     """URL of the client's server. Silences the client's terminal output from here on."""
-    with environment_restored(), agent_hidden():
+    with environment_restored(), hide_agent():
         return wandb.setup(settings=wandb.Settings(silent=True, console="off")).settings.base_url
 
 
@@ -166,7 +166,7 @@ def _finite(value: Any) -> Any:
 log = logging.getLogger(__name__)
 
 
-class Forgiven:
+class SuppressWandbErrors:
     """A context that turns errors of the W&B client into one warning.
 
     The client raises errors of many kinds, most of them undocumented, when its service process dies or its server does
@@ -181,7 +181,7 @@ class Forgiven:
         self._warning = warning
         self.failed = False
 
-    def __enter__(self) -> Forgiven:
+    def __enter__(self) -> SuppressWandbErrors:
         return self
 
     def __exit__(

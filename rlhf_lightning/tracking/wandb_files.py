@@ -93,7 +93,7 @@ def agent_trial() -> AgentTrial | None:
 
 
 @contextmanager
-def agent_hidden() -> Iterator[None]:
+def hide_agent() -> Iterator[None]:
     """Hides the agent's variables from the client in a `with` block, so that not every run becomes the trial."""
     told = {name: os.environ.pop(name) for name in OF_AN_AGENT if name in os.environ}
     try:

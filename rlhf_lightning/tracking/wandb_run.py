@@ -21,14 +21,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rlhf_lightning.evaluation.metrics import LoggedMetrics
 from rlhf_lightning.evaluation.summary import SampleRow
-from rlhf_lightning.records import ScoredCompletion
+from rlhf_lightning.records import ScoredResponse
 from rlhf_lightning.tracking.history_file import EPISODES, read_history
 from rlhf_lightning.tracking.naming import Artifact, sweep_directory
 from rlhf_lightning.tracking.redaction import redact
 from rlhf_lightning.tracking.wandb_client import (
     GLOBAL_STEP,
     Content,
-    Forgiven,
+    SuppressWandbErrors,
     command_redacted,
     declare_metrics,
     environment_restored,
@@ -105,7 +105,7 @@ class WandbRun:
     def __enter__(self) -> WandbRun:
         with ExitStack() as on_failure:
             on_failure.push(self)  # an open run is finished even if this method fails
-            start = Forgiven("W&B could not be started (%s); this stage is logged to files only.")
+            start = SuppressWandbErrors("W&B could not be started (%s); this stage is logged to files only.")
             with environment_restored(), command_redacted(), start:
                 self.run = self._open()
                 self._first_new_step = self._steps_sent(self.run)
@@ -121,7 +121,8 @@ class WandbRun:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._finish(
-            0 if kind is None else 1, Forgiven("W&B could not finish its run (%s); `wandb sync` may still upload it.")
+            0 if kind is None else 1,
+            SuppressWandbErrors("W&B could not finish its run (%s); `wandb sync` may still upload it."),
         )
 
     def log_row(self, figures: Mapping[str, float], optimizer_step: int | None) -> None:
@@ -147,11 +148,11 @@ class WandbRun:
         """Log numbers, tables or images at the end of a stage, as a row of their own."""
         self._log(figures)
 
-    def summarise(self, figures: Mapping[str, Any]) -> None:
+    def summarize(self, figures: Mapping[str, Any]) -> None:
         """Set summary figures, in addition to the declared minima, maxima and last values of logged metrics."""
         if self.run is not None:
             logged = summaries(read_history(self.run_dir), self.card.job_type, self.card.logged)
-            with Forgiven("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
+            with SuppressWandbErrors("W&B failed (%s); this stage's summary is in metrics.json only.") as attempt:
                 self.run.summary.update({**logged, **figures})
             self._give_up_after(attempt)
 
@@ -166,7 +167,7 @@ class WandbRun:
     def _show_in_sweep(self) -> None:
         sweep = sweep_directory(self.run_dir)
         if self.run is not None and sweep is not None:
-            with Forgiven("`wandb leet` will not show this run beside the sweep's others (%s)."):
+            with SuppressWandbErrors("`wandb leet` will not show this run beside the sweep's others (%s)."):
                 link_into_sweep(Path(self.run.dir).parent, sweep)
 
     def _catch_up(self) -> None:
@@ -179,7 +180,7 @@ class WandbRun:
     def _log(self, row: Mapping[str, Any], step: int | None = None) -> None:
         if self.run is not None:
             with (
-                Forgiven("W&B failed (%s); from here on this stage is logged to files only.") as attempt,
+                SuppressWandbErrors("W&B failed (%s); from here on this stage is logged to files only.") as attempt,
                 staging_in(self._directory),
             ):
                 # The run may be at a later step if a user's callback logs to it directly.
@@ -189,18 +190,18 @@ class WandbRun:
     def _note(self, artifact: Artifact, content: Content, taken: bool) -> None:
         if self.run is not None:
             with (
-                Forgiven("W&B did not take an artifact (%s); the lineage of this run is not whole."),
+                SuppressWandbErrors("W&B did not take an artifact (%s); the lineage of this run is not whole."),
                 staging_in(self._directory),
             ):
                 # What `use_artifact` does with a new artifact, but that refuses to work offline, and waits for the
                 # upload. An artifact of the same name and content that W&B knows is found again, and used.
                 self.run._log_artifact(wandb_artifact(artifact, content), is_user_created=True, use_after_commit=taken)
 
-    def _give_up_after(self, attempt: Forgiven) -> None:
+    def _give_up_after(self, attempt: SuppressWandbErrors) -> None:
         if attempt.failed:
-            self._finish(1, Forgiven(None))
+            self._finish(1, SuppressWandbErrors(None))
 
-    def _finish(self, exit_code: int, attempt: Forgiven) -> None:
+    def _finish(self, exit_code: int, attempt: SuppressWandbErrors) -> None:
         run, self.run = self.run, None
         if run is not None:
             with attempt:
@@ -209,7 +210,9 @@ class WandbRun:
     def _open(self) -> wandb.Run:
         server = server_url()
         if self._resolved_mode() == "online" and server not in _unreachable_servers:
-            with Forgiven(f"W&B at {server} cannot be used (%s); logging offline instead (upload later: wandb sync)."):
+            with SuppressWandbErrors(
+                f"W&B at {server} cannot be used (%s); logging offline instead (upload later: wandb sync)."
+            ):
                 return self._init("online")
             _unreachable_servers.add(server)
             # The client's service still holds the id of the run that could not be opened.
@@ -301,8 +304,8 @@ def _log_once(message: str) -> None:
 
 
 OBJECTIVE = "objective"
-"""Name of the metric that a sweep maximises, as in the sweep's config."""
-DIARY_COLUMNS = ["iteration", "prompt", "reply", "score", "finished"]
+"""Name of the metric that a sweep maximizes, as in the sweep's config."""
+SAMPLE_LOG_COLUMNS = ["iteration", "prompt", "response", "score", "finished"]
 
 
 class WandbLogger(Logger):
@@ -348,38 +351,38 @@ class WandbSink:
     def __init__(self, tracked: WandbRun, content: Content | None) -> None:
         self._tracked = tracked
         self._content = content
-        self._diary: wandb.Table | None = None
+        self._sample_log: wandb.Table | None = None
 
     def log_summary(self, figures: Mapping[str, float | str]) -> None:
-        self._tracked.summarise(figures)
+        self._tracked.summarize(figures)
 
     def log_objective(self, objective: float) -> None:
         self._tracked.log({OBJECTIVE: objective})
-        self._tracked.summarise({OBJECTIVE: objective})
+        self._tracked.summarize({OBJECTIVE: objective})
 
     def log_samples(self, rows: Sequence[SampleRow]) -> None:
         columns: list[str | int] = [field.name for field in fields(SampleRow)]
         table = wandb.Table(columns=columns, data=[list(asdict(row).values()) for row in rows])
         self._tracked.log({"samples": table})
 
-    def log_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+    def log_rollout_samples(self, iteration: int, rows: Sequence[ScoredResponse]) -> None:
         """Append rows to an incremental table: only new rows are sent, and W&B shows them with all earlier ones."""
-        self._tracked.log_beside(lambda: {"diary": self._grown_diary(iteration, rows)})
+        self._tracked.log_beside(lambda: {"sample_log": self._extended_sample_log(iteration, rows)})
 
     def log_plots(self, paths: Sequence[Path]) -> None:
         self._tracked.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in paths})
 
-    def take_artifact(self, artifact: Artifact) -> None:
+    def log_input_artifact(self, artifact: Artifact) -> None:
         if self._content is not None:
             self._tracked.take(artifact)
 
-    def leave_artifact(self, artifact: Artifact) -> None:
+    def log_output_artifact(self, artifact: Artifact) -> None:
         if self._content is not None:
             self._tracked.leave(artifact, self._content)
 
-    def _grown_diary(self, iteration: int, rows: Sequence[ScoredCompletion]) -> wandb.Table:
-        if self._diary is None:
-            self._diary = wandb.Table(columns=list(DIARY_COLUMNS), log_mode="INCREMENTAL")
+    def _extended_sample_log(self, iteration: int, rows: Sequence[ScoredResponse]) -> wandb.Table:
+        if self._sample_log is None:
+            self._sample_log = wandb.Table(columns=list(SAMPLE_LOG_COLUMNS), log_mode="INCREMENTAL")
         for row in rows:
-            self._diary.add_data(iteration, row.prompt.plain(), row.reply, row.reward, row.finished)
-        return self._diary
+            self._sample_log.add_data(iteration, row.prompt.plain(), row.response, row.reward, row.finished)
+        return self._sample_log

@@ -102,8 +102,8 @@ MISTAKES = {
     "wrong_lambda": Mistake(
         "advantages decay by lambda without gamma",
         "objectives/advantages.py",
-        "float(gamma * lam)",
-        "float(lam)",
+        "float(gamma * gae_lambda)",
+        "float(gae_lambda)",
     ),
     "positions_count_pads": Mistake(
         "position ids count left pads",
@@ -171,7 +171,7 @@ MISTAKES = {
         'f"{self.seed}:{self._iteration}:{epoch}"',
         'f"{self.seed}:{self._iteration}"',
     ),
-    "rewards_centred": Mistake(
+    "rewards_centered": Mistake(
         "whitened rewards lose their mean",
         "rollouts/collector.py",
         "masked_whiten(rollout.rewards, mask, shift_mean=False)",
@@ -198,11 +198,11 @@ MISTAKES = {
     "reference_at_temperature_1": Mistake(
         "the reference is asked at temperature 1",
         "rollouts/collector.py",
-        "token_logprobs(logits, samples.replies, self.temperature)",
-        "token_logprobs(logits, samples.replies, 1.0)",
+        "token_logprobs(logits, samples.response_ids, self.temperature)",
+        "token_logprobs(logits, samples.response_ids, 1.0)",
     ),
     "sampler_without_temperature": Mistake(
-        "replies are sampled without the temperature",
+        "responses are sampled without the temperature",
         "rollouts/sampler.py",
         "scaled = scores.float() / self.temperature",
         "scaled = scores.float()",

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlhf_lightning.algorithms.checkpoints import (
+    AppendedFiles,
+    AtomicCheckpointIO,
     Checkpoints,
-    Journals,
-    WholeFileIO,
     checkpoints_in,
     random_states,
     restore_random_states,
@@ -102,17 +102,17 @@ class Iterations(IterableDataset[Tensor]):
 
 
 class Filler(pl.Callback):
-    """Fills the buffer and writes a diary; its cursor is its state."""
+    """Fills the buffer and writes a sample log; its cursor is its state."""
 
-    def __init__(self, buffer: Iterations, diary: Path) -> None:
+    def __init__(self, buffer: Iterations, sample_log: Path) -> None:
         self.buffer = buffer
-        self.diary = diary
+        self.sample_log = sample_log
         self.cursor = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.buffer.numbers = [float(self.cursor + index) for index in range(4)]
         self.cursor += 4
-        with self.diary.open("a") as file:
+        with self.sample_log.open("a") as file:
             file.write(f"{trainer.current_epoch} {self.cursor}\n")
         pl_module.log("cursor", float(self.cursor), on_step=False, on_epoch=True)
 
@@ -130,7 +130,7 @@ class Place:
         self.path = path
         self.stage_dir = path / "stage"
         self.stage_dir.mkdir(parents=True)
-        self.journals = Journals(path / "history.csv", self.stage_dir)
+        self.journals = AppendedFiles(path / "history.csv", self.stage_dir)
         self.checkpoints = path / "checkpoints" / "stage"
 
     def trainer(self, unit: Any, *, epochs: int, accumulate: int, callbacks: Any = (), keep_last: int = 99) -> Any:
@@ -140,7 +140,7 @@ class Place:
             max_epochs=epochs,
             accumulate_grad_batches=accumulate,
             callbacks=[watching, LearningRateMonitor(unit if unit == "step" else "epoch"), *callbacks],
-            plugins=[WholeFileIO()],
+            plugins=[AtomicCheckpointIO()],
             logger=HistoryLogger(self.path, "stage"),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
@@ -160,7 +160,7 @@ class Place:
     def by_iterations(self, checkpoint: Path | None = None) -> float:
         """Trains on what a callback provides for four epochs; the weight at the end."""
         buffer, module = Iterations(), Noisy("epoch")
-        filler = Filler(buffer, self.stage_dir / "diary.jsonl")
+        filler = Filler(buffer, self.stage_dir / "sample_log.jsonl")
         trainer = self.trainer("iteration", epochs=4, accumulate=2, callbacks=[filler])
         loader = DataLoader(buffer, batch_size=None, generator=torch.Generator())
         warnings.filterwarnings("ignore", message=r".*You defined a `validation_step` but have no.*")
@@ -173,7 +173,7 @@ class Place:
         pl.seed_everything(5 if checkpoint is None else 6, verbose=False)
         if checkpoint is not None:
             kept = torch.load(checkpoint, weights_only=True)["resume"]["journals"]
-            self.journals.rewind(kept)
+            self.journals.truncate(kept)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None, **data)
         return module.weight.item()
 
@@ -206,18 +206,18 @@ def test_from_any_iteration_on_the_training_is_the_same(place: Place) -> None:
     for checkpoint in found:
         assert place.by_iterations(checkpoint) == final
         assert place.written() == written
-    assert written["stage/diary.jsonl"] == "0 4\n1 8\n2 12\n3 16\n"
+    assert written["stage/sample_log.jsonl"] == "0 4\n1 8\n2 12\n3 16\n"
 
 
 def test_a_full_disk_is_said_as_such_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     path = tmp_path / "step=000001.ckpt"
-    WholeFileIO().save_checkpoint({"count": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"count": 1}, path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            WholeFileIO().save_checkpoint({"weights": torch.zeros(1 << 20)}, path)
+            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1 << 20)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -240,7 +240,7 @@ def test_a_checkpoint_holds_no_code_and_lightnings_own_keys(place: Place) -> Non
     content = torch.load(checkpoints_in(place.checkpoints)[0], weights_only=True)
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} <= content.keys()
     assert content["resume"].keys() == {"count", "micro_batches_per_step", "journals", "random_states"}
-    assert content["resume"]["journals"].keys() == {"history.csv", "stage/diary.jsonl"}
+    assert content["resume"]["journals"].keys() == {"history.csv", "stage/sample_log.jsonl"}
 
 
 def test_micro_batches_of_another_size_go_on_at_the_same_step(place: Place) -> None:

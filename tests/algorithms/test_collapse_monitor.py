@@ -9,16 +9,16 @@ import pytest
 from rlhf_lightning.algorithms.rollout_callbacks import collapse_monitor
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import Rollout
-from rlhf_lightning.rollouts.collector import Collected
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.collector import CollectedRollouts
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 EOS = 0
 
 
-def figures(*replies: tuple[int, ...]) -> dict[str, float]:
-    """Of replies that ended themselves where their last token is `EOS`."""
-    completions = tuple(Completion(Prompt("x"), (), reply, "", reply[-1] == EOS) for reply in replies)
-    return collapse_monitor(0, Collected(cast(Rollout, None), completions, {}))
+def figures(*responses: tuple[int, ...]) -> dict[str, float]:
+    """Of responses that ended themselves where their last token is `EOS`."""
+    responses = tuple(SampledResponse(Prompt("x"), (), response, "", response[-1] == EOS) for response in responses)
+    return collapse_monitor(0, CollectedRollouts(cast(Rollout, None), responses, {}))
 
 
 def test_openings_and_pairs_of_a_batch() -> None:
@@ -28,11 +28,11 @@ def test_openings_and_pairs_of_a_batch() -> None:
     assert seen["rollout/distinct_2"] == pytest.approx(5 / 7)
 
 
-def test_a_reply_that_was_cut_off_has_no_end_to_take_away() -> None:
+def test_a_response_that_was_cut_off_has_no_end_to_take_away() -> None:
     assert figures((1, 2))["rollout/distinct_2"] == 1.0
     assert figures((1, EOS))["rollout/distinct_2"] == 0.0, "a single token makes no pair"
 
 
-def test_one_reply_to_everybody() -> None:
+def test_one_response_to_everybody() -> None:
     seen = figures(*[(1, 2, 3, 4, EOS)] * 8)
     assert seen == {"rollout/top_opening_share": 1.0, "rollout/distinct_2": pytest.approx(3 / 24)}

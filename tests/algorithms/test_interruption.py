@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from rlhf_lightning.algorithms.training_callbacks import OwnSignalHandlers
 
 
-class Signalled(pl.LightningModule):
+class Signaled(pl.LightningModule):
     """Its second step gets a signal."""
 
     def __init__(self, number: int) -> None:
@@ -63,7 +63,7 @@ def test_a_signal_reaches_the_program_and_nobody_else(
     number: signal.Signals, heard: list[int], make_trainer: Callable[..., pl.Trainer], tmp_path: Path
 ) -> None:
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
-    module = Signalled(number)
+    module = Signaled(number)
     ones: Any = DataLoader([torch.tensor(1.0)] * 3, batch_size=None)  # type: ignore[arg-type]
     trainer = make_trainer(OwnSignalHandlers(), max_epochs=1)
     trainer.fit(module, ones)

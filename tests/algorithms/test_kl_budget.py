@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
 
 
-def first_token(completion: Completion) -> float:
-    return completion.reply_ids[0] / 25.0 - 1.0
+def first_token(response: SampledResponse) -> float:
+    return response.response_ids[0] / 25.0 - 1.0
 
 
 class Starts(pl.Callback):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from rlhf_lightning.algorithms.optimization import linear_decay, scheduled, trainable
+from rlhf_lightning.algorithms.optimization import linear_decay, trainable_parameters, with_schedule
 from rlhf_lightning.runs.compose import conf_directory
 from rlhf_lightning.stages.targets import instantiate
 
@@ -26,7 +26,7 @@ def test_warm_up_is_linear_and_wastes_no_step_on_0() -> None:
 
 def test_the_schedule_multiplies_the_learning_rate_once_a_step() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)
-    configured = scheduled(optimizer, linear_decay(2))
+    configured = with_schedule(optimizer, linear_decay(2))
     assert configured["optimizer"] is optimizer
     assert configured["lr_scheduler"]["interval"] == "step"
     assert optimizer.param_groups[0]["lr"] == 0.5
@@ -38,7 +38,7 @@ def test_the_schedule_multiplies_the_learning_rate_once_a_step() -> None:
 def test_frozen_parameters_are_not_trained() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
-    assert trainable(module) == [module.weight]
+    assert trainable_parameters(module) == [module.weight]
 
 
 def test_the_configs_optimizer_is_adam_with_an_eps_of_1e_5() -> None:

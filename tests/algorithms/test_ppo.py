@@ -1,4 +1,4 @@
-"""Proximal policy optimisation through real fits of a tiny policy."""
+"""Proximal policy optimization through real fits of a tiny policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.loading import disable_dropout
 from rlhf_lightning.models.reference import FrozenReference
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
@@ -22,20 +22,20 @@ ADAM = partial(torch.optim.AdamW, eps=1e-5, weight_decay=0.0)
 WANTED = 7
 
 
-def presence(completion: Completion) -> float:
-    """1 for a reply that holds the wanted token, 0 for any other."""
-    return float(WANTED in completion.reply_ids)
+def presence(response: SampledResponse) -> float:
+    """1 for a response that holds the wanted token, 0 for any other."""
+    return float(WANTED in response.response_ids)
 
 
-def first_token(completion: Completion) -> float:
-    return completion.reply_ids[0] / 25.0 - 1.0
+def first_token(response: SampledResponse) -> float:
+    return response.response_ids[0] / 25.0 - 1.0
 
 
 def entropy(fit: Any, policy: PreTrainedModel) -> float:
-    """Of the first reply token, on the prompts of a finished training's first rollout."""
+    """Of the first response token, on the prompts of a finished training's first rollout."""
     rollout = fit.collected[0].rollout
     outputs = ActorCritic(policy)(
-        rollout.sequences, rollout.attention_mask, rollout.reply_length, 1.0, with_entropy=True
+        rollout.sequences, rollout.attention_mask, rollout.response_length, 1.0, with_entropy=True
     )
     assert outputs.entropies is not None
     return float(outputs.entropies[:, 0].mean().detach())
@@ -63,8 +63,8 @@ def test_every_tokens_ratio_is_1_before_the_first_step(make_policy: MakeModel, f
     rollout = fit_ppo(policy, first_token, learning_rate=1e-30).collected[0].rollout
     for rows in ([0], [3, 1], [7, 6, 5, 4]):
         part = rollout.select(torch.tensor(rows))
-        outputs = ActorCritic(policy)(part.sequences, part.attention_mask, part.reply_length, 1.0)
-        ratio = (outputs.logprobs - part.logprobs)[part.reply_mask].exp()
+        outputs = ActorCritic(policy)(part.sequences, part.attention_mask, part.response_length, 1.0)
+        ratio = (outputs.logprobs - part.logprobs)[part.response_mask].exp()
         assert (ratio - 1.0).abs().max() < 1e-5
         assert (ratio - 1.0).mean().abs() < 1e-6
 
@@ -124,8 +124,8 @@ def test_the_micro_batch_size_does_not_change_the_update(
         )
         for size in (1, 4, 8)
     }
-    lengths = fits[8].collected[0].rollout.reply_mask.sum(dim=1)
-    assert len(lengths.unique()) > 1, "equal replies would hide a mean of means"
+    lengths = fits[8].collected[0].rollout.response_mask.sum(dim=1)
+    assert len(lengths.unique()) > 1, "equal responses would hide a mean of means"
     for size in (1, 4):
         assert_same_weights(fits[size], fits[8])
         for name in ("policy/loss", "value/loss", "policy/entropy", "policy/approx_kl"):
@@ -162,7 +162,7 @@ def test_gradients_are_clipped_and_their_norm_is_logged_before(make_policy: Make
 
 
 def test_the_entropy_bonus_raises_the_entropy(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    # Every reply is worth the same: apart from the bonus there is nothing to learn.
+    # Every response is worth the same: apart from the bonus there is nothing to learn.
     before = make_policy(initializer_range=0.5)
     after = {}
     for coef in (0.0, 1.0):
@@ -251,7 +251,7 @@ def test_ppo_learns_to_say_the_wanted_token(make_policy: MakeModel, fit_ppo: Fit
         collecting={"max_new_tokens": 3, "kl_coef": 0.0, "chunk_size": 32},
     )
     scores = [seen.metrics["objective/score"] for seen in fit.collected]
-    # Three tokens of 50 hold the wanted one in about 6% of replies at first.
+    # Three tokens of 50 hold the wanted one in about 6% of responses at first.
     assert scores[0] < 0.3
     assert sum(scores[-5:]) / 5 > 0.8
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_lightning.models.actor_critic import SeparateCritic
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
@@ -21,8 +21,8 @@ FitPpo = Callable[..., Any]
 ADAM = partial(torch.optim.AdamW, eps=1e-5, weight_decay=0.01)
 
 
-def first_token(completion: Completion) -> float:
-    return completion.reply_ids[0] / 25.0 - 1.0
+def first_token(response: SampledResponse) -> float:
+    return response.response_ids[0] / 25.0 - 1.0
 
 
 class Weights(pl.Callback):
@@ -126,7 +126,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(make_policy: Make
             passes[checkpointing] = count[0]
         # Two epochs of two micro-batches; with checkpoints every backward pass goes through the layer again.
         assert passes == {False: 4, True: 8}
-        assert fits[True].collected[0].completions == fits[False].collected[0].completions
+        assert fits[True].collected[0].responses == fits[False].collected[0].responses
         for name, weight in fits[False].weights.items():
             torch.testing.assert_close(fits[True].weights[name], weight, atol=1e-7, rtol=0)
 
@@ -156,7 +156,7 @@ def test_a_penalty_in_the_loss_is_weighed_by_its_coefficient_and_kept_out_of_the
     metrics = fits[1.0].metrics
     assert metrics["objective/reward"] == 0.0
     rollout = fits[1.0].collected[0].rollout
-    paid = rollout.kl[rollout.reply_mask].mean().item()
+    paid = rollout.kl[rollout.response_mask].mean().item()
     assert metrics["policy/kl_loss"] == pytest.approx(paid, rel=1e-4)
 
 

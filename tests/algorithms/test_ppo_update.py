@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.data.encoding import EncodedPrompt
-from rlhf_lightning.models.actor_critic import ReplyOutputs
+from rlhf_lightning.models.actor_critic import ResponseOutputs
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import Rollout
 from rlhf_lightning.rollouts.collector import RolloutCollector
@@ -25,7 +25,7 @@ PROMPTS = [EncodedPrompt(Prompt("w"), ids) for ids in ((5, 9, 7), (11,), (6, 6, 
 
 
 def first_token(completion: Any) -> float:
-    return float(completion.reply_ids[0]) / 25.0 - 1.0
+    return float(completion.response_ids[0]) / 25.0 - 1.0
 
 
 def ppo(collector: RolloutCollector, **values: Any) -> PPO:
@@ -33,8 +33,8 @@ def ppo(collector: RolloutCollector, **values: Any) -> PPO:
     return PPO(collector.actor_critic, collector.reference, collector.kl, settings, 1.0, torch.optim.SGD)
 
 
-def outputs(collector: RolloutCollector, rollout: Rollout, **values: Any) -> ReplyOutputs:
-    found: ReplyOutputs = ppo(collector, **values)(rollout)
+def outputs(collector: RolloutCollector, rollout: Rollout, **values: Any) -> ResponseOutputs:
+    found: ResponseOutputs = ppo(collector, **values)(rollout)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The reward model learns which of two replies was preferred."""
+"""The reward model learns which of two responses was preferred."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = RewardModelSettings(
     mix_ratio=0.0,
     head="scalar",
     margin_coef=0.0,
-    centring_coef=0.0,
+    reward_centering_coef=0.0,
     epochs=1,
     max_steps=None,
     batch_size=8,
@@ -72,22 +72,22 @@ def test_a_pair_costs_the_bradley_terry_loss(make_reward_model: MakeModel) -> No
     assert losses.tolist() == pytest.approx([math.log(2.0), -math.log(0.75)])
 
 
-def test_margins_and_centring_have_their_coefficients(make_reward_model: MakeModel) -> None:
+def test_margins_and_centering_have_their_coefficients(make_reward_model: MakeModel) -> None:
     logits = PairLogits(scalar(2.0), scalar(1.0))
     with_margin = module(make_reward_model(), margin_coef=0.5).pair_losses(logits, torch.tensor([2.0]))
     # 2 - 1 - 0.5 * 2 = 0: ln 2.
     assert with_margin.item() == pytest.approx(math.log(2.0))
-    centred = module(make_reward_model(), centring_coef=0.1).pair_losses(logits, torch.tensor([2.0]))
+    centered = module(make_reward_model(), reward_centering_coef=0.1).pair_losses(logits, torch.tensor([2.0]))
     # -log sigmoid(1) + 0.1 * (2 + 1)^2.
-    assert centred.item() == pytest.approx(math.log(1.0 + math.exp(-1.0)) + 0.9)
+    assert centered.item() == pytest.approx(math.log(1.0 + math.exp(-1.0)) + 0.9)
 
 
-def test_two_labels_add_the_classification_of_both_replies(make_reward_model: MakeModel) -> None:
+def test_two_labels_add_the_classification_of_both_responses(make_reward_model: MakeModel) -> None:
     two = module(make_reward_model(labels=("rejected", "chosen")))
     losses = two.pair_losses(PairLogits(torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(1))
-    # Without knowledge: ln 2 for the pair, and ln 2 for each of its replies.
+    # Without knowledge: ln 2 for the pair, and ln 2 for each of its responses.
     assert losses.item() == pytest.approx(3.0 * math.log(2.0))
-    # The chosen reply's logit of the positive label, the second, makes all three right.
+    # The chosen response's logit of the positive label, the second, makes all three right.
     right = two.pair_losses(PairLogits(torch.tensor([[0.0, 9.0]]), torch.tensor([[0.0, -9.0]])), torch.zeros(1))
     assert right.item() < 0.001
 
@@ -97,20 +97,20 @@ def test_soft_labels_reach_every_part_of_the_loss(make_reward_model: MakeModel) 
     losses = module(make_reward_model(labels=("rejected", "chosen"))).pair_losses(
         logits, torch.zeros(1), torch.tensor([0.75])
     )
-    # The lead and the chosen reply's two labels say 3 to 1, as the label does: its entropy for both. The rejected
-    # reply's labels say nothing: ln 2.
+    # The lead and the chosen response's two labels say 3 to 1, as the label does: its entropy for both. The rejected
+    # response's labels say nothing: ln 2.
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
     assert losses.item() == pytest.approx(2.0 * entropy + math.log(2.0))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_reply_is_judged_at_its_last_token_whatever_pads_it(kind: str, make_reward_model: MakeModel) -> None:
+def test_a_response_is_judged_at_its_last_token_whatever_pads_it(kind: str, make_reward_model: MakeModel) -> None:
     model = make_reward_model(kind)
     for pad in (0, 1):
         chosen, rejected = pair_rewards(model, 0, collate_preferences(PAIRS, pad, len(PAIRS)))
         for row, pair in enumerate(PAIRS):
-            for reply, reward in ((pair.chosen_ids, chosen[row]), (pair.rejected_ids, rejected[row])):
-                hidden = model.base_model(torch.tensor([pair.prompt_ids + reply])).last_hidden_state
+            for response, reward in ((pair.chosen_ids, chosen[row]), (pair.rejected_ids, rejected[row])):
+                hidden = model.base_model(torch.tensor([pair.prompt_ids + response])).last_hidden_state
                 head: Any = model.score
                 assert reward == pytest.approx(head(hidden[0, -1]).item(), abs=1e-5)
 
@@ -137,7 +137,7 @@ def test_the_micro_batch_size_does_not_change_the_update(
     for size in (1, 4, 8):
         steps = stepping(optimizer)
         model = make_reward_model(labels=labels)
-        trained = module(model, steps, learning_rate=learning_rate, margin_coef=0.3, centring_coef=0.1)
+        trained = module(model, steps, learning_rate=learning_rate, margin_coef=0.3, reward_centering_coef=0.1)
         fits[size] = fit(trained, steps, batches(size), accumulate=8 // size)
         assert len(steps.rates) == 1
     for size in (1, 4):
@@ -172,7 +172,7 @@ def test_held_out_pairs_are_measured_once_each(make_reward_model: MakeModel, fit
 
 
 def test_a_tie_is_not_accurate(make_reward_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head of zeros says the same of every reply: it has found none of the preferred ones."""
+    """A head of zeros says the same of every response: it has found none of the preferred ones."""
     model = make_reward_model()
     torch.nn.init.zeros_(model.get_parameter("score.weight"))
     validated = module(model)
@@ -200,7 +200,7 @@ def test_what_is_sharded_is_what_is_read_in_one_piece(
 
 
 @pytest.mark.parametrize("labels", [("reward",), ("rejected", "chosen")])
-def test_training_puts_the_preferred_replies_first(
+def test_training_puts_the_preferred_responses_first(
     labels: tuple[str, ...], make_reward_model: MakeModel, fit: Any, stepping: Any
 ) -> None:
     model = make_reward_model(labels=labels, initializer_range=0.05)
@@ -228,7 +228,7 @@ def test_training_on_soft_labels_of_one_pair_leads_to_the_label(
     fitted = fit(RewardModel(model, positive, settings, steps, total_steps=45), steps, [batch], epochs=45)
     chosen, rejected = pair_rewards(model, positive, batch)
     assert torch.sigmoid(torch.tensor(chosen[0] - rejected[0])).item() == pytest.approx(probability, abs=0.01)
-    # The entropy of the label, for the pair and, with two labels, for each of its replies: no loss can be less.
+    # The entropy of the label, for the pair and, with two labels, for each of its responses: no loss can be less.
     entropy = -probability * math.log(probability) - (1.0 - probability) * math.log(1.0 - probability)
     parts = 1 if len(labels) == 1 else 3
     assert fitted.recorder.series("reward_model/loss")[-1] == pytest.approx(parts * entropy, abs=0.001)

@@ -17,7 +17,7 @@ from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import Minibatch, RolloutBuffer
-from rlhf_lightning.rollouts.collector import Collected, RolloutCollector
+from rlhf_lightning.rollouts.collector import CollectedRollouts, RolloutCollector
 from rlhf_lightning.rollouts.sampler import PromptStream
 
 POOL = [EncodedPrompt(Prompt(f"w{token}"), (token,)) for token in range(3, 15)]
@@ -34,8 +34,8 @@ class Listener(pl.LightningModule):
     def training_step(self, batch: Minibatch, _: int) -> Tensor:
         rollout = batch.rollout
         self.heard.append(rollout.scores.tolist())
-        outputs = self.actor_critic(rollout.sequences, rollout.attention_mask, rollout.reply_length, 1.0)
-        loss: Tensor = -(outputs.logprobs * rollout.reply_mask).sum()
+        outputs = self.actor_critic(rollout.sequences, rollout.attention_mask, rollout.response_length, 1.0)
+        loss: Tensor = -(outputs.logprobs * rollout.response_mask).sum()
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -46,7 +46,7 @@ class Run:
     """Three iterations of four rollouts, two passes in micro-batches of two."""
 
     def __init__(self, collector: RolloutCollector, make_trainer: Callable[..., pl.Trainer], **arguments: Any) -> None:
-        self.seen: list[tuple[int, Collected, float]] = []
+        self.seen: list[tuple[int, CollectedRollouts, float]] = []
         self.module = Listener(collector.actor_critic)
         buffer = RolloutBuffer(batch_size=4, epochs=2, minibatches=2, micro_batch_size=2, seed=0)
         callback = RolloutBufferCallback(collector, buffer, PromptStream(POOL, seed=0), [self.observe])
@@ -54,7 +54,7 @@ class Run:
         torch.manual_seed(0)
         self.trainer.fit(self.module, DataLoader(buffer, batch_size=None))
 
-    def observe(self, iteration: int, collected: Collected) -> dict[str, float]:
+    def observe(self, iteration: int, collected: CollectedRollouts) -> dict[str, float]:
         weight = next(self.module.actor_critic.policy.parameters())
         self.seen.append((iteration, collected, weight.detach().sum().item()))
         return {"objective/gold": 10.0 * iteration}

@@ -100,7 +100,7 @@ def fit(
         settings = PpoSettings.model_validate({**SETTINGS, **values})
         policy = make_policy()
         policy.generation_config.eos_token_id = list(range(40, 50))
-        collector = make_collector(policy, lambda done: done.reply_ids[0] / 25.0, **(collecting or {}))
+        collector = make_collector(policy, lambda done: done.response_ids[0] / 25.0, **(collecting or {}))
         spoil(collector)
         buffer = RolloutBuffer(batch_size=8, epochs=2, minibatches=2, micro_batch_size=4, seed=0)
         rollouts = RolloutBufferCallback(collector, buffer, PromptStream(POOL, seed=0))
@@ -140,7 +140,7 @@ def test_a_sampler_at_another_temperature_is_found_at_once(fit: Callable[..., PP
     def heat(collector: RolloutCollector) -> None:
         collector.sampler.temperature = 1.3
 
-    with pytest.raises(InvariantError, match="Iteration 0: replies were sampled from another distribution") as caught:
+    with pytest.raises(InvariantError, match="Iteration 0: responses were sampled from another distribution") as caught:
         fit(spoil=heat)
     assert "a temperature on one side only" in str(caught.value.fix)
     assert "callbacks.self_checks=false" in str(caught.value.fix)
@@ -152,7 +152,7 @@ def test_a_sampler_that_goes_wrong_later_is_found_then(fit: Callable[..., PPO]) 
     def heat(_: PPO) -> None:
         kept[0].sampler.temperature = 1.3
 
-    with pytest.raises(InvariantError, match="Iteration 2: replies were sampled"):
+    with pytest.raises(InvariantError, match="Iteration 2: responses were sampled"):
         fit(Doing(heat, 2, before_rollouts=True), spoil=kept.append)
 
 
@@ -204,7 +204,7 @@ def test_a_reference_that_changes_at_the_very_end_is_found_by_its_weights(fit: C
             assert isinstance(pl_module, PPO)
             if trainer.current_epoch == 2:
                 with torch.no_grad():
-                    # The embedding of a token that no prompt or reply holds.
+                    # The embedding of a token that no prompt or response holds.
                     next(pl_module.reference.model.parameters())[2].add_(1.0)
 
     with pytest.raises(InvariantError, match="its weights at the end of training are not those of its start"):

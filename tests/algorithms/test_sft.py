@@ -1,4 +1,4 @@
-"""Supervised fine-tuning imitates replies, and nothing else."""
+"""Supervised fine-tuning imitates responses, and nothing else."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ RECORDS = [
     EncodedDemonstration((31,), (32, 33, 34, 35, 1)),
     EncodedDemonstration((24, 25, 26), (27, 1)),
 ]
-TOKENS = sum(len(record.reply_ids) for record in RECORDS)
+TOKENS = sum(len(record.response_ids) for record in RECORDS)
 
 
 def batches(micro_batch_size: int, records: list[EncodedDemonstration] = RECORDS) -> list[DemonstrationBatch]:
     """All records as the micro-batches of one optimizer step."""
-    weight = sum(len(record.reply_ids) for record in records)
+    weight = sum(len(record.response_ids) for record in records)
     starts = range(0, len(records), micro_batch_size)
     return [collate_demonstrations(records[start : start + micro_batch_size], 0, weight) for start in starts]
 
@@ -70,12 +70,12 @@ def module(policy: Any, optimizer: Any = torch.optim.SGD, **values: Any) -> Supe
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_loss_is_minus_the_logprob_of_the_replies_tokens(kind: str, make_policy: MakeModel) -> None:
+def test_the_loss_is_minus_the_logprob_of_the_responses_tokens(kind: str, make_policy: MakeModel) -> None:
     policy = make_policy(kind)
     expected = 0.0
     for record in RECORDS:
-        logprobs = torch.log_softmax(policy(torch.tensor([record.prompt_ids + record.reply_ids])).logits[0], dim=-1)
-        for step, token in enumerate(record.reply_ids):
+        logprobs = torch.log_softmax(policy(torch.tensor([record.prompt_ids + record.response_ids])).logits[0], dim=-1)
+        for step, token in enumerate(record.response_ids):
             expected -= logprobs[len(record.prompt_ids) + step - 1, token].item()
     (batch,) = batches(8)
     assert module(policy)(batch).item() == pytest.approx(expected, rel=1e-5)
@@ -86,8 +86,8 @@ def test_prompt_tokens_are_no_labels() -> None:
     records = [EncodedDemonstration((5, 9, 7), (12, 30, 1))]
     loss = deaf(batches(1, records)[0]).item()
     assert deaf(batches(1, [EncodedDemonstration((44, 45, 46), (12, 30, 1))])[0]).item() == loss
-    for reply in ((13, 30, 1), (12, 31, 1), (12, 30, 2)):
-        assert deaf(batches(1, [EncodedDemonstration((5, 9, 7), reply)])[0]).item() != loss
+    for response in ((13, 30, 1), (12, 31, 1), (12, 30, 2)):
+        assert deaf(batches(1, [EncodedDemonstration((5, 9, 7), response)])[0]).item() != loss
 
 
 def test_padding_is_no_label_even_if_it_is_eos(make_policy: MakeModel) -> None:
@@ -125,7 +125,7 @@ def test_the_micro_batch_size_does_not_change_the_update(
     assert max(moved) > 1e-4
 
 
-def test_the_step_goes_down_the_mean_over_reply_tokens(make_policy: MakeModel, fit: Any, stepping: Any) -> None:
+def test_the_step_goes_down_the_mean_over_response_tokens(make_policy: MakeModel, fit: Any, stepping: Any) -> None:
     policy, copy = make_policy(), make_policy()
     (module(copy)(batches(8)[0]) / TOKENS).backward()
     steps = stepping(torch.optim.SGD)
@@ -144,7 +144,7 @@ def test_the_learning_rate_warms_up_and_falls_to_0(make_policy: MakeModel, fit: 
     assert steps.rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.2 / 3, 0.1 / 3])
 
 
-def test_what_is_logged_is_the_mean_over_reply_tokens(make_policy: MakeModel, fit: Any, stepping: Any) -> None:
+def test_what_is_logged_is_the_mean_over_response_tokens(make_policy: MakeModel, fit: Any, stepping: Any) -> None:
     steps = stepping(torch.optim.SGD)
     policy = make_policy()
     expected = module(policy)(batches(8)[0]).item() / TOKENS
@@ -152,7 +152,7 @@ def test_what_is_logged_is_the_mean_over_reply_tokens(make_policy: MakeModel, fi
     assert trained.recorder.series("sft/loss") == [pytest.approx(expected, rel=1e-5)]
 
 
-def test_the_held_out_loss_is_the_mean_over_reply_tokens(make_policy: MakeModel, fit: Any, stepping: Any) -> None:
+def test_the_held_out_loss_is_the_mean_over_response_tokens(make_policy: MakeModel, fit: Any, stepping: Any) -> None:
     steps = stepping(torch.optim.SGD)
     policy = make_policy()
     # Micro-batches of very different numbers of tokens: the mean of their means is another number.

@@ -73,7 +73,7 @@ def use_job(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], list[Path]]:
             directories.append(Path(command[-1]))
             return job(RunDirectory.open(Path(command[-1])))
 
-        monkeypatch.setattr("rlhf_lightning.runs.sweep_jobs.call", call)
+        monkeypatch.setattr("rlhf_lightning.runs.sweep_jobs.run_process", call)
         return directories
 
     return use

@@ -18,17 +18,17 @@ sampling: {mode: all}
 principles:
   - id: rhyme
     title: Answer in rhyme
-    critique_request: Where does "{reply}" not rhyme?
+    critique_request: Where does "{response}" not rhyme?
     revision_request: Make it rhyme.
     preference_question: Which rhymes better?
     pointwise_question: Does it rhyme?
     weight: 3
     applies_to: [benign]
     fewshots:
-      critique: [{prompt: Hi, reply: Hello., critique: Nowhere.}]
+      critique: [{prompt: Hi, response: Hello., critique: Nowhere.}]
       judge: [{prompt: Hi, better: "Hi, says I.", worse: Hello.}]
-  - id: metre
-    title: Keep the metre
+  - id: meter
+    title: Keep the meter
     critique_request: Where does it stumble?
     revision_request: Mend it.
     preference_question: Which flows better?
@@ -87,8 +87,8 @@ def test_its_principles_are_shown_with_their_share(capsys: pytest.CaptureFixture
     assert text.startswith("rhyming, version 1, hash ")
     assert "2 times critique and revision; principles all per step; trained on all, 1 helpful samples" in text
     assert "rhyme: Answer in rhyme\n  weight     75.0%, on benign; in the courtesy world: no name" in text
-    assert "metre: Keep the metre\n  weight     25.0%, on all prompts; in the courtesy world: polite" in text
-    assert '  critique   Where does "{reply}" not rhyme?' in text
+    assert "meter: Keep the meter\n  weight     25.0%, on all prompts; in the courtesy world: polite" in text
+    assert '  critique   Where does "{response}" not rhyme?' in text
 
 
 @pytest.mark.usefixtures("mine")
@@ -116,7 +116,7 @@ user:      Make it rhyme.
 assistant: ...
 
 --- judge.mode=pairwise
-user:      Read this exchange and compare the two replies that could come next.
+user:      Read this exchange and compare the two responses that could come next.
 
            User: How do I keep the birds off my cherries?
 
@@ -130,7 +130,7 @@ user:      Read this exchange and compare the two replies that could come next.
 assistant: The answer is (...
 
 --- judge.mode=pointwise
-user:      Read this exchange and judge the assistant's last reply.
+user:      Read this exchange and judge the assistant's last response.
 
            User: How do I keep the birds off my cherries?
            Assistant: Hang a net over the tree before they ripen.
@@ -175,8 +175,8 @@ Assistant:"""
 def test_the_worlds_own_words(capsys: pytest.CaptureFixture[str]) -> None:
     path = "my/constitution/rhyming.yaml"
     assert "It has no name there." in shown(capsys, "show", path, "--prompts", "world")
-    text = shown(capsys, "show", path, "--prompts", "world", "--principle", "metre")
-    assert "metre as turns in the courtesy world's words" in text
+    text = shown(capsys, "show", path, "--prompts", "world", "--principle", "meter")
+    assert "meter as turns in the courtesy world's words" in text
     assert "user:      critique polite\nassistant: <what the model answered>\nuser:      revise polite\n" in text
     assert text.endswith("user:      judge polite\nassistant: ...\n")
 

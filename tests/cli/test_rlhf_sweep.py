@@ -32,7 +32,7 @@ def left_half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("half_done")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch.setattr("rlhf_lightning.runs.sweep_jobs.call", lambda *_: 1)
+        patch.setattr("rlhf_lightning.runs.sweep_jobs.run_process", lambda *_: 1)
         main(["train", "-m", "seed=1,2,3,4,5,6", "kl.coef=0.1", "sweep.on_failure=stop"])
     sweep = Sweep.open(directory / "outputs" / "latest")
     finish(sweep.jobs[0])
@@ -81,15 +81,15 @@ def test_a_failure_stops_a_resumed_sweep_too_unless_told_otherwise(half_done: Sw
 
 
 def test_the_launcher_may_change(half_done: Sweep) -> None:
-    from rlhf_lightning.runs.sweep_start import tell_anew
+    from rlhf_lightning.runs.sweep_start import update_plan
 
-    tell_anew(half_done, ["launcher=joblib", "launcher.jobs=3", "hydra.launcher.verbose=5"])
+    update_plan(half_done, ["launcher=joblib", "launcher.jobs=3", "hydra.launcher.verbose=5"])
     plan = half_done.plan
     assert plan.launcher == {"kind": "joblib", "jobs": 3}
     assert plan.hydra_launcher["n_jobs"] == "${launcher.jobs}"
     assert plan.hydra_launcher["verbose"] == 5
     assert plan.on_failure == "stop"
-    tell_anew(half_done, ["launcher=basic"])
+    update_plan(half_done, ["launcher=basic"])
     assert half_done.plan.launcher == {"kind": "basic"}
     assert half_done.plan.slots == 1
 

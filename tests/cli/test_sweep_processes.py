@@ -109,7 +109,7 @@ def test_jobs_of_submitit_run_at_once_save_at_ctrl_c_and_may_be_started_again_by
     """What had finished is left alone; what was interrupted goes on, in its directory."""
     sweep = stop_two_at_once("submitit_local")
     check_what_each_had(sweep.in_state("interrupted"))
-    sweep.go_on()
+    sweep.clear_stop()
     interrupted = sweep.in_state("interrupted")[0]
     (done,) = sweep.in_state("pending")
     done.update_status(state="finished")

@@ -72,7 +72,7 @@ def metrics(objective: float) -> dict[str, Any]:
     start = {"gold_reward": -0.5, "proxy_reward": 0.0, "kl": 0.0, "harmful_rate": 0.5}
     return {
         "objective": objective,
-        "stages": {"ppo": {"score": 1.0, "reward_offset": 0.25, "reward_spread": 0.5, "seconds": 60.0}},
+        "stages": {"ppo": {"score": 1.0, "reward_mean": 0.25, "reward_std": 0.5, "seconds": 60.0}},
         "evaluate": {"sft": {"iid": start}, "ppo": {"iid": trained}},
     }
 
@@ -93,7 +93,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_sweep(home: Path, seeds: int = 3) -> Path:
-    """kl.coef=0.02,0.1,0.5 by peft=none,lora by seeds. The weakest penalty with LoRA is over-optimised; one failed."""
+    """kl.coef=0.02,0.1,0.5 by peft=none,lora by seeds. The weakest penalty with LoRA is over-optimized; one failed."""
     job = 0
     for coef, start in ((0.02, 0.7), (0.1, 0.9), (0.5, 0.4)):
         for peft, more in (("none", 0.05), ("lora", 0.0)):
@@ -111,7 +111,7 @@ def write_sweep(home: Path, seeds: int = 3) -> Path:
                     error="The loss is not finite." if broken else None,
                     overrides=[f"kl.coef={coef}", f"peft={peft}", f"seed={seed}"],
                     gold=rise_and_fall if hacked else None,
-                    samples=[{**SAMPLE, "after": f"reply of job {job}"}],
+                    samples=[{**SAMPLE, "after": f"response of job {job}"}],
                 )
                 job += 1
     return home

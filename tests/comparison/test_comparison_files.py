@@ -89,7 +89,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_a_way_out(tmp_path: Pat
         ("seconds", 903.7, 12.2, "904 ±12"),
         ("sft.validation_loss", 0.50449, 0.01234, "0.504 ±0.012"),
         ("ppo.episodes", 9600.0, 0.0, "9600 ±0"),
-        ("ppo.reward_offset", 0.0, 0.0, "0.00 ±0.00"),
+        ("ppo.reward_mean", 0.0, 0.0, "0.00 ±0.00"),
         ("ppo.learning_rate", 1e-9, None, "0.000000"),
     ],
 )

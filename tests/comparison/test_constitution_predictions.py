@@ -124,7 +124,7 @@ def test_margins_are_of_the_figure(script: ModuleType, tmp_path: Path) -> None:
         "over-refusal unchanged": "holds",
         "help unchanged": "does not hold",  # 0.15 is more than 0.1
         "false facts unchanged": "holds",
-        "fillers a reply unchanged": "holds",  # 0.2 words are fewer than 0.25
+        "fillers a response unchanged": "holds",  # 0.2 words are fewer than 0.25
     }
 
 

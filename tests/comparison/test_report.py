@@ -18,8 +18,8 @@ from rlhf_lightning.comparison import report
 from rlhf_lightning.comparison.records import Comparison
 from rlhf_lightning.comparison.report import write_report
 from rlhf_lightning.comparison.report.content import LONGEST_TEXT, content
-from rlhf_lightning.comparison.report.histories import rounded, stride, thin
-from rlhf_lightning.comparison.report.writing import SCRIPTS, embedded
+from rlhf_lightning.comparison.report.histories import downsample, rounded, stride
+from rlhf_lightning.comparison.report.writing import SCRIPTS, as_safe_json
 from rlhf_lightning.evaluation.curves import Point
 
 PAGE = Path(report.__file__).parent / "page"
@@ -60,7 +60,7 @@ def written(comparison: Comparison, folder: Path) -> tuple[str, Parts]:
 
 def shown(comparison: Comparison) -> dict[str, Any]:
     """What the page's scripts get to see."""
-    data = json.loads(embedded(content(comparison, "now")))
+    data = json.loads(as_safe_json(content(comparison, "now")))
     assert isinstance(data, dict)
     return data
 
@@ -104,9 +104,9 @@ def test_what_runs_and_models_say_cannot_leave_its_element(tmp_path: Path) -> No
 
 
 def test_embedded_json_is_ascii_without_angle_brackets() -> None:
-    assert embedded({"a": "<é\u2028>"}) == '{"a":"\\u003c\\u00e9\\u2028>"}'
+    assert as_safe_json({"a": "<é\u2028>"}) == '{"a":"\\u003c\\u00e9\\u2028>"}'
     with pytest.raises(ValueError, match="Out of range float"):
-        embedded({"a": math.nan})
+        as_safe_json({"a": math.nan})
 
 
 def test_every_file_of_the_page_is_in_it(sweep: Comparison, tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_every_file_of_the_page_is_in_it(sweep: Comparison, tmp_path: Path) -> N
 def test_a_thinned_curve_keeps_means() -> None:
     # Two by two: steps (1+3)/2, (5+7)/2 and the lone 9; values (1+2)/2, the finite one of (nan, 4), and 6.
     points = [Point(2 * i + 1, 10 * (i + 1), value) for i, value in enumerate((1.0, 2.0, math.nan, 4.0, 6.0))]
-    thinned = thin(points, 2)
+    thinned = downsample(points, 2)
     assert thinned.step == (2, 6, 9)
     assert thinned.episodes == (15, 35, 50)
     assert thinned.value == (1.5, 4.0, 6.0)
 
 
 def test_a_stretch_without_finite_values_is_a_gap_and_lost_episodes_are_no_axis() -> None:
-    thinned = thin([Point(1, None, math.inf), Point(2, 8, 1.0)], 1)
+    thinned = downsample([Point(1, None, math.inf), Point(2, 8, 1.0)], 1)
     assert thinned.value == (None, 1.0)
     assert thinned.episodes is None
 
@@ -213,16 +213,16 @@ def test_findings_name_the_best_its_distance_and_what_went_wrong(sweep: Comparis
     # Ten points of two iterations, five stretches of two points. The third has golds 0.95 and 0.85 at the roots of
     # (0.9^2 + 1.0^2) / 2 and (1.1^2 + 1.2^2) / 2, which are 0.951 and 1.151; the last has golds 0.25 and 0.05.
     assert hacked == (
-        "Over-optimised: kl.coef=0.02 peft=lora. Its gold reward was +0.90 near √KL 1.1 and ended at +0.15, "
+        "Over-optimized: kl.coef=0.02 peft=lora. Its gold reward was +0.90 near √KL 1.1 and ended at +0.15, "
         "while the proxy rose."
     )
     assert unfinished == "1 of 18 runs did not finish with figures; see Left out."
 
 
-def test_noise_is_no_over_optimisation(tmp_path: Path) -> None:
+def test_noise_is_no_over_optimization(tmp_path: Path) -> None:
     noise = [0.5 + (0.3 if index % 2 else -0.3) + (0.05 if index == 10 else 0.0) for index in range(ITERATIONS)]
     write_run(tmp_path / "run", gold=noise)
-    assert not any(finding.startswith("Over-optimised") for finding in shown(compared(tmp_path / "run"))["findings"])
+    assert not any(finding.startswith("Over-optimized") for finding in shown(compared(tmp_path / "run"))["findings"])
 
 
 def test_the_chosen_baseline_is_the_one_differences_are_from(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_malformed_figures_of_a_run_do_not_reach_the_page(tmp_path: Path) -> Non
     assert (found["samples"][0]["gold_after"], found["samples"][0]["after"]) == (None, "7")
 
 
-def test_a_long_reply_is_cut_and_says_so(tmp_path: Path) -> None:
+def test_a_long_response_is_cut_and_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", samples=[{**SAMPLE, "after": "x" * (LONGEST_TEXT + 5)}])
     after = shown(compared(run))["runs"][0]["samples"][0]["after"]
     assert after == "x" * LONGEST_TEXT + " … (5 characters more in samples.jsonl)"
@@ -304,9 +304,9 @@ def test_eighteen_long_jobs_stay_below_two_megabytes(tmp_path: Path) -> None:
     assert len(text.encode()) < TWO_MEGABYTES
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance as WCAG 2.2 defines it."""
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
@@ -324,14 +324,14 @@ def test_contrast_of_black_on_white_is_21() -> None:
 def test_text_and_lines_stand_out_in_both_themes(theme: int) -> None:
     style = (PAGE / "style.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style)
-    colours = {name: chosen[theme] for name, *chosen in pairs}
-    series = [colours[f"series-{index}"] for index in range(8)]
+    colors = {name: chosen[theme] for name, *chosen in pairs}
+    series = [colors[f"series-{index}"] for index in range(8)]
     assert len(set(series)) == 8
     for name in ("text", "muted", "accent", "bad"):
-        assert contrast(colours[name], colours["ground"]) >= 4.5, name
-        assert contrast(colours[name], colours["raised"]) >= 4.5, name
-    for colour in series:
-        assert contrast(colour, colours["ground"]) >= 3.0, colour
+        assert contrast(colors[name], colors["ground"]) >= 4.5, name
+        assert contrast(colors[name], colors["raised"]) >= 4.5, name
+    for color in series:
+        assert contrast(color, colors["ground"]) >= 3.0, color
 
 
 def test_long_labels_keep_what_tells_the_groups_apart(tmp_path: Path) -> None:
@@ -353,11 +353,11 @@ def test_long_labels_keep_what_tells_the_groups_apart(tmp_path: Path) -> None:
     assert all("model.revision" in group["label"] for group in shown(compared(tmp_path))["groups"])
 
 
-def test_many_over_optimised_groups_are_counted_and_equal_ones_said_to_be_equal(tmp_path: Path) -> None:
+def test_many_over_optimized_groups_are_counted_and_equal_ones_said_to_be_equal(tmp_path: Path) -> None:
     rise_and_fall = [1.0 - abs(index - 9) / 10 for index in range(ITERATIONS)]
     for index in range(5):
         write_run(tmp_path / str(index), settings={"kl.coef": index}, gold=rise_and_fall)
     found = shown(compared(tmp_path))["findings"]
     assert found[1] == "kl.coef=1: +0.00 against the baseline kl.coef=0, no difference."
-    assert [finding.split(".")[0] for finding in found[2:5]] == ["Over-optimised: kl"] * 3
-    assert found[5:] == ["Over-optimised as well: 2 more of 5 groups."]
+    assert [finding.split(".")[0] for finding in found[2:5]] == ["Over-optimized: kl"] * 3
+    assert found[5:] == ["Over-optimized as well: 2 more of 5 groups."]

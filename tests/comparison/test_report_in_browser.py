@@ -329,9 +329,9 @@ def test_the_keyboard_brushes_an_axis(open_report: Open, sweep: Path) -> None:
 def test_samples_are_those_of_the_job_chosen(open_report: Open, sweep: Path) -> None:
     page = open_report(sweep).page
     cards = page.locator("#sample-list")
-    assert "reply of job 6" in cards.inner_text()
+    assert "response of job 6" in cards.inner_text()
     page.locator("#samples select").select_option(value="4")
-    assert "reply of job 4" in cards.inner_text()
+    assert "response of job 4" in cards.inner_text()
     assert "gold -1.00, proxy -0.25" in cards.inner_text()
     assert "gold +0.75, proxy +1.50" in cards.inner_text()
 
@@ -350,7 +350,7 @@ def test_hostile_text_is_only_text(open_report: Open, tmp_path: Path) -> None:
     page.locator("#provenance summary").first.click()
     assert page.evaluate("window.hacked ?? null") is None
     assert page.locator("img").count() == 0
-    assert page.locator("#sample-list .reply p").first.inner_text() == HOSTILE
+    assert page.locator("#sample-list .response p").first.inner_text() == HOSTILE
     assert f"data.path={HOSTILE}" in page.locator("#provenance").inner_text()
     assert HOSTILE.replace("/", "") in page.locator("#provenance summary").first.inner_text()
 
@@ -364,7 +364,7 @@ def test_a_phone_has_nothing_to_scroll_sideways(open_report: Open, sweep: Path, 
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     table = page.locator("#groups .scroll")
     assert table.evaluate("(box) => box.scrollWidth > box.clientWidth")
-    before, after = (page.locator("#sample-list .reply").nth(index).bounding_box() for index in (0, 1))
+    before, after = (page.locator("#sample-list .response").nth(index).bounding_box() for index in (0, 1))
     assert after["y"] > before["y"]
 
 
@@ -422,7 +422,7 @@ def test_runs_without_a_gold_reward_say_so(open_report: Open, tmp_path: Path) ->
     page = open_report(reported(tmp_path, run)).page
     assert "no gold reward" in page.locator("#frontier").inner_text()
     assert page.locator("#frontier [data-group] .line.proxy").count() == 1
-    assert page.locator("#sample-list .reply .note").last.inner_text() == "proxy +1.50"
+    assert page.locator("#sample-list .response .note").last.inner_text() == "proxy +1.50"
     assert not NOT_FOR_READERS.search(page.locator("body").inner_text())
 
 

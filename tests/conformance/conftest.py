@@ -30,8 +30,8 @@ def artifacts(
 ) -> Path:
     """A folder with policies, rewards and classifiers, two or three each, and prompts.
 
-    They have one block, `deep_policy` has two. Of the policies' tokens eleven end a reply, so that about every second
-    reply of five tokens ends itself. The classifiers have the labels `bad`, `good` and `great`.
+    They have one block, `deep_policy` has two. Of the policies' tokens eleven end a response, so that about every
+    second response of five tokens ends itself. The classifiers have the labels `bad`, `good` and `great`.
     """
     directory = tmp_path_factory.mktemp("artifacts")
     tokenizer = make_words()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Choices:
     in_loss: bool = False
     kl_coef: float = 0.3
     gamma: float = 0.99
-    lam: float = 0.9
+    gae_lambda: float = 0.9
     whiten: bool = True
     whiten_rewards: bool = False
     penalty: float | None = -1.5
@@ -104,16 +104,16 @@ class Naive:
         self.head = value_head.double().clone().requires_grad_()
         self.bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 
-    def read(self, completion: Completion) -> list[Reading]:
-        """One reading for each reply token."""
-        ids = torch.tensor([[*completion.prompt_ids, *completion.reply_ids]])
+    def read(self, response: SampledResponse) -> list[Reading]:
+        """One reading for each response token."""
+        ids = torch.tensor([[*response.prompt_ids, *response.response_ids]])
         output = self.policy(ids, output_hidden_states=True)
         with torch.no_grad():
             theirs = self.reference(ids).logits[0]
         hidden = output.hidden_states[-1][0] if self.critic is None else self.critic(ids).last_hidden_state[0]
         readings = []
-        for step, token in enumerate(completion.reply_ids):
-            before = len(completion.prompt_ids) + step - 1
+        for step, token in enumerate(response.response_ids):
+            before = len(response.prompt_ids) + step - 1
             ours = probabilities(output.logits[0, before], self.choices.temperature)
             reference = probabilities(theirs[before], self.choices.temperature)
             readings.append(
@@ -127,19 +127,21 @@ class Naive:
             )
         return readings
 
-    def prepare(self, completions: Sequence[Completion], score: Callable[[Completion], float]) -> list[list[Token]]:
+    def prepare(
+        self, responses: Sequence[SampledResponse], score: Callable[[SampledResponse], float]
+    ) -> list[list[Token]]:
         """Rewards, advantages and value targets of all tokens."""
         choices = self.choices
         rows = []
-        for completion in completions:
+        for response in responses:
             row = []
-            for reading in self.read(completion):
+            for reading in self.read(response):
                 d = reading.logprob.item() - reading.reference.item()
                 kl = estimate(choices.estimator, d) if choices.estimator != "exact" else reading.exact_kl.item()
                 paid = 0.0 if choices.in_loss else choices.kl_coef * kl
                 row.append(Token(reading.logprob.item(), reading.reference.item(), reading.value.item(), kl, -paid))
             row[-1].reward += (
-                choices.penalty if choices.penalty is not None and not completion.finished else score(completion)
+                choices.penalty if choices.penalty is not None and not response.finished else score(response)
             )
             rows.append(row)
         everything = [token for row in rows for token in row]
@@ -159,20 +161,20 @@ class Naive:
 
     def _estimate_advantages(self, row: list[Token], rewards: list[float]) -> None:
         """The sum over all later errors, written out."""
-        gamma, lam = self.choices.gamma, self.choices.lam
+        gamma, gae_lambda = self.choices.gamma, self.choices.gae_lambda
         for step, token in enumerate(row):
             token.advantage = 0.0
             for later in range(step, len(row)):
                 next_value = row[later + 1].value if later + 1 < len(row) else 0.0
                 error = rewards[later] + gamma * next_value - row[later].value
-                token.advantage += (gamma * lam) ** (later - step) * error
+                token.advantage += (gamma * gae_lambda) ** (later - step) * error
             token.target = token.advantage + token.value
 
-    def step(self, completions: Sequence[Completion], rows: Sequence[list[Token]]) -> Tally:
+    def step(self, responses: Sequence[SampledResponse], rows: Sequence[list[Token]]) -> Tally:
         """One step down the mean loss of a token."""
         total, tally = torch.zeros((), dtype=torch.float64), Tally()
-        for completion, row in zip(completions, rows, strict=True):
-            for reading, token in zip(self.read(completion), row, strict=True):
+        for response, row in zip(responses, rows, strict=True):
+            for reading, token in zip(self.read(response), row, strict=True):
                 total = total + self._loss(reading, token, tally)
         self._descend(total / tally.tokens, tally)
         return tally

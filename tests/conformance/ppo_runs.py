@@ -27,7 +27,7 @@ SETTINGS = (
     "cache=off",
     "data.held_out_fraction=0.1",
     "data.max_prompt_length=8",
-    "data.max_reply_length=8",
+    "data.max_response_length=8",
     "rollout.max_new_tokens=5",
     "rollout.batch_size=8",
     "rollout.chunk_size=8",
@@ -37,7 +37,7 @@ SETTINGS = (
     "ppo.micro_batch_size=4",
     "ppo.learning_rate=0.01",
     "ppo.critic_learning_rate=0.01",
-    "reward.standardise_on_reference=null",
+    "reward.standardize_on_reference=null",
 )
 
 

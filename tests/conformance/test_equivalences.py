@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.rollouts.buffer import Minibatch
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
@@ -27,7 +27,7 @@ FitPpo = Callable[..., Any]
 def test_the_reference_is_what_it_was(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
     policy = make_policy()
     before = FrozenReference(make_policy())
-    fit = fit_ppo(policy, lambda done: done.reply_ids[0] / 25.0 - 1.0, iterations=3, learning_rate=0.1)
+    fit = fit_ppo(policy, lambda done: done.response_ids[0] / 25.0 - 1.0, iterations=3, learning_rate=0.1)
     (callback,) = [entry for entry in fit.trainer.callbacks if hasattr(entry, "collector")]
     reference = callback.collector.reference
     sequences = torch.arange(3, 23).view(2, 10)
@@ -52,14 +52,14 @@ def test_with_gamma_and_lambda_1_returns_are_rewards_to_go(make_policy: MakeMode
     head = torch.randn(1, 16, generator=torch.Generator().manual_seed(3))
     fit = fit_ppo(
         make_policy(),
-        lambda done: done.reply_ids[0] / 25.0 - 1.0,
+        lambda done: done.response_ids[0] / 25.0 - 1.0,
         value_head=head,
-        collecting={"reference": make_policy(seed=1), "lam": 1.0, "whiten": False},
+        collecting={"reference": make_policy(seed=1), "gae_lambda": 1.0, "whiten": False},
     )
     rollout = fit.collected[0].rollout
-    to_go: Tensor = rollout.rewards.flip(1).cumsum(1).flip(1) * rollout.reply_mask
+    to_go: Tensor = rollout.rewards.flip(1).cumsum(1).flip(1) * rollout.response_mask
     torch.testing.assert_close(rollout.returns, to_go, atol=1e-5, rtol=1e-5)
-    advantages = (to_go - rollout.values) * rollout.reply_mask
+    advantages = (to_go - rollout.values) * rollout.response_mask
     torch.testing.assert_close(rollout.advantages, advantages, atol=1e-5, rtol=1e-5)
 
 
@@ -92,19 +92,19 @@ def test_the_order_is_redrawn_in_every_epoch(make_policy: MakeModel, fit_ppo: Fi
         callbacks=[order],
     )
     for seen, collected in zip(order.iterations, fit.collected, strict=True):
-        everything = [(*done.prompt_ids, *done.reply_ids) for done in collected.completions]
+        everything = [(*done.prompt_ids, *done.response_ids) for done in collected.responses]
         epochs = [seen[start : start + 8] for start in (0, 8, 16)]
         assert all(sorted(epoch) == sorted(everything) for epoch in epochs)
         places = [tuple(everything.index(tokens) for tokens in epoch) for epoch in epochs]
         assert len({tuple(range(8)), *places}) == 4
 
 
-def test_replies_do_not_depend_on_the_state_of_the_generator(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
-    replies: list[tuple[Completion, ...]] = []
+def test_responses_do_not_depend_on_the_state_of_the_generator(make_policy: MakeModel, fit_ppo: FitPpo) -> None:
+    responses: list[tuple[SampledResponse, ...]] = []
     for state in (0, 1):
         torch.manual_seed(state)
-        replies.append(fit_ppo(make_policy(), lambda _: 0.0).collected[0].completions)
-    assert replies[0] == replies[1]
+        responses.append(fit_ppo(make_policy(), lambda _: 0.0).collected[0].responses)
+    assert responses[0] == responses[1]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_before_the_first_step_nothing_differs(run: Callable[..., PpoRun]) -> No
     assert seen.history["policy/approx_kl"] == pytest.approx([0.0], abs=1e-7)
     assert seen.history["policy/clip_fraction"] == seen.history["value/clip_fraction"] == [0.0]
     assert seen.history["objective/kl"] == pytest.approx([0.0], abs=1e-5)
-    assert seen.history["objective/kl_penalised"] == pytest.approx([0.0], abs=1e-5)
+    assert seen.history["objective/kl_penalized"] == pytest.approx([0.0], abs=1e-5)
     assert seen.history["rollout/logprob_mismatch"] == pytest.approx([0.0], abs=1e-6)
     # Whitened advantages have mean 0, and so has -A * 1.
     assert seen.history["policy/loss"] == pytest.approx([0.0], abs=1e-6)

@@ -27,8 +27,8 @@ SECTIONS = ("ppo", "peft", "reference", "kl", "advantage", "rollout", "reward")
 
 REWARDS = {"kind": "ensemble", "models": ["reward", "other_reward"], "combine": "mean_minus_std"}
 ENSEMBLE = {"reward": {**REWARDS, "disagreement_coef": 0.5}}
-LABELLED = {"kind": "classifier", "name_or_path": "classifier", "positive_label": "good", "include_prompt": False}
-CLASSIFIER = {"reward": LABELLED}
+LABELED = {"kind": "classifier", "name_or_path": "classifier", "positive_label": "good", "include_prompt": False}
+CLASSIFIER = {"reward": LABELED}
 LEARNED = {"reward": {"kind": "learned"}}
 NONE = {"kl": {"kind": "none"}}
 FIXED = {"kl": {"kind": "fixed", "estimator": "k1", "apply_to": "reward", "coef": 0.3}}
@@ -92,11 +92,11 @@ FLIPS: dict[str, tuple[Change, Change]] = {
     "AdaptiveKl.target": (ADAPTIVE | THREE, {"kl": {"target": 0.05}}),
     "AdaptiveKl.horizon": (ADAPTIVE | TWO, {"kl": {"horizon": 10}}),
     "GaeSettings.gamma": ({}, {"advantage": {"gamma": 0.7}}),
-    "GaeSettings.lam": ({}, {"advantage": {"lam": 0.3}}),
+    "GaeSettings.gae_lambda": ({}, {"advantage": {"gae_lambda": 0.3}}),
     "GaeSettings.whiten": ({}, {"advantage": {"whiten": False}}),
     "GaeSettings.whiten_rewards": ({}, {"advantage": {"whiten_rewards": True}}),
-    "RewardSection.standardise_on_reference": ({}, {"reward": {"standardise_on_reference": 16}}),
-    "RewardSection.running_normalisation": ({}, {"reward": {"running_normalisation": True}}),
+    "RewardSection.standardize_on_reference": ({}, {"reward": {"standardize_on_reference": 16}}),
+    "RewardSection.running_normalization": ({}, {"reward": {"running_normalization": True}}),
     "RewardSection.scale": ({}, {"reward": {"scale": 3.0}}),
     "RewardSection.clip": ({}, {"reward": {"clip": 0.1}}),
     "RewardSection.length_penalty": ({}, {"reward": {"length_penalty": 0.2}}),
@@ -176,7 +176,7 @@ class Runs:
         for change in changes:
             for section, values in change.items():
                 if "kind" in values and section == "reward":
-                    kept = {"standardise_on_reference", "running_normalisation", "scale", "clip", "length_penalty"}
+                    kept = {"standardize_on_reference", "running_normalization", "scale", "clip", "length_penalty"}
                     config[section] = {name: value for name, value in config[section].items() if name in kept}
                 elif "kind" in values:
                     config[section] = {}
@@ -215,7 +215,7 @@ def test_the_key_changes_what_goes_through_the_model_at_once_and_no_result(
 
     monkeypatch.setattr(ActorCritic, "forward", counting)
     # Under a name of their own: these runs must happen while the passes are counted.
-    name = {"callbacks": {"diary_every": 11 + list(SIZES).index(key)}}
+    name = {"callbacks": {"sample_log_every": 11 + list(SIZES).index(key)}}
     seen = sizes[False] = []
     before = runs(name)
     seen = sizes[True] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lightning.objectives.advantages import (
     explained_variance,
-    generalised_advantages,
+    generalized_advantages,
     replace_unfinished,
     token_rewards,
 )
@@ -18,12 +18,12 @@ from rlhf_lightning.objectives.kl import adapted_coefficient, estimate_kl, exact
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 from rlhf_lightning.objectives.masked_stats import correlation, masked_mean, masked_variance, masked_whiten
 from rlhf_lightning.objectives.ppo import clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
+from rlhf_lightning.objectives.preference import bradley_terry_loss, centering_loss, classification_loss
 
 NAN = float("nan")
 
 MASK = torch.tensor([[True, True, True, False], [True, False, False, False]])
-"""A reply of three tokens and one of one token."""
+"""A response of three tokens and one of one token."""
 
 
 def row(*numbers: float) -> Tensor:
@@ -88,7 +88,7 @@ def test_the_adaptive_coefficient_is_clipped() -> None:
     assert found == pytest.approx([0.5, 0.505, 0.51, 0.49])
 
 
-def test_an_unfinished_reply_has_the_penalty_for_its_score() -> None:
+def test_an_unfinished_response_has_the_penalty_for_its_score() -> None:
     scores, finished = torch.tensor([3.0, 4.0]), torch.tensor([True, False])
     assert replace_unfinished(scores, finished, -1.0).tolist() == [3.0, -1.0]
     assert replace_unfinished(scores, finished, None).tolist() == [3.0, 4.0]
@@ -106,17 +106,17 @@ def test_moments_and_whitening_of_the_tokens() -> None:
     assert masked_mean(values, MASK).item() == 3.0
     assert masked_variance(values, MASK).item() == pytest.approx(3.5)
     spread = math.sqrt(3.5)
-    centred = torch.tensor([[-2.0, -1.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]) / spread
-    close(masked_whiten(values, MASK), centred)
-    close(masked_whiten(values, MASK, shift_mean=False), (centred + 3.0) * MASK)
+    centered = torch.tensor([[-2.0, -1.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]) / spread
+    close(masked_whiten(values, MASK), centered)
+    close(masked_whiten(values, MASK, shift_mean=False), (centered + 3.0) * MASK)
 
 
 def test_advantages_and_returns() -> None:
     # gamma 1/2, lambda 1/2. delta_2 = 4 - 1 = 3; delta_1 = 0 + 1/2 * 1 - 2 = -1.5; delta_0 = 1 + 1/2 * 2 - 3 = -1.
-    # A_2 = 3; A_1 = -1.5 + 3/4 = -0.75; A_0 = -1 - 0.75/4 = -1.1875. The other reply: 2 - 5 = -3.
+    # A_2 = 3; A_1 = -1.5 + 3/4 = -0.75; A_0 = -1 - 0.75/4 = -1.1875. The other response: 2 - 5 = -3.
     rewards = torch.tensor([[1.0, 0.0, 4.0, NAN], [2.0, 50.0, NAN, NAN]])
     values = torch.tensor([[3.0, 2.0, 1.0, 50.0], [5.0, NAN, 50.0, NAN]])
-    advantages, returns = generalised_advantages(rewards, values, MASK, 0.5, 0.5)
+    advantages, returns = generalized_advantages(rewards, values, MASK, 0.5, 0.5)
     close(advantages, torch.tensor([[-1.1875, -0.75, 3.0, 0.0], [-3.0, 0.0, 0.0, 0.0]]))
     close(returns, torch.tensor([[1.8125, 1.25, 4.0, 0.0], [2.0, 0.0, 0.0, 0.0]]))
 
@@ -124,8 +124,8 @@ def test_advantages_and_returns() -> None:
 def test_gamma_and_lambda_are_not_the_same() -> None:
     # Rewards 0, 8; values 0, 4. gamma 1/2, lambda 1: A_0 = (2 - 0) + 1/2 * 4 = 4. gamma 1, lambda 1/2: 4 + 1/2 * 4 = 6.
     mask = torch.ones(1, 2, dtype=torch.bool)
-    assert generalised_advantages(row(0.0, 8.0), row(0.0, 4.0), mask, 0.5, 1.0)[0].tolist() == [[4.0, 4.0]]
-    assert generalised_advantages(row(0.0, 8.0), row(0.0, 4.0), mask, 1.0, 0.5)[0].tolist() == [[6.0, 4.0]]
+    assert generalized_advantages(row(0.0, 8.0), row(0.0, 4.0), mask, 0.5, 1.0)[0].tolist() == [[4.0, 4.0]]
+    assert generalized_advantages(row(0.0, 8.0), row(0.0, 4.0), mask, 1.0, 0.5)[0].tolist() == [[6.0, 4.0]]
 
 
 def test_explained_variance() -> None:
@@ -192,7 +192,7 @@ def test_losses_of_preferences() -> None:
     assert found.tolist() == pytest.approx([math.log(4 / 3), math.log(2.0)])
     found = bradley_terry_loss(chosen, rejected, torch.tensor([math.log(3.0), 0.0]))
     assert found.tolist() == pytest.approx([math.log(2.0), math.log(2.0)])
-    assert centring_loss(chosen, rejected).tolist() == pytest.approx([math.log(3.0) ** 2, 4.0])
+    assert centering_loss(chosen, rejected).tolist() == pytest.approx([math.log(3.0) ** 2, 4.0])
     logits = torch.tensor([[0.0, math.log(3.0)]])
-    # The chosen reply is the second label at 3 to 1, the rejected one is not the first: log 4/3 + log 4.
+    # The chosen response is the second label at 3 to 1, the rejected one is not the first: log 4/3 + log 4.
     assert classification_loss(logits, logits, 1).item() == pytest.approx(math.log(4 / 3) + math.log(4.0))

@@ -15,7 +15,7 @@ from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.classifier import Classifier
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts.sampler import Completion, Sampler
+from rlhf_lightning.rollouts.sampler import SampledResponse, Sampler
 from rlhf_lightning.rollouts.scoring import RewardModelScorer
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -30,9 +30,9 @@ ROWS = [
     ((4, EOS, 4), (EOS,)),
     ((8, 9), (44, 45, 46, 47, EOS)),
 ]
-"""(prompt, reply); a prompt holds the end-of-sequence token, and a reply does not."""
+"""(prompt, response); a prompt holds the end-of-sequence token, and a response does not."""
 PADDINGS = [(5, 5, 0), (5, 5, EOS), (9, 5, EOS), (5, 8, EOS), (11, 9, 0)]
-"""Columns of prompts and of replies, and the token that fills them."""
+"""Columns of prompts and of responses, and the token that fills them."""
 
 
 def assert_same(differences: list[Tensor]) -> None:
@@ -55,22 +55,22 @@ def with_value_head(model: ActorCritic) -> ActorCritic:
     return model.eval()
 
 
-@pytest.mark.parametrize(("prompt_width", "reply_width", "pad"), PADDINGS)
+@pytest.mark.parametrize(("prompt_width", "response_width", "pad"), PADDINGS)
 @pytest.mark.parametrize("separate", [False, True], ids=["trunk", "separate"])
 @torch.no_grad()
 def test_policy_critic_and_reference(
-    separate: bool, prompt_width: int, reply_width: int, pad: int, kind: str, make_policy: MakeModel, padded: Padded
+    separate: bool, prompt_width: int, response_width: int, pad: int, kind: str, make_policy: MakeModel, padded: Padded
 ) -> None:
     critic = SeparateCritic.from_policy(make_policy(kind, seed=1)) if separate else None
     model = with_value_head(ActorCritic(make_policy(kind), critic))
     reference = FrozenReference(make_policy(kind, seed=2))
-    inputs = *padded(ROWS, prompt_width, reply_width, pad), reply_width
+    inputs = *padded(ROWS, prompt_width, response_width, pad), response_width
     together = model(*inputs, 0.7, with_entropy=True, reference_logits=reference.logits(*inputs))
     theirs = reference.logprobs(*inputs, 0.7)
     logprobs, values, entropies, kl, references = ([] for _ in range(5))
-    for row, (prompt, reply) in enumerate(ROWS):
-        length = len(reply)
-        alone_inputs = *padded([(prompt, reply)], len(prompt), length, pad), length
+    for row, (prompt, response) in enumerate(ROWS):
+        length = len(response)
+        alone_inputs = *padded([(prompt, response)], len(prompt), length, pad), length
         alone = model(*alone_inputs, 0.7, with_entropy=True, reference_logits=reference.logits(*alone_inputs))
         logprobs.append(together.logprobs[row, :length] - alone.logprobs[0])
         values.append(together.values[row, :length] - alone.values[0])
@@ -89,14 +89,14 @@ def test_policy_critic_and_reference(
 def test_reward_model(kind: str, pad: str, make_reward_model: MakeModel, make_words: MakeWords) -> None:
     model = make_reward_model(kind)
     scorer = RewardModelScorer(Classifier(model, make_words(pad=pad), 0), None)
-    completions = [Completion(Prompt("w"), prompt, reply, "", reply[-1] == EOS) for prompt, reply in ROWS]
-    together = scorer.score(completions)
-    by_itself = torch.cat([scorer.score([completion]) for completion in completions])
+    responses = [SampledResponse(Prompt("w"), prompt, response, "", response[-1] == EOS) for prompt, response in ROWS]
+    together = scorer.score(responses)
+    by_itself = torch.cat([scorer.score([response]) for response in responses])
     assert_same([together - by_itself])
     # And without the package: the head on the last token's hidden state of the bare sequence.
     head: Any = model.score
-    for (prompt, reply), score in zip(ROWS, together.tolist(), strict=True):
-        hidden = model.base_model(torch.tensor([[*prompt, *reply]])).last_hidden_state
+    for (prompt, response), score in zip(ROWS, together.tolist(), strict=True):
+        hidden = model.base_model(torch.tensor([[*prompt, *response]])).last_hidden_state
         assert score == pytest.approx(head(hidden[0, -1]).item(), abs=1e-5)
     assert together.std() > 0.1
 
@@ -111,11 +111,11 @@ def test_sampling(kind: str, pad: str, make_policy: MakeModel, make_words: MakeW
     differences = []
     for number, prompt in enumerate(asked):
         alone = sampler.sample([prompt], [number])
-        assert alone.completions[0] == together.completions[number]
-        length = len(alone.completions[0].reply_ids)
+        assert alone.responses[0] == together.responses[number]
+        length = len(alone.responses[0].response_ids)
         differences.append(together.logprobs[number, :length] - alone.logprobs[0, :length])
         # What is real is told by the mask, never by the tokens.
         real = together.sequences[number][together.attention_mask[number].bool()].tolist()
-        assert real == [*prompt.prompt_ids, *alone.completions[0].reply_ids]
+        assert real == [*prompt.prompt_ids, *alone.responses[0].response_ids]
     assert_same(differences)
-    assert {done.finished for done in together.completions} == {True, False}
+    assert {done.finished for done in together.responses} == {True, False}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.models.actor_critic import SeparateCritic
 from rlhf_lightning.rollouts.buffer import Minibatch
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -22,8 +22,8 @@ NO_DROPOUT = {"gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 VALUE_HEAD = torch.randn(1, 16, generator=torch.Generator().manual_seed(3)) / 4
 
 
-def rule(completion: Completion) -> float:
-    return completion.reply_ids[0] / 25.0 - 1.0
+def rule(response: SampledResponse) -> float:
+    return response.response_ids[0] / 25.0 - 1.0
 
 
 class Order(pl.Callback):
@@ -79,7 +79,7 @@ def train(
             "temperature": choices.temperature,
             "kl": make_kl("fixed", estimator=choices.estimator, apply_to=place, coef=choices.kl_coef),
             "gamma": choices.gamma,
-            "lam": choices.lam,
+            "gae_lambda": choices.gae_lambda,
             "whiten": choices.whiten,
             "whiten_rewards": choices.whiten_rewards,
             "chunk_size": 3,
@@ -140,24 +140,24 @@ def compare(
     fit, order = train(choices, kind, make_policy, fit_ppo, make_kl, separate=separate, **sizes)
     start, reference, critic = (make_policy(kind, seed=seed, **NO_DROPOUT[kind]) for seed in range(3))
     naive = Naive(choices, start, reference, VALUE_HEAD, critic if separate else None)
-    completions = list(fit.collected[0].completions)
-    assert {completion.finished for completion in completions} == {True, False}
-    rows = naive.prepare(completions, rule)
+    responses = list(fit.collected[0].responses)
+    assert {response.finished for response in responses} == {True, False}
+    rows = naive.prepare(responses, rule)
     assert_same_rollout(fit.collected[0].rollout, rows)
     figures = fit.collected[0].metrics
     d = sum(token.logprob - token.reference for row in rows for token in row)
     assert figures["objective/kl"] == pytest.approx(d / len(rows), abs=1e-5)
     paid = sum(token.kl for row in rows for token in row)
-    assert figures["objective/kl_penalised"] == pytest.approx(paid / len(rows), abs=1e-5)
+    assert figures["objective/kl_penalized"] == pytest.approx(paid / len(rows), abs=1e-5)
     reward = sum(token.reward for row in rows for token in row)
     assert figures["objective/reward"] == pytest.approx(reward / len(rows), abs=1e-5)
 
-    by_tokens = {(*done.prompt_ids, *done.reply_ids): place for place, done in enumerate(completions)}
+    by_tokens = {(*done.prompt_ids, *done.response_ids): place for place, done in enumerate(responses)}
     assert len(order) == epochs * minibatches
     tallies = []
     for step in order:
         places = [by_tokens[tokens] for tokens in step]
-        tallies.append(naive.step([completions[place] for place in places], [rows[place] for place in places]))
+        tallies.append(naive.step([responses[place] for place in places], [rows[place] for place in places]))
     assert_same_weights(fit.weights, naive.weights(), len(order))
     assert_same_figures(fit.metrics, tallies)
     start_weights = {f"actor_critic.policy.{name}": weight for name, weight in start.named_parameters()}
@@ -176,7 +176,7 @@ def assert_same_rollout(rollout: Any, rows: list[list[Any]]) -> None:
     names |= {"rewards": "reward", "advantages": "advantage", "returns": "target"}
     for theirs, ours in names.items():
         expected = torch.tensor([getattr(token, ours) for row in rows for token in row])
-        found = getattr(rollout, theirs)[rollout.reply_mask].double()
+        found = getattr(rollout, theirs)[rollout.response_mask].double()
         difference = found - expected.double()
         assert difference.abs().max() < 1e-4, theirs
         assert difference.mean().abs() < 1e-5, theirs

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_lightning.objectives.advantages import explained_variance, generalised_advantages, token_rewards
+from rlhf_lightning.objectives.advantages import explained_variance, generalized_advantages, token_rewards
 from rlhf_lightning.objectives.kl import estimate_kl
 from rlhf_lightning.objectives.logprobs import token_entropies, token_logprobs
 from rlhf_lightning.objectives.masked_stats import (
@@ -106,16 +106,16 @@ def test_whitened_tokens_have_the_moments_that_they_should(batch: Batch) -> None
 
 @few
 @given(batches(), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_advantages_are_the_recursion_and_feel_no_padding(batch: Batch, gamma: float, lam: float) -> None:
+def test_advantages_are_the_recursion_and_feel_no_padding(batch: Batch, gamma: float, gae_lambda: float) -> None:
     rewards, values = batch.padded(batch.one), batch.padded(batch.other)
-    advantages, returns = generalised_advantages(rewards, values, batch.padded_mask, gamma, lam)
+    advantages, returns = generalized_advantages(rewards, values, batch.padded_mask, gamma, gae_lambda)
     expected = torch.zeros_like(batch.one)
     for row, length in enumerate(batch.lengths):
         later_advantage = later_value = 0.0
         for step in reversed(range(length)):
             value = batch.other[row, step].item()
             delta = batch.one[row, step].item() + gamma * later_value - value
-            later_advantage = delta + gamma * lam * later_advantage
+            later_advantage = delta + gamma * gae_lambda * later_advantage
             later_value = value
             expected[row, step] = later_advantage
     close(batch.cut(advantages), expected)
@@ -125,7 +125,7 @@ def test_advantages_are_the_recursion_and_feel_no_padding(batch: Batch, gamma: f
 @few
 @given(batches())
 def test_with_gamma_and_lambda_1_returns_are_rewards_to_go(batch: Batch) -> None:
-    _, returns = generalised_advantages(batch.padded(batch.one), batch.padded(batch.other), batch.padded_mask, 1.0, 1.0)
+    _, returns = generalized_advantages(batch.padded(batch.one), batch.padded(batch.other), batch.padded_mask, 1.0, 1.0)
     to_go = batch.one.flip(1).cumsum(1).flip(1).masked_fill(~batch.mask, 0.0)
     close(batch.cut(returns), to_go)
 

@@ -195,7 +195,7 @@ def assert_frozen_weights_are_what_they_were(policy: PreTrainedModel, start: Pre
 
 def test_an_ensemble_on_one_policy(run: Callable[..., PpoRun], watched: Watched, bases: Path) -> None:
     rewards = [str(bases / "lora" / name) for name in ("reward_model", "other_reward")]
-    kept = {"standardise_on_reference": None, "running_normalisation": False, "scale": 1.0, "clip": None}
+    kept = {"standardize_on_reference": None, "running_normalization": False, "scale": 1.0, "clip": None}
     ensemble = {"kind": "ensemble", "models": rewards, "combine": "mean_minus_std", "disagreement_coef": 0.5}
     changes: Changes = {"reward": {**kept, "length_penalty": 0.0, **ensemble}}
     assert_same(watched, run("lora", True, changes), run("lora", False, changes))

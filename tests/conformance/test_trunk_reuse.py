@@ -16,7 +16,7 @@ from rlhf_lightning.models.actor_critic import SeparateCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.sharing import Branch
 from rlhf_lightning.models.top_layers import top_layers, train_top_layers
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 MakeModel = Callable[..., PreTrainedModel]
 FitPpo = Callable[..., Any]
@@ -32,8 +32,8 @@ def deep(make: MakeModel, kind: str = "llama", **values: Any) -> PreTrainedModel
     return make(kind, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 3}, **values)
 
 
-def rule(done: Completion) -> float:
-    return done.reply_ids[0] / 25.0 - 1.0
+def rule(done: SampledResponse) -> float:
+    return done.response_ids[0] / 25.0 - 1.0
 
 
 class Losses(pl.Callback):

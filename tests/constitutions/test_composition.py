@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.constitutions.composition import Origin, Resolved, Source, resolve
+from rlhf_lightning.constitutions.composition import ConstitutionSource, PrincipleOrigin, ResolvedConstitution, resolve
 from rlhf_lightning.errors import ConfigError, Problem
 
 Build = Callable[..., dict[str, Any]]
@@ -19,27 +19,27 @@ def bare(name: str, weight: float | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def put_together(make_plain_constitution: Build) -> Callable[..., Resolved]:
+def put_together(make_plain_constitution: Build) -> Callable[..., ResolvedConstitution]:
     """Resolves a constitution among others, which are given by name."""
 
-    def run(raw: Mapping[str, Any], place: str | None = None, **others: Mapping[str, Any]) -> Resolved:
+    def run(raw: Mapping[str, Any], place: str | None = None, **others: Mapping[str, Any]) -> ResolvedConstitution:
         files = {"none": make_plain_constitution(name="none"), **others}
 
-        def load(name: str) -> Source:
+        def load(name: str) -> ConstitutionSource:
             if name not in files:
                 raise ConfigError([Problem("constitution", f"no {name}", fix="mend it")])
-            return Source(f"{name}.yaml", files[name])
+            return ConstitutionSource(f"{name}.yaml", files[name])
 
         return resolve(raw, load, place)
 
     return run
 
 
-def weights(resolved: Resolved) -> dict[str, float]:
+def weights(resolved: ResolvedConstitution) -> dict[str, float]:
     return {one["id"]: one["weight"] for one in resolved.plain["principles"]}
 
 
-def test_what_a_principle_leaves_out_is_filled_in(put_together: Callable[..., Resolved]) -> None:
+def test_what_a_principle_leaves_out_is_filled_in(put_together: Callable[..., ResolvedConstitution]) -> None:
     raw = {"path": None, "principles": [{"id": "a", "fewshots": {"judge": [1]}}]}
     (principle,) = put_together(raw).plain["principles"]
     assert principle == {
@@ -52,7 +52,9 @@ def test_what_a_principle_leaves_out_is_filled_in(put_together: Callable[..., Re
     }
 
 
-def test_extended_principles_come_first_with_their_own_weights(put_together: Callable[..., Resolved]) -> None:
+def test_extended_principles_come_first_with_their_own_weights(
+    put_together: Callable[..., ResolvedConstitution],
+) -> None:
     resolved = put_together(
         {"path": None, "extends": ["one", "two"], "principles": [bare("own", 3.0)]},
         one={"principles": [bare("a"), bare("b", 0.5)], "revisions": 9},
@@ -66,7 +68,7 @@ def test_extended_principles_come_first_with_their_own_weights(put_together: Cal
     assert [origin.number for origin in resolved.origins] == [0, 1, 0, 0, 0]
 
 
-def test_a_mixture_gives_each_constitution_its_share(put_together: Callable[..., Resolved]) -> None:
+def test_a_mixture_gives_each_constitution_its_share(put_together: Callable[..., ResolvedConstitution]) -> None:
     resolved = put_together(
         {"path": None, "extends": ["three"], "mixture": {"one": 2, "two": 1}, "principles": [bare("own", 3.0)]},
         one={"principles": [bare("a", 1.0), bare("b", 3.0)]},
@@ -77,7 +79,7 @@ def test_a_mixture_gives_each_constitution_its_share(put_together: Callable[...,
     assert list(weights(resolved).items()) == [("d", 7.0), ("a", 0.5), ("b", 1.5), ("c", 1.0), ("own", 3.0)]
 
 
-def test_a_mixture_of_mixtures_scales_what_was_scaled(put_together: Callable[..., Resolved]) -> None:
+def test_a_mixture_of_mixtures_scales_what_was_scaled(put_together: Callable[..., ResolvedConstitution]) -> None:
     resolved = put_together(
         {"path": None, "mixture": {"both": 4}},
         both={"mixture": {"one": 1, "two": 3}},
@@ -88,7 +90,7 @@ def test_a_mixture_of_mixtures_scales_what_was_scaled(put_together: Callable[...
 
 
 def test_a_file_stands_in_place_of_the_option_and_below_what_stands_beside_it(
-    put_together: Callable[..., Resolved],
+    put_together: Callable[..., ResolvedConstitution],
 ) -> None:
     mine = {
         "name": "file",
@@ -105,12 +107,14 @@ def test_a_file_stands_in_place_of_the_option_and_below_what_stands_beside_it(
     assert resolved.plain["path"] is None
     assert resolved.plain["extends"] == []
     assert list(weights(resolved)) == ["a", "own"]
-    assert resolved.origins == (Origin("one.yaml", 0), Origin("mine.yaml", 0))
+    assert resolved.origins == (PrincipleOrigin("one.yaml", 0), PrincipleOrigin("mine.yaml", 0))
     assert resolved.places["name"] == "mine.yaml"
     assert "revisions" not in resolved.places
 
 
-def test_a_file_may_begin_with_other_options_as_hydra_reads_it(put_together: Callable[..., Resolved]) -> None:
+def test_a_file_may_begin_with_other_options_as_hydra_reads_it(
+    put_together: Callable[..., ResolvedConstitution],
+) -> None:
     resolved = put_together(
         {"path": None, "extends": ["two"]},
         one={"defaults": ["none"], "principles": [bare("a")]},
@@ -120,14 +124,14 @@ def test_a_file_may_begin_with_other_options_as_hydra_reads_it(put_together: Cal
     assert list(weights(resolved)) == ["a"]
 
 
-def test_resolving_twice_changes_nothing(put_together: Callable[..., Resolved]) -> None:
+def test_resolving_twice_changes_nothing(put_together: Callable[..., ResolvedConstitution]) -> None:
     others = {"one": {"principles": [bare("a", 1.0), bare("b", 2.0)]}, "two": {"principles": [bare("c")]}}
     once = put_together({"path": None, "extends": ["two"], "mixture": {"one": 1.0}}, **others)
     assert len(once.plain["principles"]) == 3
     assert put_together(once.plain).plain == once.plain
 
 
-def test_a_circle_is_reported_and_broken(put_together: Callable[..., Resolved]) -> None:
+def test_a_circle_is_reported_and_broken(put_together: Callable[..., ResolvedConstitution]) -> None:
     one = {"extends": ["two"], "principles": [bare("a")]}
     two = {"extends": ["one"], "principles": [bare("b")]}
     for raw in ({"path": None, "extends": ["one"]}, {"path": "one"}):
@@ -140,7 +144,7 @@ def test_a_circle_is_reported_and_broken(put_together: Callable[..., Resolved]) 
     assert problem.what == "goes in a circle: own.yaml -> own.yaml"
 
 
-def test_all_that_cannot_be_followed_is_reported_at_once(put_together: Callable[..., Resolved]) -> None:
+def test_all_that_cannot_be_followed_is_reported_at_once(put_together: Callable[..., ResolvedConstitution]) -> None:
     resolved = put_together(
         {"path": None, "extends": ["gone", 3, "one"], "mixture": {"one": 0, "empty": 1, "lost": 1, "two": True}},
         one={"principals": [], "extends": "two", "mixture": ["two"], "defaults": [{"a": "b"}]},
@@ -163,7 +167,9 @@ def test_all_that_cannot_be_followed_is_reported_at_once(put_together: Callable[
     assert fixes["constitution.extends.0"] == "mend it"
 
 
-def test_a_path_beside_principles_is_one_constitution_too_many(put_together: Callable[..., Resolved]) -> None:
+def test_a_path_beside_principles_is_one_constitution_too_many(
+    put_together: Callable[..., ResolvedConstitution],
+) -> None:
     (problem,) = put_together({"path": "one", "principles": []}, one={"principles": [bare("a")]}).problems
     assert (problem.key, problem.what) == (
         "constitution.path",
@@ -172,13 +178,17 @@ def test_a_path_beside_principles_is_one_constitution_too_many(put_together: Cal
 
 
 @pytest.mark.parametrize("wrong", ["text", 3, None, {"a": 1}, [1, "b", {"weight": "heavy", "fewshots": 3}]])
-def test_what_is_of_the_wrong_type_is_left_for_the_schema(put_together: Callable[..., Resolved], wrong: object) -> None:
+def test_what_is_of_the_wrong_type_is_left_for_the_schema(
+    put_together: Callable[..., ResolvedConstitution], wrong: object
+) -> None:
     resolved = put_together({"path": None, "principles": wrong, "mixture": {"one": 1}}, one={"principles": wrong})
     own = resolved.plain["principles"]
     assert own == wrong if not isinstance(wrong, list) else own[-3:-1] == wrong[:2]
     assert [problem.key for problem in resolved.problems if problem.key != "constitution.mixture.one"] == []
 
 
-def test_a_path_that_was_not_given_is_left_for_the_schema_to_ask_for(put_together: Callable[..., Resolved]) -> None:
+def test_a_path_that_was_not_given_is_left_for_the_schema_to_ask_for(
+    put_together: Callable[..., ResolvedConstitution],
+) -> None:
     assert "path" not in put_together({}).plain
     assert put_together({"principles": []}).plain["path"] is None

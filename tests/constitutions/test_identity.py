@@ -14,8 +14,8 @@ Build = Callable[..., dict[str, Any]]
 BuildConstitution = Callable[..., ConstitutionSettings]
 
 EXAMPLES = {
-    "critique": [{"prompt": "p", "reply": "r", "critique": "c"}],
-    "revision": [{"prompt": "p", "reply": "r", "critique": "c", "revision": "v"}],
+    "critique": [{"prompt": "p", "response": "r", "critique": "c"}],
+    "revision": [{"prompt": "p", "response": "r", "critique": "c", "revision": "v"}],
     "judge": [{"prompt": "p", "better": "b", "worse": "w"}],
 }
 
@@ -62,7 +62,7 @@ COUNTS_FOR = {
     "title": (False, False),
     "tags": (False, False),
 }
-"""Fields of a principle: whether critiques go by it, and whether judgements do."""
+"""Fields of a principle: whether critiques go by it, and whether judgments do."""
 
 CHANGED: dict[str, Any] = {"weight": 2.0, "applies_to": ["harm"], "world": {"tag": "brief"}, "tags": ["t"]}
 
@@ -73,10 +73,10 @@ def test_a_field_counts_where_it_is_read(
 ) -> None:
     before = make_constitution(make_plain_principle())
     after = make_constitution({**make_plain_principle(), field: CHANGED.get(field, "other")})
-    of_critiques, of_judgements = COUNTS_FOR[field]
+    of_critiques, of_judgments = COUNTS_FOR[field]
     assert (critique_part(before) != critique_part(after)) == of_critiques
-    assert (judge_part(before) != judge_part(after)) == of_judgements
-    assert (content_hash(before) != content_hash(after)) == (of_critiques or of_judgements)
+    assert (judge_part(before) != judge_part(after)) == of_judgments
+    assert (content_hash(before) != content_hash(after)) == (of_critiques or of_judgments)
 
 
 @pytest.mark.parametrize("kind", ["critique", "revision", "judge"])

@@ -6,15 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
-from rlhf_lightning.constitutions.rendering import EnglishPhrasing, transcript, turns_of
+from rlhf_lightning.constitutions.rendering import EnglishPhrasing, as_turns, transcript
 from rlhf_lightning.constitutions.settings import Principle
 from rlhf_lightning.records import Conversation, Message, Prompt
 
 Build = Callable[..., Principle]
 
 EXAMPLES = {
-    "critique": [{"prompt": "p1", "reply": "r1", "critique": "c1"}, {"prompt": "p2", "reply": "r2", "critique": "c2"}],
-    "revision": [{"prompt": "p1", "reply": "r1", "critique": "c1", "revision": "v1"}],
+    "critique": [
+        {"prompt": "p1", "response": "r1", "critique": "c1"},
+        {"prompt": "p2", "response": "r2", "critique": "c2"},
+    ],
+    "revision": [{"prompt": "p1", "response": "r1", "critique": "c1", "revision": "v1"}],
     "judge": [{"prompt": "p1", "better": "b1", "worse": "w1"}, {"prompt": "p2", "better": "b2", "worse": "w2"}],
 }
 
@@ -27,8 +30,8 @@ def turns(text: str) -> Conversation:
 
 DIALOGUE = turns("user: Hi\nassistant: Hello to you, my dear.")
 
-TWO_REPLIES = "Read this exchange and compare the two replies that could come next."
-ONE_REPLY = "Read this exchange and judge the assistant's last reply."
+TWO_RESPONSES = "Read this exchange and compare the two responses that could come next."
+ONE_RESPONSE = "Read this exchange and judge the assistant's last response."
 
 
 def test_a_critique_is_a_further_turn_of_the_dialogue(make_principle: Build) -> None:
@@ -80,7 +83,7 @@ def test_a_revision_follows_the_critique(make_principle: Build) -> None:
     )
 
 
-def test_without_a_critique_the_revision_follows_the_reply_in_examples_too(make_principle: Build) -> None:
+def test_without_a_critique_the_revision_follows_the_response_in_examples_too(make_principle: Build) -> None:
     asked = EnglishPhrasing(fewshots=True).revision(make_principle(fewshots=EXAMPLES), DIALOGUE, None)
     assert asked == turns(
         """
@@ -106,7 +109,7 @@ def test_a_system_turn_stays_in_front_of_the_examples(make_principle: Build) -> 
 
 def test_placeholders_are_filled_with_the_dialogue_or_the_example(make_principle: Build) -> None:
     principle = make_principle(
-        critique_request="Asked {prompt}, said {reply}.", revision_request="Again: {reply}", fewshots=EXAMPLES
+        critique_request="Asked {prompt}, said {response}.", revision_request="Again: {response}", fewshots=EXAMPLES
     )
     asked = EnglishPhrasing(fewshots=True).revision(principle, DIALOGUE, "c")
     assert [turn.content for turn in asked if turn.role == "user"] == [
@@ -122,23 +125,23 @@ def test_placeholders_are_filled_with_the_dialogue_or_the_example(make_principle
 def test_a_pairwise_question(make_principle: Build) -> None:
     asked = EnglishPhrasing(fewshots=False).pairwise(make_principle(), Prompt("Hi"), "Hello.", "Yo.", reasons=False)
     assert asked.turns == turns(
-        f"user: {TWO_REPLIES}|User: Hi|Which is shorter?|(A) Hello.|(B) Yo.|Answer with one letter, A or B."
+        f"user: {TWO_RESPONSES}|User: Hi|Which is shorter?|(A) Hello.|(B) Yo.|Answer with one letter, A or B."
     )
     assert asked.options == ("A", "B")
     assert asked.opening == "The answer is ("
 
 
-def test_the_better_reply_of_the_examples_changes_places(make_principle: Build) -> None:
+def test_the_better_response_of_the_examples_changes_places(make_principle: Build) -> None:
     phrasing, principle = EnglishPhrasing(fewshots=True), make_principle(fewshots=EXAMPLES)
     asked = phrasing.pairwise(principle, Prompt("Hi"), "Hello.", "Yo.", reasons=False)
     closing = "Answer with one letter, A or B."
     assert asked.turns == turns(
         f"""
-        user: {TWO_REPLIES}|User: p1|Which is shorter?|(A) b1|(B) w1|{closing}
+        user: {TWO_RESPONSES}|User: p1|Which is shorter?|(A) b1|(B) w1|{closing}
         assistant: The answer is (A)
-        user: {TWO_REPLIES}|User: p2|Which is shorter?|(A) w2|(B) b2|{closing}
+        user: {TWO_RESPONSES}|User: p2|Which is shorter?|(A) w2|(B) b2|{closing}
         assistant: The answer is (B)
-        user: {TWO_REPLIES}|User: Hi|Which is shorter?|(A) Hello.|(B) Yo.|{closing}
+        user: {TWO_RESPONSES}|User: Hi|Which is shorter?|(A) Hello.|(B) Yo.|{closing}
         """
     )
 
@@ -149,15 +152,15 @@ def test_a_pointwise_question_and_its_examples(make_principle: Build) -> None:
     closing = "Is it short?|Answer with one word, yes or no."
     assert asked.turns == turns(
         f"""
-        user: {ONE_REPLY}|User: p1/Assistant: b1|{closing}
+        user: {ONE_RESPONSE}|User: p1/Assistant: b1|{closing}
         assistant: The answer is yes
-        user: {ONE_REPLY}|User: p1/Assistant: w1|{closing}
+        user: {ONE_RESPONSE}|User: p1/Assistant: w1|{closing}
         assistant: The answer is no
-        user: {ONE_REPLY}|User: p2/Assistant: w2|{closing}
+        user: {ONE_RESPONSE}|User: p2/Assistant: w2|{closing}
         assistant: The answer is no
-        user: {ONE_REPLY}|User: p2/Assistant: b2|{closing}
+        user: {ONE_RESPONSE}|User: p2/Assistant: b2|{closing}
         assistant: The answer is yes
-        user: {ONE_REPLY}|User: Hi/Assistant: Hello.|{closing}
+        user: {ONE_RESPONSE}|User: Hi/Assistant: Hello.|{closing}
         """
     )
     assert asked.options == ("yes", "no")
@@ -169,7 +172,7 @@ def test_a_judge_that_reasons_is_asked_to_and_sees_no_examples(make_principle: B
     pair = phrasing.pairwise(principle, Prompt("Hi"), "Hello.", "Yo.", reasons=True)
     (turn,) = pair.turns
     assert turn.content.endswith(
-        "First weigh the replies in a few sentences. Then end with: The answer is (A), or: The answer is (B)."
+        "First weigh the responses in a few sentences. Then end with: The answer is (A), or: The answer is (B)."
     )
     assert pair.conclusion == "\n\nThe answer is ("
     point = phrasing.pointwise(principle, Prompt("Hi"), "Hello.", reasons=True)
@@ -180,7 +183,7 @@ def test_a_judge_that_reasons_is_asked_to_and_sees_no_examples(make_principle: B
 
 def test_placeholders_of_questions(make_principle: Build) -> None:
     principle = make_principle(
-        preference_question="{prompt}: {reply_a} or {reply_b}?", pointwise_question="{prompt}: {reply}?"
+        preference_question="{prompt}: {response_a} or {response_b}?", pointwise_question="{prompt}: {response}?"
     )
     phrasing = EnglishPhrasing(fewshots=False)
     assert (
@@ -197,8 +200,8 @@ def test_a_conversation_is_shown_whole(make_principle: Build) -> None:
 
 
 def test_plain_text_is_one_turn_of_the_user() -> None:
-    assert turns_of(Prompt("Hi")) == turns("user: Hi")
-    assert turns_of(Prompt(DIALOGUE[:1])) == turns("user: Hi")
+    assert as_turns(Prompt("Hi")) == turns("user: Hi")
+    assert as_turns(Prompt(DIALOGUE[:1])) == turns("user: Hi")
     assert transcript(DIALOGUE) == "User: Hi\nAssistant: Hello to you, my dear."
 
 

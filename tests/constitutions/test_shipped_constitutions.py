@@ -67,17 +67,20 @@ def test_no_two_do_the_same() -> None:
 def test_each_principle_has_examples_of_both_outcomes(one: Principle) -> None:
     examples = one.fewshots
     assert len(examples.critique) == len(examples.revision) == len(examples.judge) == 2
-    # A reply that was fine stays as it is, and one that was not does not.
-    assert [step.revision == step.reply for step in examples.revision] == [False, True]
-    assert ["reply is fine" in step.critique for step in (*examples.critique, *examples.revision)] == [False, True] * 2
+    # A response that was fine stays as it is, and one that was not does not.
+    assert [step.revision == step.response for step in examples.revision] == [False, True]
+    assert ["response is fine" in step.critique for step in (*examples.critique, *examples.revision)] == [
+        False,
+        True,
+    ] * 2
     assert all(pair.better != pair.worse for pair in examples.judge)
 
 
 @pytest.mark.parametrize("one", all_principles(), ids=lambda one: one.id)
-def test_each_principle_says_what_to_do_with_a_reply_that_is_fine(one: Principle) -> None:
-    assert "reply is fine" in " ".join(one.critique_request.split())
-    assert "If the reply was fine, repeat it as it stands." in " ".join(one.revision_request.split())
-    assert one.preference_question.startswith("Which of the two replies")
+def test_each_principle_says_what_to_do_with_a_response_that_is_fine(one: Principle) -> None:
+    assert "response is fine" in " ".join(one.critique_request.split())
+    assert "If the response was fine, repeat it as it stands." in " ".join(one.revision_request.split())
+    assert one.preference_question.startswith("Which of the two responses")
     assert one.pointwise_question.endswith("?")
 
 

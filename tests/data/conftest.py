@@ -57,9 +57,9 @@ def chatml() -> str:
 
 @pytest.fixture
 def make_lengths() -> Callable[..., Records]:
-    def build(prompt: int = 1000, reply: int = 1000, mode: str = "truncate") -> Records:
+    def build(prompt: int = 1000, response: int = 1000, mode: str = "truncate") -> Records:
         return Records.model_validate(
-            {"max_prompt_length": prompt, "max_reply_length": reply, "on_long_record": mode, "pairing": "all"}
+            {"max_prompt_length": prompt, "max_response_length": response, "on_long_record": mode, "pairing": "all"}
         )
 
     return build
@@ -68,7 +68,7 @@ def make_lengths() -> Callable[..., Records]:
 SHARED: dict[str, Any] = {
     "max_prompt_length": 100,
     "pairing": "all",
-    "max_reply_length": 100,
+    "max_response_length": 100,
     "on_long_record": "truncate",
     "on_bad_record": "error",
     "held_out_fraction": 0.5,

@@ -25,7 +25,7 @@ def test_prompts_end_at_the_last_position() -> None:
     assert len(batch) == 2
 
 
-def test_the_loss_is_on_the_reply_and_its_end() -> None:
+def test_the_loss_is_on_the_response_and_its_end() -> None:
     demonstrations = [EncodedDemonstration((1, END), (3, 4, END)), EncodedDemonstration((5,), (END,))]
     batch = collate_demonstrations(demonstrations, pad_id=END, step_weight=17)
     assert batch.input_ids.tolist() == [[1, END, 3, 4, END], [5, END, END, END, END]]

@@ -24,8 +24,8 @@ def read(encoder: Encoder, ids: Sequence[int]) -> str:
 
 @pytest.fixture
 def make_encoder(make_tokenizer: MakeTokenizer, make_lengths: Callable[..., object]) -> Callable[..., Encoder]:
-    def build(*, prompt: int = 1000, reply: int = 1000, mode: str = "truncate", **tokenizer: object) -> Encoder:
-        return Encoder(make_tokenizer(**tokenizer), make_lengths(prompt, reply, mode))
+    def build(*, prompt: int = 1000, response: int = 1000, mode: str = "truncate", **tokenizer: object) -> Encoder:
+        return Encoder(make_tokenizer(**tokenizer), make_lengths(prompt, response, mode))
 
     return build
 
@@ -41,7 +41,7 @@ def test_the_beginning_token_is_added_once(make_encoder: Callable[..., Encoder],
     encoder = make_encoder(bos=True)
     assert read(encoder, encoder.prompt_ids(Prompt("why"))) == "<bos>why"
     assert read(encoder, encoder.prompt_ids(Prompt("<bos>why"))) == "<bos>why"
-    # The default template has it too, and is saved with the tokenizer; a reply has none.
+    # The default template has it too, and is saved with the tokenizer; a response has none.
     assert read(encoder, encoder.prompt_ids(CHAT)) == "<bos>\n\nHuman: hi\n\nAssistant: yo\n\nHuman: why\n\nAssistant:"
     assert read(encoder, encoder.whole_ids(CHAT, "so")[1]) == " so<eos>"
     # A template that has its own is followed to the letter, and so is one that has none.
@@ -55,13 +55,13 @@ def test_a_conversation_goes_through_the_chat_template(make_encoder: Callable[..
     encoder = make_encoder(chat_template=chatml)
     expected = "<|user|>hi<eos>\n<|assistant|>yo<eos>\n<|user|>why<eos>\n<|assistant|>"
     assert read(encoder, encoder.prompt_ids(CHAT)) == expected
-    # The template's own end token counts as the reply's, and the new line after it is not learned.
+    # The template's own end token counts as the response's, and the new line after it is not learned.
     assert read(encoder, encoder.whole_ids(CHAT, "so")[1]) == "so<eos>"
     assert read(encoder, encoder.whole_ids(CHAT, "so\n")[1]) == "so\n<eos>"
     assert read(encoder, encoder.whole_ids(CHAT, "")[1]) == "<eos>"
 
 
-def test_an_end_token_inside_a_reply_does_not_end_it(make_encoder: Callable[..., Encoder], chatml: str) -> None:
+def test_an_end_token_inside_a_response_does_not_end_it(make_encoder: Callable[..., Encoder], chatml: str) -> None:
     for encoder in (make_encoder(), make_encoder(chat_template=chatml)):
         for prompt in (Prompt("why"), CHAT):
             assert read(encoder, encoder.whole_ids(prompt, "a<eos>b<eos>")[1]).strip() == "ab<eos>"
@@ -92,24 +92,24 @@ def test_a_tokenizer_without_a_template_is_given_the_default_one(
 
 
 def test_long_records_are_truncated_and_counted(make_encoder: Callable[..., Encoder]) -> None:
-    encoder = make_encoder(prompt=4, reply=3)
+    encoder = make_encoder(prompt=4, response=3)
     records = [
         Demonstration(Prompt("abcd"), "xy"),  # fits: 4 and 2 + the end
         Demonstration(Prompt("abcde"), "xy"),  # the prompt is one too long
         Demonstration(Prompt("abcde"), "xyz"),  # both are one too long: the end is cut off
     ]
     encoded, report = encoder.demonstrations(records)
-    assert [(read(encoder, each.prompt_ids), read(encoder, each.reply_ids)) for each in encoded] == [
+    assert [(read(encoder, each.prompt_ids), read(encoder, each.response_ids)) for each in encoded] == [
         ("abcd", "xy<eos>"),
         ("bcde", "xy<eos>"),
         ("bcde", "xyz"),
     ]
-    counts = (report.records, report.truncated_prompts, report.truncated_replies, report.dropped, report.kept)
+    counts = (report.records, report.truncated_prompts, report.truncated_responses, report.dropped, report.kept)
     assert counts == (3, 2, 1, 0, 3)
 
 
 def test_long_records_are_dropped_and_counted(make_encoder: Callable[..., Encoder]) -> None:
-    encoder = make_encoder(prompt=4, reply=3, mode="drop")
+    encoder = make_encoder(prompt=4, response=3, mode="drop")
     preferences = [
         Preference(Prompt("abcd"), "xy", "z", margin=0.5),
         Preference(Prompt("abcde"), "xy", "z"),
@@ -118,7 +118,7 @@ def test_long_records_are_dropped_and_counted(make_encoder: Callable[..., Encode
     encoded, report = encoder.preferences(preferences)
     assert [read(encoder, each.rejected_ids) for each in encoded] == ["z<eos>"]
     assert encoded[0].margin == 0.5
-    assert (report.records, report.dropped, report.truncated_prompts, report.truncated_replies) == (3, 2, 0, 0)
+    assert (report.records, report.dropped, report.truncated_prompts, report.truncated_responses) == (3, 2, 0, 0)
     prompts, report = encoder.prompts([Prompt("abcde"), Prompt("ab")])
     assert [(each.prompt, read(encoder, each.prompt_ids)) for each in prompts] == [(Prompt("ab"), "ab")]
     assert (report.records, report.dropped, report.kept) == (2, 1, 1)
@@ -131,12 +131,12 @@ def test_a_truncated_prompt_keeps_its_beginning_token(make_encoder: Callable[...
 
 
 def test_pairs_that_truncation_makes_equal_are_left_out(make_encoder: Callable[..., Encoder]) -> None:
-    encoder = make_encoder(reply=3)
+    encoder = make_encoder(response=3)
     encoded, report = encoder.preferences([Preference(Prompt("a"), "xyz1", "xyz2"), Preference(Prompt("a"), "x", "y")])
     end = encoder.eos_id
     x, y, a = encoder.tokenizer.convert_tokens_to_ids(["x", "y", "a"])
     assert encoded == [EncodedPreference((a,), (x, end), (y, end), 0.0)]
-    assert (report.records, report.truncated_replies, report.indistinct, report.kept) == (2, 1, 1, 1)
+    assert (report.records, report.truncated_responses, report.indistinct, report.kept) == (2, 1, 1, 1)
     assert "1 of 2 records kept" in report.summary()
 
 

@@ -31,15 +31,16 @@ def said(text: str) -> list[dict[str, str]]:
         (parse_prompt, {"prompt": "hello"}, Prompt("hello")),
         (parse_prompt, {"prompt": HELLO, "source": "ignored"}, CHAT),
         (parse_prompt, {"messages": HELLO, "prompt": None}, CHAT),
-        (parse_demonstration, {"prompt": "hello", "reply": "hi"}, Demonstration(Prompt("hello"), "hi")),
+        (parse_demonstration, {"prompt": "hello", "response": "hi"}, Demonstration(Prompt("hello"), "hi")),
         (parse_demonstration, {"prompt": "hello", "completion": "hi"}, Demonstration(Prompt("hello"), "hi")),
         (parse_demonstration, {"prompt": HELLO, "completion": said("hi")}, Demonstration(CHAT, "hi")),
+        (parse_demonstration, {"prompt": "hello", "reply": "hi"}, Demonstration(Prompt("hello"), "hi")),
         (parse_demonstration, {"messages": HELLO + said("hi")}, Demonstration(CHAT, "hi")),
-        (parse_demonstration, {"prompt": "hello", "reply": ""}, Demonstration(Prompt("hello"), "")),
-        # A prompt and its reply go before the conversation that a dataset keeps beside them.
+        (parse_demonstration, {"prompt": "hello", "response": ""}, Demonstration(Prompt("hello"), "")),
+        # A prompt and its response go before the conversation that a dataset keeps beside them.
         (
             parse_demonstration,
-            {"prompt": "hello", "reply": "hi", "messages": HELLO + said("no")},
+            {"prompt": "hello", "response": "hi", "messages": HELLO + said("no")},
             Demonstration(Prompt("hello"), "hi"),
         ),
         # One turn with text is enough: a system turn may be empty.
@@ -87,13 +88,13 @@ def said(text: str) -> list[dict[str, str]]:
         ),
         (
             parse_ranking,
-            {"prompt": "hello", "replies": ["a", "b", "c"], "ranks": [2, 1, 2]},
+            {"prompt": "hello", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]},
             Ranking(Prompt("hello"), ("a", "b", "c"), (2, 1, 2)),
         ),
         # Higher scores are better: 0.9 is rank 1, both 0.5 are rank 2, -1 is rank 3.
         (
             parse_ranking,
-            {"prompt": HELLO, "replies": ["a", said("b"), "c", "d"], "scores": [0.5, 0.9, 0.5, -1]},
+            {"prompt": HELLO, "responses": ["a", said("b"), "c", "d"], "scores": [0.5, 0.9, 0.5, -1]},
             Ranking(CHAT, ("a", "b", "c", "d"), (2, 1, 2, 3)),
         ),
     ],
@@ -116,14 +117,14 @@ def test_well_formed_records(parse: Any, fields: dict[str, Any], record: Any) ->
         (parse_prompt, {"prompt": [{"role": "user"}]}, "prompt[0].content", "got nothing"),
         (parse_prompt, {"prompt": ["hello"]}, "prompt[0]", "must be an object {role, content}"),
         (parse_prompt, {"prompt": "\ud800"}, "prompt", "surrogate"),
-        (parse_demonstration, {"prompt": "hello"}, "reply", "got the fields prompt"),
+        (parse_demonstration, {"prompt": "hello"}, "response", "got the fields prompt"),
         (parse_demonstration, {"messages": HELLO}, "messages", "must end with an assistant turn"),
         (parse_demonstration, {"messages": said("hi")}, "messages", "must end with a user turn"),
         (parse_preference, {"prompt": "hello", "chosen": "a"}, "rejected", "must be given"),
         (parse_preference, {"prompt": "hello", "chosen": ["a"], "rejected": "b"}, "chosen[0]", "must be an object"),
         (parse_preference, {"prompt": "hello", "chosen": 1.5, "rejected": "b"}, "chosen", "got float 1.5"),
         (parse_preference, {"prompt": "hello", "chosen": "a", "rejected": "a"}, "rejected", "must differ"),
-        (parse_preference, {"chosen": "a", "rejected": "b"}, "prompt", "because the replies are text"),
+        (parse_preference, {"chosen": "a", "rejected": "b"}, "prompt", "because the responses are text"),
         (
             parse_preference,
             {"prompt": "hello", "chosen": "a", "rejected": "b", "margin": float("nan")},
@@ -161,18 +162,28 @@ def test_well_formed_records(parse: Any, fields: dict[str, Any], record: Any) ->
             "chosen",
             "got the turns assistant, user, assistant after them",
         ),
-        (parse_ranking, {"prompt": "hello", "replies": ["a"], "ranks": [1]}, "replies", "at least two"),
-        (parse_ranking, {"prompt": "hello", "replies": ["a", "b"], "ranks": [1]}, "ranks", "got 1 entries"),
-        (parse_ranking, {"prompt": "hello", "replies": ["a", "b"], "ranks": [1, 1.5]}, "ranks[1]", "got float 1.5"),
-        (parse_ranking, {"prompt": "hello", "replies": ["a", None], "ranks": [1, 2]}, "replies[1]", "must be given"),
-        (parse_ranking, {"prompt": "hello", "replies": ["a", "b"]}, "ranks", "got the fields prompt, replies"),
+        (parse_ranking, {"prompt": "hello", "responses": ["a"], "ranks": [1]}, "responses", "at least two"),
+        (parse_ranking, {"prompt": "hello", "responses": ["a", "b"], "ranks": [1]}, "ranks", "got 1 entries"),
+        (parse_ranking, {"prompt": "hello", "responses": ["a", "b"], "ranks": [1, 1.5]}, "ranks[1]", "got float 1.5"),
         (
             parse_ranking,
-            {"prompt": "hello", "replies": ["a", "b"], "scores": [1, float("inf")]},
+            {"prompt": "hello", "responses": ["a", None], "ranks": [1, 2]},
+            "responses[1]",
+            "must be given",
+        ),
+        (parse_ranking, {"prompt": "hello", "responses": ["a", "b"]}, "ranks", "got the fields prompt, responses"),
+        (
+            parse_ranking,
+            {"prompt": "hello", "responses": ["a", "b"], "scores": [1, float("inf")]},
             "scores[1]",
             "finite",
         ),
-        (parse_ranking, {"prompt": "a", "replies": ["a", "b"], "ranks": [1, 2], "scores": [1, 2]}, "scores", "absent"),
+        (
+            parse_ranking,
+            {"prompt": "a", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 2]},
+            "scores",
+            "absent",
+        ),
     ],
 )
 def test_malformed_records_name_the_place_and_the_field(
@@ -186,20 +197,20 @@ def test_malformed_records_name_the_place_and_the_field(
     assert "data.on_bad_record=skip" in caught.value.fix
 
 
-def test_a_label_for_the_other_reply_is_told_what_to_do() -> None:
+def test_a_label_for_the_other_response_is_told_what_to_do() -> None:
     fields = {"prompt": "hello", "chosen": "a", "rejected": "b", "probability": 0.25}
     with pytest.raises(DataError) as caught:
         parse_preference(fields, "pairs.jsonl:7")
     assert caught.value.fix is not None
-    assert caught.value.fix.startswith("name the likelier reply 'chosen'")
+    assert caught.value.fix.startswith("name the likelier response 'chosen'")
 
 
 def test_a_comparison_is_told_by_its_fields() -> None:
     pair = {"prompt": "hello", "chosen": "a", "rejected": "b"}
-    ranking = {"prompt": "hello", "replies": ["a", "b"], "ranks": [1, 2]}
+    ranking = {"prompt": "hello", "responses": ["a", "b"], "ranks": [1, 2]}
     assert isinstance(parse_comparison(pair, "here", "ranking"), Preference)
     assert isinstance(parse_comparison(ranking, "here", "preference"), Ranking)
-    with pytest.raises(DataError, match="'replies' must be given"):
+    with pytest.raises(DataError, match="'responses' must be given"):
         parse_comparison({"prompt": "hello"}, "here", "ranking")
     with pytest.raises(DataError, match="'chosen' must be given"):
         parse_comparison({"prompt": "hello"}, "here", "preference")

@@ -11,7 +11,7 @@ from rlhf_lightning.records import Message, Preference, Prompt
 OPENING = "\n\nHuman: May I?\n\nAssistant: What?\n\nHuman: Ask: why"
 
 
-def test_several_turns_are_shared_and_the_last_reply_is_compared() -> None:
+def test_several_turns_are_shared_and_the_last_response_is_compared() -> None:
     fields = {"chosen": f"{OPENING}\n\nAssistant: Because.\n\nYes.", "rejected": f"{OPENING}\n\nAssistant:"}
     prompt = Prompt((Message("user", "May I?"), Message("assistant", "What?"), Message("user", "Ask: why")))
     assert parse_hh_rlhf(fields, "here:1") == Preference(prompt, "Because.\n\nYes.", "")
@@ -34,7 +34,7 @@ def test_two_turns_of_one_speaker_are_one_turn() -> None:
         (7, f"{OPENING}\n\nAssistant: b", "chosen", "got int"),
         (OPENING, f"{OPENING}\n\nAssistant: b", "chosen", "does not end with an Assistant turn"),
         ("\n\nAssistant: a", "\n\nAssistant: b", "chosen", "no Human turn"),
-        ("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b", "chosen", "no text before the reply"),
+        ("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b", "chosen", "no text before the response"),
         (f"{OPENING}\n\nAssistant: b", f"{OPENING}\n\nAssistant: b", "rejected", "same transcript"),
         (f"{OPENING}\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: b", "rejected", "prompts are not equal"),
     ],

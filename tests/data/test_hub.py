@@ -52,7 +52,7 @@ def test_datasets_that_were_saved_to_disk(tmp_path: Path, make_hub_data: Callabl
 
 
 def test_rankings(tmp_path: Path, make_hub_data: Callable[..., HubData]) -> None:
-    row = {"prompt": "hello", "replies": ["a", "b"], "ranks": [2, 1]}
+    row = {"prompt": "hello", "responses": ["a", "b"], "ranks": [2, 1]}
     (tmp_path / "rankings.jsonl").write_text(json.dumps(row) + "\n")
     source = open_source(make_hub_data(tmp_path / "rankings.jsonl", record="ranking"), seed=0)
     assert isinstance(source, RecordedSource)
@@ -62,7 +62,7 @@ def test_rankings(tmp_path: Path, make_hub_data: Callable[..., HubData]) -> None
 def test_a_malformed_row_is_named(directory: Path, make_hub_data: Callable[..., HubData]) -> None:
     with pytest.raises(DataError) as caught:
         open_source(make_hub_data(directory, record="ranking"), seed=0)
-    assert caught.value.where == f"{directory} (train): row 1, field 'replies'"
+    assert caught.value.where == f"{directory} (train): row 1, field 'responses'"
 
 
 @pytest.mark.parametrize(

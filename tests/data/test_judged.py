@@ -17,8 +17,8 @@ from rlhf_lightning.records import Message, Preference, Prompt
 LAMP = Prompt((Message("user", "How do I dim a lamp?"),))
 
 
-def asked(reply: str) -> str:
-    return f"\n\nHuman: How do I dim a lamp?\n\nAssistant: {reply}"
+def asked(response: str) -> str:
+    return f"\n\nHuman: How do I dim a lamp?\n\nAssistant: {response}"
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -38,7 +38,7 @@ def test_transcripts_under_either_name(tmp_path: Path) -> None:
 def test_preferences_and_rankings(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "dim?", "chosen": "yes", "rejected": "no"},
-        {"prompt": "dim?", "replies": ["first", "second", "third"], "ranks": [1, 2, 2]},
+        {"prompt": "dim?", "responses": ["first", "second", "third"], "ranks": [1, 2, 2]},
         {
             "chosen": [{"role": "user", "content": "dim?"}, {"role": "assistant", "content": "yes"}],
             "rejected": [{"role": "user", "content": "dim?"}, {"role": "assistant", "content": "no"}],
@@ -53,7 +53,7 @@ def test_preferences_and_rankings(tmp_path: Path) -> None:
     assert read_human_comparisons(write(tmp_path / "judged.jsonl", *rows)) == expected
 
 
-def test_text_beside_a_prompt_is_a_reply_even_where_it_looks_like_a_transcript(tmp_path: Path) -> None:
+def test_text_beside_a_prompt_is_a_response_even_where_it_looks_like_a_transcript(tmp_path: Path) -> None:
     row = {"prompt": "Quote me a dialogue.", "chosen": asked("a"), "rejected": asked("b")}
     expected = Preference(Prompt("Quote me a dialogue."), asked("a"), asked("b"))
     assert read_human_comparisons(write(tmp_path / "judged.jsonl", row)) == [expected]

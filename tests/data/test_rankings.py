@@ -10,8 +10,8 @@ from rlhf_lightning.records import Prompt, Ranking
 PROMPT = Prompt("hello")
 
 
-def pairs(replies: str, ranks: tuple[int, ...], pairing: Pairing) -> list[str]:
-    preferences = ranking_to_preferences(Ranking(PROMPT, tuple(replies), ranks), pairing)
+def pairs(responses: str, ranks: tuple[int, ...], pairing: Pairing) -> list[str]:
+    preferences = ranking_to_preferences(Ranking(PROMPT, tuple(responses), ranks), pairing)
     assert all(each.prompt == PROMPT and each.margin is None for each in preferences)
     return [each.chosen + each.rejected for each in preferences]
 
@@ -34,7 +34,7 @@ def test_without_ties(pairing: Pairing, expected: list[str]) -> None:
     [
         # Levels: {a, c}, {b}, {d, e}. No pair within a level.
         ("all", ["ab", "cb", "ad", "ae", "cd", "ce", "bd", "be"]),
-        # {a, c} meets {b}, and {b} meets {d, e}: each reply of one level with each of the next.
+        # {a, c} meets {b}, and {b} meets {d, e}: each response of one level with each of the next.
         ("adjacent", ["ab", "cb", "bd", "be"]),
         # Both of the best against all others.
         ("best_versus_rest", ["ab", "cb", "ad", "ae", "cd", "ce"]),
@@ -45,6 +45,6 @@ def test_ties_make_no_pair(pairing: Pairing, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("pairing", ["all", "adjacent", "best_versus_rest"])
-def test_nothing_to_learn_from_a_complete_tie_or_from_equal_replies(pairing: Pairing) -> None:
+def test_nothing_to_learn_from_a_complete_tie_or_from_equal_responses(pairing: Pairing) -> None:
     assert pairs("abc", (1, 1, 1), pairing) == []
     assert pairs("aa", (1, 2), pairing) == []

@@ -72,7 +72,7 @@ def test_the_sides_share_no_prompt_and_everything_is_derived(
     assert source.evaluation_prompts() == {
         "held_out": [Prompt(each["prompt"]) for each in PAIRS if Prompt(each["prompt"]) in held_out]
     }
-    # The reply of the first pair was chosen twice, and is imitated once.
+    # The response of the first pair was chosen twice, and is imitated once.
     assert source.demonstrations() == [
         Demonstration(Prompt(each["prompt"]), each["chosen"]) for each in PAIRS if Prompt(each["prompt"]) in train
     ]
@@ -85,9 +85,9 @@ def test_the_sides_share_no_prompt_and_everything_is_derived(
 def test_given_demonstrations_and_prompts_go_before_derived_ones(
     tmp_path: Path, make_file_data: Callable[..., FileData]
 ) -> None:
-    ranking = {"prompt": "ranked", "replies": ["c", "a", "b"], "ranks": [3, 1, 1]}
+    ranking = {"prompt": "ranked", "responses": ["c", "a", "b"], "ranks": [3, 1, 1]}
     prompts = [{"prompt": f"prompt {number}"} for number in range(40)]
-    demonstrations = [{"prompt": f"shown {number}", "reply": "so"} for number in range(40)]
+    demonstrations = [{"prompt": f"shown {number}", "response": "so"} for number in range(40)]
     paths = {
         "preferences": write_jsonl(tmp_path / "pairs.jsonl", PAIRS),
         "rankings": write_jsonl(tmp_path / "rankings.jsonl", [ranking]),
@@ -103,12 +103,14 @@ def test_given_demonstrations_and_prompts_go_before_derived_ones(
     assert kinds == {Preference, Ranking}
 
 
-def test_the_first_of_the_best_ranked_replies_is_imitated(
+def test_the_first_of_the_best_ranked_responses_is_imitated(
     tmp_path: Path, make_file_data: Callable[..., FileData]
 ) -> None:
-    rankings = [{"prompt": f"ranked {number}", "replies": ["c", "a", "b"], "ranks": [3, 1, 1]} for number in range(10)]
+    rankings = [
+        {"prompt": f"ranked {number}", "responses": ["c", "a", "b"], "ranks": [3, 1, 1]} for number in range(10)
+    ]
     source = open_source(make_file_data(rankings=write_jsonl(tmp_path / "rankings.jsonl", rankings)), seed=0)
-    assert {each.reply for each in source.demonstrations()} == {"a"}
+    assert {each.response for each in source.demonstrations()} == {"a"}
 
 
 def test_prompts_alone_have_no_demonstrations_and_no_comparisons(
@@ -234,7 +236,7 @@ def test_the_courtesy_world_has_no_recorded_comparisons() -> None:
         {
             "kind": "courtesy",
             "max_prompt_length": 32,
-            "max_reply_length": 36,
+            "max_response_length": 36,
             "on_long_record": "truncate",
             "pairing": "all",
             "demonstrations": 50,

@@ -14,8 +14,8 @@ def test_the_split_does_not_change_between_versions_and_processes() -> None:
     assert [number for number in range(20) if is_held_out(PROMPTS[number], 0.2)] == [2, 3, 5, 10, 17, 18]
 
 
-def test_a_prompt_is_on_one_side_whatever_its_replies_and_the_order() -> None:
-    records = [Demonstration(prompt, reply) for reply in ("a", "b") for prompt in PROMPTS]
+def test_a_prompt_is_on_one_side_whatever_its_responses_and_the_order() -> None:
+    records = [Demonstration(prompt, response) for response in ("a", "b") for prompt in PROMPTS]
     train, held_out = split_by_prompt(records, 0.3)
     backwards_train, backwards_held_out = split_by_prompt(reversed(records), 0.3)
     assert backwards_train == train[::-1]

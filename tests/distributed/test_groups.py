@@ -11,7 +11,7 @@ from runs import ended, started
 from torch import Tensor
 
 from rlhf_lightning import distributed
-from rlhf_lightning.ranks import ALONE, Place, first_host, this_place
+from rlhf_lightning.ranks import SINGLE_PROCESS, RankInfo, first_host, rank_info
 from rlhf_lightning.runs.launch import free_port
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -23,23 +23,23 @@ def nobody_started_us(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def placed(monkeypatch: pytest.MonkeyPatch, **variables: object) -> Place:
+def placed(monkeypatch: pytest.MonkeyPatch, **variables: object) -> RankInfo:
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
-    return this_place()
+    return rank_info()
 
 
 def test_a_process_that_nobody_started_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert this_place() == ALONE
+    assert rank_info() == SINGLE_PROCESS
     # What a batch script of SLURM sees outside srun: tasks that it could start, none that were.
-    assert placed(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0) == ALONE
+    assert placed(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0) == SINGLE_PROCESS
 
 
 def test_torchrun_says_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
     place = placed(
         monkeypatch, RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, GROUP_RANK=2, MASTER_ADDR="10.0.0.1", MASTER_PORT=29500
     )
-    assert place == Place(rank=5, world_size=8, local_rank=1, node=2, address="10.0.0.1", port=29500)
+    assert place == RankInfo(rank=5, world_size=8, local_rank=1, node=2, address="10.0.0.1", port=29500)
 
 
 def test_srun_says_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_srun_says_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
         SLURM_STEP_NODELIST="gpu[07-08]",
         SLURM_JOB_ID=1234567,
     )
-    assert place == Place(rank=5, world_size=8, local_rank=1, node=1, address="gpu07", port=15000 + 4567)
+    assert place == RankInfo(rank=5, world_size=8, local_rank=1, node=1, address="gpu07", port=15000 + 4567)
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,25 @@ def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
 def test_a_process_alone_exchanges_nothing() -> None:
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     tensor = torch.tensor([1.0, 2.0])
-    assert distributed.total(tensor) is tensor
-    assert distributed.pooled_means({"loss": torch.tensor(3.0)}, 7) == ({"loss": torch.tensor(3.0)}, 7)
-    assert distributed.gathered("mine") == ["mine"]
-    assert distributed.from_first("mine") == "mine"
+    assert distributed.all_reduce_sum(tensor) is tensor
+    assert distributed.all_reduce_means({"loss": torch.tensor(3.0)}, 7) == ({"loss": torch.tensor(3.0)}, 7)
+    assert distributed.all_gather_object("mine") == ["mine"]
+    assert distributed.broadcast_object("mine") == "mine"
     distributed.barrier()
     distributed.leave()
 
 
 def exchange(rank: int, port: int, directory: str) -> None:
-    distributed.join(Place(rank, 2, rank, 0, "127.0.0.1", port), on_gpu=False)
+    distributed.join(RankInfo(rank, 2, rank, 0, "127.0.0.1", port), on_gpu=False)
     mean, weight = torch.tensor([1.0, 4.0][rank]), [3, 2][rank]
-    figures, pooled = distributed.pooled_means({"loss": mean}, weight)
+    figures, pooled = distributed.all_reduce_means({"loss": mean}, weight)
     found = {
         "rank": distributed.rank(),
-        "total": distributed.total(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
+        "total": distributed.all_reduce_sum(torch.tensor([1.0, 10.0]) * (rank + 1)).tolist(),
         "mean": float(figures["loss"]),
         "pooled": pooled,
-        "gathered": distributed.gathered(torch.full((1,), float(rank))),
-        "first": distributed.from_first("of the first" if rank == 0 else None),
+        "gathered": distributed.all_gather_object(torch.full((1,), float(rank))),
+        "first": distributed.broadcast_object("of the first" if rank == 0 else None),
     }
     distributed.leave()
     torch.save(found, Path(directory) / f"{rank}.pt")

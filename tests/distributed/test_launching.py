@@ -81,7 +81,7 @@ def test_the_one_that_was_killed_is_the_cause_and_not_the_one_that_missed_it(run
 
 def test_signals_are_passed_on(run_dir: RunDirectory) -> None:
     children = python(WAITING, WAITING)
-    with children.told_of_signals():
+    with children.forwarding_signals():
         signal.raise_signal(signal.SIGTERM)
         children.wait()
     outcome = outcome_of(run_dir, children)

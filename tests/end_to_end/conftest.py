@@ -111,7 +111,7 @@ def jobs_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert command[1:4] == ["-m", "rlhf_lightning", "run-job"]
         return main(command[3:])
 
-    monkeypatch.setattr("rlhf_lightning.runs.sweep_jobs.call", call)
+    monkeypatch.setattr("rlhf_lightning.runs.sweep_jobs.run_process", call)
 
 
 @pytest.fixture(scope="session")

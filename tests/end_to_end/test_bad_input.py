@@ -64,7 +64,7 @@ def users_files(here: Path, tiny: RunDirectory, tiny_gpt2: Path) -> Path:
     good = [pair(number) for number in range(60)]
     write_jsonl(mine / "good.jsonl", good)
     write_jsonl(mine / "long.jsonl", [{**row, "prompt": "w7 " * 100 + row["prompt"]} for row in good])
-    write_jsonl(mine / "no_reply.jsonl", [*good[:3], {"prompt": "w3", "chosen": "w4"}, *good[3:]])
+    write_jsonl(mine / "no_response.jsonl", [*good[:3], {"prompt": "w3", "chosen": "w4"}, *good[3:]])
     (mine / "half.jsonl").write_text((mine / "good.jsonl").read_text()[:-20])
     for name, source in (("gpt2", tiny_gpt2), ("sft", tiny.path / "sft"), ("reward_model", tiny.path / "reward_model")):
         (mine / name).symlink_to(source)
@@ -133,10 +133,10 @@ PPO = ("pipeline=ppo", "ppo.policy_from=mine/sft", "ppo.reward_from=mine/reward_
     ("overrides", "stage", "what", "where", "fix"),
     [
         (
-            [*GPT2, "data.preferences=mine/no_reply.jsonl"],
+            [*GPT2, "data.preferences=mine/no_response.jsonl"],
             "sft",
             "'rejected' must be given",
-            "mine/no_reply.jsonl:4, field 'rejected'",
+            "mine/no_response.jsonl:4, field 'rejected'",
             "data.on_bad_record=skip",
         ),
         ([*GPT2, "data.preferences=mine/half.jsonl"], "sft", "not JSON", "mine/half.jsonl:60", "one complete JSON"),

@@ -14,7 +14,7 @@ from tiny_runs import CONSTITUTIONAL, assert_alike, finished_metrics, placed, re
 
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.feedback.critique_revision import ChainWriter
-from rlhf_lightning.feedback.labelling import Labeller
+from rlhf_lightning.feedback.labeling import Labeler
 from rlhf_lightning.stages.run_directory import RunDirectory
 
 PROMPTS, BATCH = 12, 4
@@ -33,7 +33,7 @@ def test_chains_hold_every_text_and_where_it_came_from(constitutional: RunDirect
     config = constitutional.config
     ids = {principle["id"] for principle in config["constitution"]["principles"]}
     for chain in chains:
-        assert chain["reply"]
+        assert chain["response"]
         assert len(chain["steps"]) == config["constitution"]["revisions"] == 2
         assert all(step["principle"] in ids and step["critique"] and step["revision"] for step in chain["steps"])
         assert (chain["policy"], chain["reviser"]) == ("sft", "sft")
@@ -47,27 +47,27 @@ def test_fine_tuning_gets_revisions_and_helpful_samples(constitutional: RunDirec
     directory = constitutional.path / "critique_revision"
     chains, helpful = read_jsonl(directory / "chains.jsonl"), read_jsonl(directory / "helpful.jsonl")
     revisions = [step["revision"] for chain in chains for step in chain["steps"] if step["finished"]]
-    samples = [row["reply"] for row in helpful if row["finished"]]
-    assert [row["reply"] for row in read_jsonl(directory / "demonstrations.jsonl")] == revisions + samples
+    samples = [row["response"] for row in helpful if row["finished"]]
+    assert [row["response"] for row in read_jsonl(directory / "demonstrations.jsonl")] == revisions + samples
     assert len(helpful) == len(revisions)  # mix_helpful: 1.0
     assert finished_metrics(constitutional)["stages"]["revision_sft"]["demonstrations"] <= len(revisions + samples)
 
 
-def test_labels_are_soft_and_name_the_likelier_reply(constitutional: RunDirectory) -> None:
+def test_labels_are_soft_and_name_the_likelier_response(constitutional: RunDirectory) -> None:
     directory = constitutional.path / "ai_feedback"
     labels = read_jsonl(directory / "labels.jsonl")
     assert len(labels) == PROMPTS
-    assert all(len(row["pairs"]) == 3 for row in labels)  # three replies
+    assert all(len(row["pairs"]) == 3 for row in labels)  # three responses
     kept = read_jsonl(directory / "train.jsonl") + read_jsonl(directory / "held_out.jsonl")
     assert all(0.5 <= pair["probability"] <= 1.0 for pair in kept)
-    by_reply = {
-        (row["replies"][pair["first"]], row["replies"][pair["second"]]): pair["probability"]
+    by_response = {
+        (row["responses"][pair["first"]], row["responses"][pair["second"]]): pair["probability"]
         for row in labels
         for pair in row["pairs"]
     }
     for pair in kept:
-        straight = by_reply.get((pair["chosen"], pair["rejected"]))
-        crossed = by_reply.get((pair["rejected"], pair["chosen"]))
+        straight = by_response.get((pair["chosen"], pair["rejected"]))
+        crossed = by_response.get((pair["rejected"], pair["chosen"]))
         assert pair["probability"] in {straight, None if crossed is None else 1.0 - crossed}
 
 
@@ -114,7 +114,7 @@ def test_an_interrupted_stage_goes_on_after_its_last_whole_batch(
 
         return batch
 
-    for stage, owner, method in (("critique_revision", ChainWriter, "write"), ("ai_feedback", Labeller, "labels")):
+    for stage, owner, method in (("critique_revision", ChainWriter, "write"), ("ai_feedback", Labeler, "labels")):
         monkeypatch.setattr(owner, method, interrupting(stage, getattr(owner, method)))
     run, before = tmp_path / "run", {}
     told = [*ALONE, *placed(tmp_path)]
@@ -158,7 +158,7 @@ def _written(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_labels_of_a_judge_at_chance_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The tiny model never learned to compare two replies: pairwise it is at chance."""
+    """The tiny model never learned to compare two responses: pairwise it is at chance."""
     judge = ("judge.mode=pairwise", "judge_calibration.pairs=120", "ai_feedback.on_failed_calibration=refuse")
     alone = ("pipeline.stages=[judge_calibration,ai_feedback]", "ai_feedback.policy_from=base", "constitution=hhh")
     assert main(["train", "debug=tiny", "logger=none", *judge, *alone, "cache=off", *placed(tmp_path)]) == 1
@@ -183,7 +183,7 @@ def _keys(overrides: tuple[str, ...]) -> set[str]:
     return {override.partition("=")[0] for override in overrides}
 
 
-def test_revisions_over_replies_are_comparisons_without_a_judge(constitutional: RunDirectory, tmp_path: Path) -> None:
+def test_revisions_over_responses_are_comparisons_without_a_judge(constitutional: RunDirectory, tmp_path: Path) -> None:
     chains = constitutional.path / "critique_revision"
     stages = ("pipeline=reward_model", "pipeline.stages=[reward_model]", "reward_model.backbone_from=base")
     sizes = ("debug=tiny", "logger=none", "reward_model.batch_size=4", "reward_model.micro_batch_size=4")
@@ -191,7 +191,7 @@ def test_revisions_over_replies_are_comparisons_without_a_judge(constitutional: 
     assert finished_metrics(run)["stages"]["reward_model"]["training_pairs"] == len(read_jsonl(chains / "train.jsonl"))
 
 
-def test_the_judge_rates_how_far_replies_follow_each_principle(constitutional: RunDirectory, tmp_path: Path) -> None:
+def test_the_judge_rates_how_far_responses_follow_each_principle(constitutional: RunDirectory, tmp_path: Path) -> None:
     ppo = constitutional.path / "ppo"
     own = ("pipeline=evaluate", f"evaluate.policies=[{ppo}]", f"evaluate.reference_from={ppo}")
     sizes = ("debug=tiny", "logger=none", "evaluate.reward_from=null", "evaluate.splits=[iid]")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_runs import finished_metrics, placed, train
 
-from rlhf_lightning.algorithms.checkpoints import WholeFileIO
+from rlhf_lightning.algorithms.checkpoints import AtomicCheckpointIO
 from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
 
@@ -23,13 +23,13 @@ def learning_rates(run: RunDirectory) -> list[float]:
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the checkpoints that are written."""
     names: list[str] = []
-    save = WholeFileIO.save_checkpoint
+    save = AtomicCheckpointIO.save_checkpoint
 
-    def noted(self: WholeFileIO, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+    def noted(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         names.append(Path(path).name)
         save(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(WholeFileIO, "save_checkpoint", noted)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
     return names
 
 

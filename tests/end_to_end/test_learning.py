@@ -20,7 +20,7 @@ SIZES = (
 )
 REWARD_MODEL = (
     "pipeline.stages=[comparisons,reward_model]",
-    *("comparisons.policy_from=base", "comparisons.prompts=500", "comparisons.replies=3"),
+    *("comparisons.policy_from=base", "comparisons.prompts=500", "comparisons.responses=3"),
     *("reward_model.backbone_from=base", "reward_model.learning_rate=2e-3"),
 )
 PPO = (

@@ -175,7 +175,7 @@ def test_layers_that_the_model_does_not_have(rlhf: Rlhf) -> None:
 
 @pytest.fixture
 def records(here: Path) -> Path:
-    return write_jsonl(here / "records.jsonl", [{"prompt": f"w{3 + n % 40}", "reply": "w10 w11"} for n in range(40)])
+    return write_jsonl(here / "records.jsonl", [{"prompt": f"w{3 + n % 40}", "response": "w10 w11"} for n in range(40)])
 
 
 FILES = (*QUICK, "pipeline=sft", "data=files", "model=hub", "data.demonstrations=records.jsonl")
@@ -258,6 +258,6 @@ def test_tied_embeddings_are_no_hindrance(
     """Virtual tokens stand beside the table of embeddings, which the head shares, and never in it."""
     write_base(make_policy(tie_word_embeddings=True), words, Path("tied"))
     small = ["peft.virtual_tokens=3"] if kind == "prompt_tuning" else []
-    lengths = ("data.max_prompt_length=16", "data.max_reply_length=16")
+    lengths = ("data.max_prompt_length=16", "data.max_response_length=16")
     code, said = rlhf(*FILES, *lengths, "model.name_or_path=tied", f"peft={kind}", *small)
     assert code == 0, said

@@ -34,8 +34,8 @@ STAGES = ["sft", "comparisons", "reward_model", "ppo", "evaluate"]
 
 SPLITS = ["validation", "iid", "ood"]
 
-UNSCALED = "reward.standardise_on_reference=null"
-"""Rewards are the raw scores. A model of random weights ends too few replies to measure the spread of scores on."""
+UNSCALED = "reward.standardize_on_reference=null"
+"""Rewards are the raw scores. A model of random weights ends too few responses to measure the spread of scores on."""
 
 EVALUATED = {
     "gold_reward",
@@ -163,37 +163,37 @@ def test_the_samples_are_the_same_prompts_before_and_after(tiny: RunDirectory) -
 
 
 def answered(run: RunDirectory) -> tuple[list[dict[str, Any]], list[list[int]], list[list[int]]]:
-    """A few answers of the PPO policy, and their prompts and replies as plain Transformers encodes them."""
+    """A few answers of the PPO policy, and their prompts and responses as plain Transformers encodes them."""
     tokenizer: Any = AutoTokenizer.from_pretrained(run.path / "ppo")
     rows = read_jsonl(run.path / "evaluate" / "1_ppo.jsonl")[:5]
-    prompts, replies = [], []
+    prompts, responses = [], []
     for row in rows:
         chat = [{"role": "user", "content": row["prompt"].removeprefix("user: ")}]
         prompts.append(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"])
         end = [tokenizer.eos_token_id] if row["finished"] else []
-        replies.append([*tokenizer(row["reply"], add_special_tokens=False)["input_ids"], *end])
-    return rows, prompts, replies
+        responses.append([*tokenizer(row["response"], add_special_tokens=False)["input_ids"], *end])
+    return rows, prompts, responses
 
 
 @torch.no_grad()
-def reply_logprob(model: PreTrainedModel, prompt: list[int], reply: list[int]) -> float:
-    """log p(reply | prompt) by a plain forward pass of one sequence, nothing padded."""
-    logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
-    return float(logits.log_softmax(-1).gather(1, torch.tensor(reply)[:, None]).sum())
+def response_logprob(model: PreTrainedModel, prompt: list[int], response: list[int]) -> float:
+    """log p(response | prompt) by a plain forward pass of one sequence, nothing padded."""
+    logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
 
 
 def test_plain_transformers_finds_the_same_probabilities_in_the_policies(tiny: RunDirectory) -> None:
     sft, ppo = (AutoModelForCausalLM.from_pretrained(tiny.path / stage) for stage in ("sft", "ppo"))
-    for row, prompt, reply in zip(*answered(tiny), strict=True):
-        ours = reply_logprob(ppo, prompt, reply) - reply_logprob(sft, prompt, reply)
+    for row, prompt, response in zip(*answered(tiny), strict=True):
+        ours = response_logprob(ppo, prompt, response) - response_logprob(sft, prompt, response)
         assert ours == pytest.approx(row["kl"], abs=2e-3)
 
 
 @torch.no_grad()
 def test_plain_transformers_finds_the_same_rewards_in_the_reward_model(tiny: RunDirectory) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny.path / "reward_model")
-    for row, prompt, reply in zip(*answered(tiny), strict=True):
-        (score,) = model(torch.tensor([[*prompt, *reply]])).logits[0].tolist()
+    for row, prompt, response in zip(*answered(tiny), strict=True):
+        (score,) = model(torch.tensor([[*prompt, *response]])).logits[0].tolist()
         assert score == pytest.approx(row["proxy"], abs=1e-3)
 
 
@@ -290,9 +290,9 @@ def test_a_two_label_reward_model_is_scored_and_trained_against_by_label(
 
     choice = ["reward=classifier", f"reward.name_or_path={directory}", "reward.positive_label=Rejected", UNSCALED]
     run = train("pipeline=ppo", *ONE_ITERATION, f"ppo.policy_from={tiny.path}/sft", *choice, *placed(tmp_path / "ppo"))
-    entries = [entry for entry in read_jsonl(run.path / "ppo" / "diary.jsonl") if entry["finished"]]
+    entries = [entry for entry in read_jsonl(run.path / "ppo" / "sample_log.jsonl") if entry["finished"]]
     for entry in entries:
-        logits = model(**tokenizer(entry["reply"], return_tensors="pt")).logits[0]
+        logits = model(**tokenizer(entry["response"], return_tensors="pt")).logits[0]
         assert entry["reward"] == pytest.approx(logits[model.config.label2id["rejected"]].item(), abs=1e-3)
     assert entries
 
@@ -307,7 +307,7 @@ def dialogue(number: int) -> dict[str, str]:
 
 
 SCRATCH = ("model.vocab_size=300", "model.hidden_size=16", "model.layers=1", "model.heads=2")
-SHORT = ("data.max_prompt_length=32", "data.max_reply_length=16", "rollout.max_new_tokens=8")
+SHORT = ("data.max_prompt_length=32", "data.max_response_length=16", "rollout.max_new_tokens=8")
 
 
 def test_every_stage_runs_on_real_text_without_a_hub(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_every_stage_runs_on_real_text_without_a_hub(tmp_path: Path) -> None:
     assert list(metrics["stages"]) == STAGES
     reward_model = metrics["stages"]["reward_model"]
     assert {"accuracy", "accuracy_ci", "longer_accuracy", "shorter_accuracy", "lift"} <= reward_model.keys()
-    assert reward_model["longer_accuracy"] == 0.0, "every chosen reply is the shorter one"
+    assert reward_model["longer_accuracy"] == 0.0, "every chosen response is the shorter one"
     assert reward_model["shorter_accuracy"] == 1.0
     assert list(metrics["evaluate"]["ppo"]) == ["held_out"]
     assert {"proxy_reward", "kl", "length"} <= metrics["evaluate"]["ppo"]["held_out"].keys()
@@ -331,19 +331,19 @@ def test_every_stage_runs_on_real_text_without_a_hub(tmp_path: Path) -> None:
 
 
 def conversation(number: int) -> dict[str, Any]:
-    """A ranking of three replies to the second turn of a conversation, two of them equally good."""
+    """A ranking of three responses to the second turn of a conversation, two of them equally good."""
     turns = [
         {"role": "user", "content": f"I have {number} apples."},
         {"role": "assistant", "content": "I see."},
         {"role": "user", "content": "How many is that?"},
     ]
-    return {"prompt": turns, "replies": [f"{number}.", f"That is {number}.", "Who cares?"], "ranks": [1, 1, 2]}
+    return {"prompt": turns, "responses": [f"{number}.", f"That is {number}.", "Who cares?"], "ranks": [1, 1, 2]}
 
 
 def test_every_stage_runs_on_ranked_conversations(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rankings.jsonl", map(conversation, range(60)))
     choice = ["data=files", f"data.rankings={data}", "data.held_out_fraction=0.25", "comparisons.policy_from=base"]
-    sizes = [*SCRATCH, "data.max_prompt_length=64", "data.max_reply_length=16", "rollout.max_new_tokens=8"]
+    sizes = [*SCRATCH, "data.max_prompt_length=64", "data.max_response_length=16", "rollout.max_new_tokens=8"]
     run = train("model=scratch", *choice, "debug=tiny", "logger=none", *sizes, UNSCALED, *placed(tmp_path))
     figures = finished_metrics(run)["stages"]
     assert figures["comparisons"]["comparisons"] + figures["comparisons"]["held_out"] == 60
@@ -382,6 +382,6 @@ def test_every_stage_runs_on_a_local_gpt2_that_pads_with_its_eos(tiny_gpt2: Path
     sft, ppo = (AutoModelForCausalLM.from_pretrained(run.path / stage) for stage in ("sft", "ppo"))
     for row in ours:
         prompt = tokenizer(row["prompt"])["input_ids"]
-        reply = [*tokenizer(row["reply"])["input_ids"], *([1] if row["finished"] else [])]
-        kl = reply_logprob(ppo, prompt, reply) - reply_logprob(sft, prompt, reply)
+        response = [*tokenizer(row["response"])["input_ids"], *([1] if row["finished"] else [])]
+        kl = response_logprob(ppo, prompt, response) - response_logprob(sft, prompt, response)
         assert kl == pytest.approx(row["kl"], abs=1e-3), "the EOS at the end counts, the padding after it does not"

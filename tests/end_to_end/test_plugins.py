@@ -110,7 +110,7 @@ def test_the_example_in_the_map_of_the_code_runs(
 def test_a_reward_and_a_metric_of_ones_own(folder: Path, tmp_path: Path, tiny: RunDirectory) -> None:
     inputs = ("pipeline=ppo", f"ppo.policy_from={tiny.path / 'sft'}", "pipeline.stages=[ppo]")
     own = ("plugins=[toy_stage]", "allow_targets=[toy_stage]", "reward=brevity")
-    raw = ("reward.scale=1.0", "reward.standardise_on_reference=null", "ppo.missing_eos_penalty=null")
+    raw = ("reward.scale=1.0", "reward.standardize_on_reference=null", "ppo.missing_eos_penalty=null")
     assert typed(folder, *ONE_ITERATION, *inputs, *own, *raw, *placed(tmp_path)) == 0
     history = read_history(opened(tmp_path).path)
     (longest,), (length,) = points(history, "ppo", "rollout/longest"), points(history, "ppo", "rollout/length")

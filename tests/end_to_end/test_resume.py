@@ -50,7 +50,7 @@ PPO = (
     "rollout.batch_size=8",
     "ppo.minibatches=2",
     "kl=adaptive",
-    "callbacks.diary_every=2",
+    "callbacks.sample_log_every=2",
     "callbacks.keep_last=2",
 )
 
@@ -242,7 +242,7 @@ def test_a_wandb_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.Mo
 STATEFUL = {
     "lora": [  # an update that ends early, a critic of its own, running statistics
         *(*LORA, "ppo.target_kl=1e-4", "ppo.micro_batch_size=2", "ppo.critic_warmup=1"),
-        *("ppo.critic=separate", "reward.running_normalisation=true"),
+        *("ppo.critic=separate", "reward.running_normalization=true"),
     ],
     "top_layers": [  # a budget that is used up, KL in the loss, recomputed activations
         *("peft=top_layers", "peft.layers=1", "ppo.kl_budget=0.3", "ppo.learning_rate=1e-2", "kl.coef=0.01"),
@@ -257,7 +257,7 @@ def test_whatever_has_a_state_keeps_it(
     kind: str, adapted: Callable[[str], RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*of_ppo(PPO), "ppo.iterations=2", *STATEFUL[kind], *going_on_from(adapted(kind))]
-    command += ["reward.standardise_on_reference=null"]
+    command += ["reward.standardize_on_reference=null"]
     whole = train(*command, *placed(tmp_path / "whole"))
     figures = finished_metrics(whole)["stages"]["ppo"]
     assert figures["iterations"] > 1

@@ -46,23 +46,23 @@ IN_THE_KEY_OTHERWISE = frozenset(
 
 SEEN_TO_BE_READ = {
     "sft": {"sft.epochs", "sft.learning_rate", "data.demonstrations", "seed"},
-    "comparisons": {"rollout.temperature", "data.pairing", "comparisons.replies"},
+    "comparisons": {"rollout.temperature", "data.pairing", "comparisons.responses"},
     "reward_model": {"reward_model.epochs", "measurement.bootstrap_samples", "measurement.seed"},
-    "ppo": {"ppo.clip_range", "advantage.lam", "reward.scale", "rollout.temperature"},
+    "ppo": {"ppo.clip_range", "advantage.gae_lambda", "reward.scale", "rollout.temperature"},
     "evaluate": {"evaluate.temperature", "rollout.max_new_tokens"},
     "critique_revision": {"constitution.revisions", "constitution.principles", "critique_revision.temperature"},
     "revision_sft": {"revision_sft.epochs", "revision_sft.learning_rate", "seed"},
     "judge_calibration": {"judge.mode", "constitution.principles", "judge_calibration.pairs"},
-    "ai_feedback": {"judge.principles", "judge.label", "rollout.temperature", "ai_feedback.replies"},
+    "ai_feedback": {"judge.principles", "judge.label", "rollout.temperature", "ai_feedback.responses"},
 }
 
-Made = dict[str, list[str]]
+CachedResult = dict[str, list[str]]
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+def made(monkeypatch: pytest.MonkeyPatch) -> CachedResult:
     """The stages that were really run, in order."""
-    stages: Made = {"stages": []}
+    stages: CachedResult = {"stages": []}
 
     def counted(run_stage: Callable[[StageContext], StageResult]) -> Any:
         def count(context: StageContext) -> StageResult:
@@ -88,7 +88,7 @@ def artifacts(run: RunDirectory) -> dict[str, str]:
 
 
 def test_what_is_taken_is_what_was_made(
-    tiny: RunDirectory, filled: Callable[[str], Path], made: Made, capsys: pytest.CaptureFixture[str]
+    tiny: RunDirectory, filled: Callable[[str], Path], made: CachedResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = ("name=other", "trainer.threads=1", "callbacks.save_every=3", "callbacks.plots=true")
     again = train(*TINY, *sharing(filled("outputs"), "again"), *others)
@@ -119,7 +119,7 @@ def test_what_is_taken_is_what_was_made(
 
 
 def test_another_coefficient_reuses_what_it_does_not_concern(
-    filled: Callable[[str], Path], tmp_path: Path, made: Made
+    filled: Callable[[str], Path], tmp_path: Path, made: CachedResult
 ) -> None:
     outputs, choices = filled("outputs"), (*TINY, "kl.coef=0.5", "evaluate.splits=[iid]")
     other = train(*choices, *sharing(outputs, "other"))
@@ -149,12 +149,16 @@ def test_taken_files_cannot_be_written_and_nothing_tries(
     exported = tmp_path / "exported" / "model.safetensors"
     assert exported.read_bytes() == weights.read_bytes()
     assert exported.stat().st_nlink == 1
-    with (again.path / "ppo" / "diary.jsonl").open("a") as diary:
-        diary.write("{}\n")
-    assert len(read_jsonl(again.path / "ppo" / "diary.jsonl")) == 1 + len(read_jsonl(tiny.path / "ppo" / "diary.jsonl"))
+    with (again.path / "ppo" / "sample_log.jsonl").open("a") as sample_log:
+        sample_log.write("{}\n")
+    assert len(read_jsonl(again.path / "ppo" / "sample_log.jsonl")) == 1 + len(
+        read_jsonl(tiny.path / "ppo" / "sample_log.jsonl")
+    )
 
 
-def test_a_stage_that_was_cut_short(filled: Callable[[str], Path], made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_was_cut_short(
+    filled: Callable[[str], Path], made: CachedResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is taken if another run has finished it; one that went on is kept as if it had never been cut short."""
     sizes = (*TINY, "kl.coef=0.3", "evaluate.splits=[iid]")
     one, other = filled("one"), filled("other")
@@ -178,7 +182,7 @@ def test_a_stage_that_was_cut_short(filled: Callable[[str], Path], made: Made, m
     assert fingerprints(taken.path / "ppo") == fingerprints(whole.path / "ppo")
 
 
-def test_an_adapter_on_a_model_from_scratch_outlives_the_run_that_made_it(tmp_path: Path, made: Made) -> None:
+def test_an_adapter_on_a_model_from_scratch_outlives_the_run_that_made_it(tmp_path: Path, made: CachedResult) -> None:
     scratch = ("model=scratch", "model.vocab_size=300", "model.hidden_size=16", "model.heads=2", "model.layers=1")
     choices = (
         *SMALL,
@@ -187,9 +191,9 @@ def test_an_adapter_on_a_model_from_scratch_outlives_the_run_that_made_it(tmp_pa
         *scratch,
         "peft=lora",
         "peft.rank=2",
-        "reward.standardise_on_reference=null",
+        "reward.standardize_on_reference=null",
     )
-    lengths = ("data.max_prompt_length=160", "data.max_reply_length=160", "rollout.max_new_tokens=8")
+    lengths = ("data.max_prompt_length=160", "data.max_response_length=160", "rollout.max_new_tokens=8")
     first = train(*choices, *lengths, *sharing(tmp_path, "first"))
     figures = finished_metrics(first)
     base = fingerprints(first.path / "base")
@@ -252,7 +256,7 @@ def test_what_a_stage_reads_is_in_its_key(
     assert_in_keys(run, json.loads((beside / "reads.json").read_text()))
 
 
-def test_what_a_judge_of_two_replies_at_once_reads_is_in_its_keys(tmp_path: Path) -> None:
+def test_what_a_judge_of_two_responses_at_once_reads_is_in_its_keys(tmp_path: Path) -> None:
     stages = ("pipeline.stages=[judge_calibration,ai_feedback]", "ai_feedback.policy_from=base")
     judge = ("judge.mode=pairwise", "judge.principles=one", "judge.label=hard", "judge.clamp=null")
     left_out = ("pipeline=", "critique_revision.", "evaluate.")
@@ -263,7 +267,7 @@ def test_what_a_judge_of_two_replies_at_once_reads_is_in_its_keys(tmp_path: Path
 
 
 def test_a_warning_names_an_entry_that_is_not_used(
-    tiny: RunDirectory, filled: Callable[[str], Path], made: Made, caplog: pytest.LogCaptureFixture
+    tiny: RunDirectory, filled: Callable[[str], Path], made: CachedResult, caplog: pytest.LogCaptureFixture
 ) -> None:
     outputs = filled("outputs")
     key = finished_metrics(tiny)["stages"]["sft"]["key"]

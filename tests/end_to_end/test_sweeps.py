@@ -33,7 +33,7 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> Non
     cut = Sweep.open(tmp_path / "sweep")
     first, second, third = cut.jobs
     deadline = time.monotonic() + 30.0
-    while second.is_held and time.monotonic() < deadline:  # the job was killed too, and may take a moment to be gone
+    while second.is_running and time.monotonic() < deadline:  # the job was killed too, and may take a moment to be gone
         time.sleep(0.02)
     assert [state_of(job) for job in (first, second, third)] == ["finished", "dead", "pending"]
     before = fingerprints(first.path)

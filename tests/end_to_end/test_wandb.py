@@ -106,8 +106,8 @@ def test_a_ppo_run_takes_in_what_the_stages_before_it_left(
 
     scores = [point.value for point in series(run.path, "ppo", "objective/score")]
     assert ppo.summary["objective/score"] == {"max": max(scores), "last": scores[-1]}
-    samples = run.config["callbacks"]["diary_samples"]
-    assert ppo.summary["diary.nrows"] == samples * len(scores)
+    samples = run.config["callbacks"]["sample_log_size"]
+    assert ppo.summary["sample_log.nrows"] == samples * len(scores)
     assert evaluate.summary["samples.nrows"] == len((run.path / "samples.jsonl").read_text().splitlines())
 
     # Another run begins from what this one left: by a path, but under the same name.

@@ -35,7 +35,7 @@ def test_a_temperature_mismatch_stops_the_run_and_says_why(start: list[str], tmp
     run = RunDirectory.open(tmp_path / "run")
     error = run.status.error
     assert error is not None
-    assert "Iteration 0: replies were sampled from another distribution than is trained" in error.what
+    assert "Iteration 0: responses were sampled from another distribution than is trained" in error.what
     assert "callbacks.self_checks=false" in str(error.fix)
     assert not (run.path / "ppo" / "model.safetensors").exists()
 
@@ -56,5 +56,5 @@ def test_a_diverged_run_keeps_the_batch_that_did_it(start: list[str], tmp_path: 
     path = tmp_path / "run" / "checkpoints" / "ppo" / "diverged_batch.safetensors"
     assert str(path) in str(error.fix)
     batch = load_file(path)
-    assert {"0.rollout.sequences", "0.rollout.advantages", "0.rollout.reply_mask"} <= set(batch)
+    assert {"0.rollout.sequences", "0.rollout.advantages", "0.rollout.response_mask"} <= set(batch)
     assert batch["0.rollout.sequences"].dtype == torch.int64

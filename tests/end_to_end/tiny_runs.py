@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.algorithms.rollout_callbacks import SampleDiary
+from rlhf_lightning.algorithms.rollout_callbacks import SampleLogger
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.tracking.history_file import read_history
@@ -38,7 +38,7 @@ ADAPTED: dict[str, tuple[str, ...]] = {
         "ppo.critic=reward_model",
         "logger=wandb",
         "logger.mode=offline",
-        "callbacks.diary_every=1",
+        "callbacks.sample_log_every=1",
     ),
     "top_layers": (
         "peft=top_layers",
@@ -98,15 +98,15 @@ def placed(directory: Path) -> list[str]:
 @contextmanager
 def cut_short_in_iteration(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C after the rollouts of an iteration."""
-    write = SampleDiary.__call__
+    write = SampleLogger.__call__
 
-    def interrupted(self: SampleDiary, iteration: int, collected: Any) -> dict[str, float]:
+    def interrupted(self: SampleLogger, iteration: int, collected: Any) -> dict[str, float]:
         if iteration == number:
             raise KeyboardInterrupt
         return write(self, iteration, collected)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleDiary, "__call__", interrupted)
+        patch.setattr(SampleLogger, "__call__", interrupted)
         yield
 
 
@@ -124,7 +124,7 @@ def logged_rows(run: RunDirectory) -> list[tuple[Any, ...]]:
 
 
 def weights_and_records(run: RunDirectory) -> dict[str, str]:
-    """A hash of every weight, diary, comparison and sample that a run left."""
+    """A hash of every weight, sample_log, comparison and sample that a run left."""
     return {
         name: digest for name, digest in fingerprints(run.path).items() if name.endswith((".safetensors", ".jsonl"))
     }

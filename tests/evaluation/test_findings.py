@@ -39,14 +39,14 @@ def test_a_negative_kl_beyond_noise_is_serious_and_says_where() -> None:
     finding = found(doctor_updates.negative_kl(make_record({"objective/kl": [0.0, -0.2, -0.5, 0.1, -0.1]})))
     assert finding.severity is Severity.SERIOUS
     assert finding.evidence == (
-        "objective/kl down to -0.5 nats a reply, below the noise floor of -0.0625 for batches of 128 "
+        "objective/kl down to -0.5 nats a response, below the noise floor of -0.0625 for batches of 128 "
         "(iterations 1-2, 4)",
     )
 
 
 @pytest.mark.parametrize(("end", "severity"), [(4.0, None), (8.0, Severity.WARNING), (20.0, Severity.SERIOUS)])
 def test_a_kl_is_judged_a_token(end: float, severity: Severity | None) -> None:
-    # Replies have 12 tokens at the end: a third of a nat, two thirds, one and two thirds.
+    # Responses have 12 tokens at the end: a third of a nat, two thirds, one and two thirds.
     finding = doctor_updates.exploding_kl(
         make_record({"objective/kl": line(0.0, end), "rollout/length": constant(12.0)})
     )
@@ -89,8 +89,8 @@ def test_a_coefficient_of_zero_is_no_penalty_either() -> None:
 
 
 def test_an_adaptive_controller_that_misses_its_target() -> None:
-    def missing(kl_of_a_reply: float, iterations: int = 60) -> Finding | None:
-        curves = {"kl/target": [6.0] * iterations, "objective/kl": [kl_of_a_reply] * iterations}
+    def missing(kl_of_a_response: float, iterations: int = 60) -> Finding | None:
+        curves = {"kl/target": [6.0] * iterations, "objective/kl": [kl_of_a_response] * iterations}
         return doctor_updates.kl_off_target(make_record(curves, {"kl.horizon": 10000}))
 
     assert missing(6.9) is None
@@ -227,7 +227,7 @@ def test_values_far_beyond_all_rewards() -> None:
 LONGER = {"rollout/length": line(12.0, 24.0)}
 
 
-def test_length_gaming_needs_longer_replies_that_score_higher_for_it() -> None:
+def test_length_gaming_needs_longer_responses_that_score_higher_for_it() -> None:
     correlated = {"rollout/score_length_correlation": constant(0.7)}
     finding = found(doctor_outcomes.length_gaming(make_record({**LONGER, **correlated})))
     assert finding.severity is Severity.SERIOUS
@@ -239,14 +239,14 @@ def test_length_gaming_needs_longer_replies_that_score_higher_for_it() -> None:
     assert doctor_outcomes.length_gaming(make_record(falling)) is None
 
 
-def test_length_that_decides_the_score_is_serious_unless_replies_shrink() -> None:
+def test_length_that_decides_the_score_is_serious_unless_responses_shrink() -> None:
     decided = {"rollout/score_length_correlation": constant(0.7)}
     steady = make_record({**decided, "rollout/length": line(12.0, 12.5)})
     assert found(doctor_outcomes.length_gaming(steady)).severity is Severity.SERIOUS
     assert doctor_outcomes.length_gaming(make_record(decided)) is None  # from 14 tokens to 12
 
 
-def test_a_bonus_for_length_that_tells_in_the_scores_is_a_warning_before_replies_grow() -> None:
+def test_a_bonus_for_length_that_tells_in_the_scores_is_a_warning_before_responses_grow() -> None:
     paid = {"reward.length_penalty": -0.1}
     correlated = {"rollout/score_length_correlation": constant(0.5)}
     assert found(doctor_outcomes.length_gaming(make_record(correlated, paid))).severity is Severity.WARNING
@@ -260,19 +260,19 @@ def test_a_bonus_for_length_is_named_as_the_cause() -> None:
     assert finding.overrides == ("reward.length_penalty=0",)
 
 
-@pytest.mark.parametrize(("end", "title"), [(20.0, "replies grow"), (5.0, "replies shrink"), (10.0, None)])
-def test_replies_that_change_their_length(end: float, title: str | None) -> None:
+@pytest.mark.parametrize(("end", "title"), [(20.0, "responses grow"), (5.0, "responses shrink"), (10.0, None)])
+def test_responses_that_change_their_length(end: float, title: str | None) -> None:
     finding = doctor_outcomes.length_drift(make_record({"rollout/length": line(12.0, end)}))
     assert (finding and finding.title) == title
 
 
-def test_proxy_up_and_gold_down_is_over_optimisation() -> None:
+def test_proxy_up_and_gold_down_is_over_optimization() -> None:
     hacked = {"objective/gold": [*line(-0.1, 0.8, 20), *line(0.8, 0.0, 20)]}
-    finding = found(doctor_outcomes.overoptimisation(make_record(hacked)))
+    finding = found(doctor_outcomes.overoptimization(make_record(hacked)))
     assert finding.overrides[0] == "kl.coef=0.12"
     assert finding.overrides[1].startswith("ppo.iterations=2")
     both_fall = {**hacked, "objective/score": [*line(0.0, 1.0, 20), *line(1.0, -1.0, 20)]}
-    assert doctor_outcomes.overoptimisation(make_record(both_fall)) is None
+    assert doctor_outcomes.overoptimization(make_record(both_fall)) is None
 
 
 def test_scores_that_no_longer_differ() -> None:
@@ -307,7 +307,7 @@ def test_more_comparisons_are_asked_of_the_stage_that_made_them(source: str | No
     assert finding.overrides == (f"{proposed}.prompts=1000", "reward_model.epochs=2")
 
 
-# Replies
+# Responses
 
 
 @pytest.mark.parametrize(("end", "severity"), [(0.1, None), (0.03, Severity.WARNING), (0.005, Severity.SERIOUS)])
@@ -329,37 +329,37 @@ def test_entropy_is_judged_by_what_is_left_of_it(end: float, severity: Severity 
         (0.3, 0.05, None),  # 0.1 more than at the start: chance
     ],
 )
-def test_replies_that_are_all_alike(opening: float, variety: float, severity: Severity | None) -> None:
+def test_responses_that_are_all_alike(opening: float, variety: float, severity: Severity | None) -> None:
     curves = {
         "rollout/top_opening_share": [0.2, *constant(opening)[1:]],
         "rollout/distinct_2": [0.3, *constant(variety)[1:]],
     }
-    finding = doctor_outcomes.collapsed_replies(make_record(curves))
+    finding = doctor_outcomes.collapsed_responses(make_record(curves))
     assert (finding and finding.severity) == severity
     if finding is not None:
         assert f"rollout/distinct_2 0.3 at the start, {variety} at the end" in finding.evidence
         assert finding.overrides == (("kl.coef=0.12",) if severity is Severity.WARNING else ())
 
 
-def test_replies_were_alike_from_the_start() -> None:
+def test_responses_were_alike_from_the_start() -> None:
     curves = {"rollout/top_opening_share": constant(1.0), "rollout/distinct_2": constant(0.01)}
-    assert doctor_outcomes.collapsed_replies(make_record(curves)) is None
+    assert doctor_outcomes.collapsed_responses(make_record(curves)) is None
 
 
-def test_replies_that_stop_ending_themselves() -> None:
+def test_responses_that_stop_ending_themselves() -> None:
     finding = found(
         doctor_outcomes.vanishing_eos(
             make_record({"rollout/eos_rate": line(1.0, 0.1)}, {"ppo.missing_eos_penalty": None})
         )
     )
-    assert finding.title == "replies end themselves less and less"
+    assert finding.title == "responses end themselves less and less"
     assert finding.overrides == ("ppo.missing_eos_penalty=-1", "rollout.max_new_tokens=64")
     never = found(doctor_outcomes.vanishing_eos(make_record({"rollout/eos_rate": constant(0.1)})))
-    assert never.title == "replies do not end themselves"
+    assert never.title == "responses do not end themselves"
     assert doctor_outcomes.vanishing_eos(make_record({"rollout/eos_rate": line(1.0, 0.95)})) is None
 
 
-def test_replies_in_loops() -> None:
+def test_responses_in_loops() -> None:
     assert (
         found(doctor_outcomes.repetition(make_record({"rollout/repetition": line(0.0, 0.2)}))).severity
         is Severity.WARNING

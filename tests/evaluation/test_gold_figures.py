@@ -1,15 +1,15 @@
-"""Gold figures of replies whose attributes are known by construction."""
+"""Gold figures of responses whose attributes are known by construction."""
 
 from __future__ import annotations
 
 import pytest
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.evaluation.replies import gold_figures
+from rlhf_lightning.evaluation.responses import gold_figures
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.worlds.courtesy import lexicon
-from rlhf_lightning.worlds.courtesy.gold import best_reply
-from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, meanings, prompt_wordings, render
+from rlhf_lightning.worlds.courtesy.gold import best_response
+from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Response, meanings, prompt_wordings, render
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
 from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
@@ -29,11 +29,11 @@ OTHER_VALUE = next(value for value in lexicon.ALL_VALUES if value != VALUE)
 
 def _figures(cases: list[tuple[PromptMeaning, str]], finished: bool = True) -> dict[str, float | list[float] | int]:
     prompts = [Prompt(_text(meaning)) for meaning, _ in cases]
-    return gold_figures(prompts, [reply for _, reply in cases], [finished] * len(cases), 200, seed=0)
+    return gold_figures(prompts, [response for _, response in cases], [finished] * len(cases), 200, seed=0)
 
 
-def test_the_best_replies_are_the_best() -> None:
-    figures = _figures([(meaning, best_reply(_text(meaning))) for meaning in (HARM, EDGE, BENIGN, FACT, UNKNOWABLE)])
+def test_the_best_responses_are_the_best() -> None:
+    figures = _figures([(meaning, best_response(_text(meaning))) for meaning in (HARM, EDGE, BENIGN, FACT, UNKNOWABLE)])
     # Polite 0.3 each; a reasoned refusal 0.6, right instructions 1 and 1, a true fact and a justified unknown 2 each.
     assert figures["gold_reward"] == pytest.approx((0.9 + 1.3 + 1.3 + 2.3 + 2.3) / 5)
     assert figures["best_reward"] == figures["gold_reward"]
@@ -53,11 +53,11 @@ def test_the_best_replies_are_the_best() -> None:
 def test_each_fault_is_counted_among_the_prompts_it_concerns() -> None:
     figures = _figures(
         [
-            (HARM, render(Reply(Core("instruct", HARM.topic), opener=lexicon.RUDE[0]))),
-            (EDGE, render(Reply(Core("refuse")))),
-            (BENIGN, render(Reply(Core("instruct", BENIGN.topic), fillers=(lexicon.FILLERS[0],) * 2))),
-            (FACT, render(Reply(Core("claim", FACT.topic, OTHER_VALUE)))),
-            (UNKNOWABLE, "this is no reply at all"),
+            (HARM, render(Response(Core("instruct", HARM.topic), opener=lexicon.RUDE[0]))),
+            (EDGE, render(Response(Core("refuse")))),
+            (BENIGN, render(Response(Core("instruct", BENIGN.topic), fillers=(lexicon.FILLERS[0],) * 2))),
+            (FACT, render(Response(Core("claim", FACT.topic, OTHER_VALUE)))),
+            (UNKNOWABLE, "this is no response at all"),
         ]
     )
     assert figures["harmful_rate"] == 1.0
@@ -72,19 +72,19 @@ def test_each_fault_is_counted_among_the_prompts_it_concerns() -> None:
 
 
 def test_refusals_and_evasion_by_the_kind_of_prompt() -> None:
-    refuse, decline, unknown = (render(Reply(Core(kind))) for kind in ("refuse", "decline", "unknown"))
+    refuse, decline, unknown = (render(Response(Core(kind))) for kind in ("refuse", "decline", "unknown"))
     figures = _figures(
         [
             (HARM, refuse),  # evasive: no reason
             (HARM, decline),
             (HARM, unknown),  # evasive
-            (HARM, best_reply(_text(BENIGN))),  # answers another question: wrong, not evasive
+            (HARM, best_response(_text(BENIGN))),  # answers another question: wrong, not evasive
             (EDGE, decline),  # evasive: there is nothing to decline
-            (EDGE, best_reply(_text(EDGE))),
+            (EDGE, best_response(_text(EDGE))),
             (BENIGN, refuse),  # evasive
-            (BENIGN, best_reply(_text(BENIGN))),
+            (BENIGN, best_response(_text(BENIGN))),
             (FACT, unknown),  # evasive: there is a fact
-            (FACT, render(Reply(Core("hedge", FACT.topic, VALUE)))),
+            (FACT, render(Response(Core("hedge", FACT.topic, VALUE)))),
             (UNKNOWABLE, unknown),
             (UNKNOWABLE, refuse),  # not counted: nothing could be said
         ]
@@ -92,19 +92,19 @@ def test_refusals_and_evasion_by_the_kind_of_prompt() -> None:
     assert (figures["evasive_rate"], figures["evasive_rate_count"]) == (0.5, 10)
     assert (figures["bare_refusal_rate"], figures["reasoned_refusal_rate"]) == (0.25, 0.25)
     assert figures["refusal_rate"] == pytest.approx(5 / 12)
-    assert "refusal_rate_count" not in figures, "it is over all replies"
+    assert "refusal_rate_count" not in figures, "it is over all responses"
     assert figures["over_refusal_rate"] == figures["benign_refusal_rate"] == figures["honest_unknown_rate"] == 0.5
     # Harm 0.2, 0.6, 0, 0; then 1 for what was asked, a right hedge and a justified "do not know" among it.
     assert figures["help"] == pytest.approx((0.8 + 4) / 12)
 
 
-def test_traits_of_a_reply_are_those_that_a_principle_asks_for() -> None:
+def test_traits_of_a_response_are_those_that_a_principle_asks_for() -> None:
     figures = _figures(
         [
-            (HARM, render(Reply(Core("instruct", HARM.topic), opener=lexicon.POLITE[0]))),
-            (EDGE, render(Reply(Core("refuse"), fillers=(lexicon.FILLERS[0],) * 3))),
-            (FACT, render(Reply(Core("claim", FACT.topic, OTHER_VALUE), boilerplate=lexicon.BOILERPLATE[0]))),
-            (BENIGN, "this is no reply at all"),
+            (HARM, render(Response(Core("instruct", HARM.topic), opener=lexicon.POLITE[0]))),
+            (EDGE, render(Response(Core("refuse"), fillers=(lexicon.FILLERS[0],) * 3))),
+            (FACT, render(Response(Core("claim", FACT.topic, OTHER_VALUE), boilerplate=lexicon.BOILERPLATE[0]))),
+            (BENIGN, "this is no response at all"),
         ]
     )
     traits = {name: figures[f"trait_{name}_rate"] for name in TRAITS}
@@ -122,23 +122,23 @@ def test_traits_of_a_reply_are_those_that_a_principle_asks_for() -> None:
     assert figures["boilerplate_rate"] == 0.25
 
 
-def test_an_unfinished_reply_is_malformed() -> None:
-    figures = _figures([(BENIGN, best_reply(_text(BENIGN)))], finished=False)
+def test_an_unfinished_response_is_malformed() -> None:
+    figures = _figures([(BENIGN, best_response(_text(BENIGN)))], finished=False)
     assert figures["malformed_rate"] == 1.0
     assert figures["gold_reward"] == -2.0
     assert not any(figures[f"trait_{name}_rate"] for name in TRAITS)
 
 
 def test_figures_without_prompts_are_left_out_and_the_rest_have_intervals() -> None:
-    figures = _figures([(BENIGN, best_reply(_text(BENIGN))), (EDGE, render(Reply(Core("refuse"))))])
+    figures = _figures([(BENIGN, best_response(_text(BENIGN))), (EDGE, render(Response(Core("refuse"))))])
     assert "harmful_rate" not in figures
     assert "honest_rate" not in figures
     assert figures["helpful_rate_ci"] == [0.0, 1.0]
     assert figures["count"] == 2
 
 
-def test_replies_to_one_prompt_are_resampled_together() -> None:
-    good, bad = (BENIGN, best_reply(_text(BENIGN))), (EDGE, render(Reply(Core("refuse"))))
+def test_responses_to_one_prompt_are_resampled_together() -> None:
+    good, bad = (BENIGN, best_response(_text(BENIGN))), (EDGE, render(Response(Core("refuse"))))
     figures = _figures([good] * 8 + [bad] * 8)
     assert figures["helpful_rate_ci"] == [0.0, 1.0]
 
@@ -146,5 +146,5 @@ def test_replies_to_one_prompt_are_resampled_together() -> None:
 def test_bad_input() -> None:
     with pytest.raises(DataError, match="not a prompt of the courtesy world"):
         gold_figures([Prompt("who are you?")], ["x"], [True], 100, seed=0)
-    with pytest.raises(ValueError, match="1 prompts, 2 replies"):
+    with pytest.raises(ValueError, match="1 prompts, 2 responses"):
         gold_figures([Prompt("x")], ["x", "y"], [True], 100, seed=0)

@@ -1,4 +1,4 @@
-"""Figures of a judge, computed by hand; the length fit against an independent optimiser."""
+"""Figures of a judge, computed by hand; the length fit against an independent optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lightning.evaluation.judge_bias import (
     JudgedPair,
-    JudgedReply,
+    JudgedResponse,
     baseline_scores,
     has_refusal_words,
     length_bias,
@@ -17,7 +17,7 @@ from rlhf_lightning.evaluation.judge_bias import (
     position_bias,
     self_preference,
 )
-from rlhf_lightning.evaluation.judge_calibration import calibration_figures, pair_figures, reply_figures
+from rlhf_lightning.evaluation.judge_calibration import calibration_figures, pair_figures, response_figures
 
 SAMPLES = 300
 
@@ -26,12 +26,12 @@ def pair(
     human: bool | None,
     said: float | None,
     group: object = None,
-    replies: tuple[str, str] = ("one", "two"),
+    responses: tuple[str, str] = ("one", "two"),
     **parts: Any,
 ) -> JudgedPair:
     """A pair on a prompt of its own, where no other is named."""
     fields = {"principle": None, "questions": 2, "unanswered": 0, "mass": 0.9} | parts
-    return JudgedPair(object() if group is None else group, replies, human, said, **fields)
+    return JudgedPair(object() if group is None else group, responses, human, said, **fields)
 
 
 def figures_of(pairs: list[JudgedPair]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_kappa_is_not_defined_where_both_always_say_the_same() -> None:
     assert "kappa" not in figures
 
 
-def test_what_was_not_answered_or_not_labelled_is_counted_and_left_out() -> None:
+def test_what_was_not_answered_or_not_labeled_is_counted_and_left_out() -> None:
     pairs = [
         pair(True, 0.9),
         pair(None, 0.1),
@@ -79,7 +79,7 @@ def test_what_was_not_answered_or_not_labelled_is_counted_and_left_out() -> None
         pair(False, 0.3, unanswered=1, mass=0.5),
     ]
     figures = figures_of(pairs)
-    counts = ("pairs", "labelled", "answered", "abstained", "parse_failures", "compared", "prompts")
+    counts = ("pairs", "labeled", "answered", "abstained", "parse_failures", "compared", "prompts")
     assert [figures[name] for name in counts] == [5, 4, 3, 1, 1, 2, 2]
     # 3 of 10 questions; (3 x 0.9 + 0.1 + 0.5) / 5.
     assert figures["parse_failure_rate"] == 0.3
@@ -95,10 +95,10 @@ def test_pairs_of_one_prompt_are_resampled_together() -> None:
 
 def test_baselines_by_hand() -> None:
     pairs = [
-        pair(True, 0.9, replies=("long enough", "short")),
-        pair(True, 0.9, replies=("no", "I cannot.")),
-        pair(False, 0.9, replies=("same", "size")),
-        pair(False, 0.9, replies=("I won\N{RIGHT SINGLE QUOTATION MARK}t help you", "Sure")),
+        pair(True, 0.9, responses=("long enough", "short")),
+        pair(True, 0.9, responses=("no", "I cannot.")),
+        pair(False, 0.9, responses=("same", "size")),
+        pair(False, 0.9, responses=("I won\N{RIGHT SINGLE QUOTATION MARK}t help you", "Sure")),
     ]
     scores = baseline_scores(pairs)
     assert scores["longer"].tolist() == [6, -7, 0, 12]
@@ -124,7 +124,7 @@ def test_baselines_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "expected"),
+    ("response", "expected"),
     [
         ("I CAN'T\nhelp", True),
         ("Sorry, i\n can  not do that", True),
@@ -134,8 +134,8 @@ def test_baselines_by_hand() -> None:
         ("", False),
     ],
 )
-def test_refusal_words(reply: str, expected: bool) -> None:
-    assert has_refusal_words(reply) is expected
+def test_refusal_words(response: str, expected: bool) -> None:
+    assert has_refusal_words(response) is expected
 
 
 def test_position_bias_by_hand() -> None:
@@ -193,9 +193,9 @@ FEATURES = np.asarray(
 OUTCOMES = np.asarray([1, 1, 0, 0, 1, 0, 1, 0.5])
 
 
-def test_the_logistic_fit_against_another_optimiser() -> None:
+def test_the_logistic_fit_against_another_optimizer() -> None:
     weights = np.asarray([[1, 1, 1, 1, 1, 1, 1, 1], [2, 0, 1, 1, 0, 3, 1, 1]], dtype=np.float64)
-    # scipy 1.17.1: minimize(method="BFGS", gtol=1e-10) of the penalised negative log-likelihood, a weighting at a time.
+    # scipy 1.17.1: minimize(method="BFGS", gtol=1e-10) of the penalized negative log-likelihood, a weighting at a time.
     expected = {
         0.1: [[0.14782348, 2.32354707, 1.76974294], [-0.47478809, 2.96969829, 1.75737332]],
         1.0: [[0.08615368, 0.85151657, 0.77126949], [-0.27122458, 1.19540893, 0.63500039]],
@@ -234,7 +234,7 @@ def simulated(slope: float, count: int = 1500) -> list[JudgedPair]:
         doublings = np.log2((sizes[0] + 1) / (sizes[1] + 1))
         odds = (1.0 if human else -1.0) + slope * doublings
         choice = rng.random() < 1.0 / (1.0 + np.exp(-odds))
-        pairs.append(pair(human, 0.9 if choice else 0.1, replies=("x" * sizes[0], "x" * sizes[1])))
+        pairs.append(pair(human, 0.9 if choice else 0.1, responses=("x" * sizes[0], "x" * sizes[1])))
     return pairs
 
 
@@ -248,15 +248,16 @@ def test_length_bias_is_found_where_it_is() -> None:
 
 
 def with_a_taste(mistakes: int) -> list[JudgedPair]:
-    """400 pairs: people prefer a longer reply in nine of ten, and the judge says what people say, but for mistakes."""
+    """400 pairs: people prefer the longer response in nine of ten, and the judge agrees, but for mistakes."""
     pairs = []
     for index in range(400):
         human = index % 2 == 0
-        # Records differ by three doublings at most; of the mistakes too nine in ten concern a longer preferred reply.
+        # Records differ by three doublings at most; of the mistakes too nine in ten concern a longer preferred
+        # response.
         preferred, other = ("x" * (10 << index % 3), "x" * 9) if index % 20 > 1 else ("x" * 9, "x" * (10 << index % 3))
         is_right = index >= mistakes
         said = 0.9 if human == is_right else 0.1
-        pairs.append(pair(human, said, replies=(preferred, other) if human else (other, preferred)))
+        pairs.append(pair(human, said, responses=(preferred, other) if human else (other, preferred)))
     return pairs
 
 
@@ -271,52 +272,52 @@ def test_too_few_disagreements_do_not_tell_people_from_length() -> None:
     assert "length_bias" not in figures_of(with_a_taste(9))
 
 
-def labelled(right: int, wrong: int, shorter_right: float) -> list[JudgedPair]:
-    """Pairs a prompt each, the shorter reply being right in so large a share of both kinds."""
+def labeled(right: int, wrong: int, shorter_right: float) -> list[JudgedPair]:
+    """Pairs a prompt each, the shorter response being right in so large a share of both kinds."""
     pairs = []
     for index in range(right + wrong):
         is_right, human = index < right, index % 2 == 0
         number, count = (index, right) if is_right else (index - right, wrong)
         shorter = number < shorter_right * count
-        replies = ("x", "xx") if shorter == human else ("xx", "x")
-        pairs.append(pair(human, 0.8 if is_right == human else 0.2, replies=replies))
+        responses = ("x", "xx") if shorter == human else ("xx", "x")
+        pairs.append(pair(human, 0.8 if is_right == human else 0.2, responses=responses))
     return pairs
 
 
 def test_at_chance() -> None:
-    figures = figures_of(labelled(199, 201, shorter_right=0.55))
+    figures = figures_of(labeled(199, 201, shorter_right=0.55))
     assert figures["best_baseline"] == "shorter"
     assert figures["beats_baselines"] is figures["worth_training_on"] is False
     assert figures["verdict"].startswith("At chance: right on 49.8% [")
-    assert "of 400 pairs; “the shorter reply” is right on 55." in figures["verdict"]
+    assert "of 400 pairs; “the shorter response” is right on 55." in figures["verdict"]
     assert figures["verdict"].endswith("Nothing can be learned from its labels.")
 
 
 def test_above_chance_but_no_better_than_a_rule() -> None:
-    figures = figures_of(labelled(672, 528, shorter_right=0.55))
+    figures = figures_of(labeled(672, 528, shorter_right=0.55))
     assert figures["accuracy_ci"][0] > 0.5
     assert figures["beats_baselines"] is figures["worth_training_on"] is False
     assert figures["verdict"].startswith("No better than a trivial baseline: right on 56.0% [")
 
 
 def test_better_than_every_rule() -> None:
-    figures = figures_of(labelled(300, 100, shorter_right=0.55))
+    figures = figures_of(labeled(300, 100, shorter_right=0.55))
     assert figures["beats_baselines"] is figures["worth_training_on"] is True
     assert figures["lift"] == pytest.approx(0.2, abs=0.01)
     assert figures["verdict"].startswith("Better than every trivial baseline: right on 75.0% [")
 
 
 def test_worse_than_chance() -> None:
-    figures = figures_of(labelled(100, 300, shorter_right=0.5))
+    figures = figures_of(labeled(100, 300, shorter_right=0.5))
     assert figures["verdict"].startswith("Worse than chance: right on 25.0% [")
     assert figures["worth_training_on"] is False
 
 
 def test_as_right_as_a_rule_that_is_what_was_asked_for() -> None:
     """A constitution that wants every request refused: the rule of refusal words is right, and so is the judge."""
-    replies = ("I will not help.", "Here you are.")
-    pairs = [pair(True, 0.9, replies=replies) for _ in range(100)]
-    pairs += [pair(False, 0.1, replies=replies[::-1]) for _ in range(100)]
+    responses = ("I will not help.", "Here you are.")
+    pairs = [pair(True, 0.9, responses=responses) for _ in range(100)]
+    pairs += [pair(False, 0.1, responses=responses[::-1]) for _ in range(100)]
     figures = figures_of(pairs)
     assert figures["baselines"]["refusing"]["accuracy"] == 1.0
     assert figures["beats_baselines"] is False
@@ -325,8 +326,8 @@ def test_as_right_as_a_rule_that_is_what_was_asked_for() -> None:
 
 
 def test_a_handful_proves_nothing_however_right() -> None:
-    pairs = [pair(True, 0.9, group=index % 19, replies=("x", "x")) for index in range(190)]
-    pairs += [pair(False, 0.1, group=index % 19, replies=("x", "x")) for index in range(190)]
+    pairs = [pair(True, 0.9, group=index % 19, responses=("x", "x")) for index in range(190)]
+    pairs += [pair(False, 0.1, group=index % 19, responses=("x", "x")) for index in range(190)]
     figures = figures_of(pairs)
     assert figures["lift_ci"][0] > 0.0
     assert figures["beats_baselines"] is figures["worth_training_on"] is False
@@ -346,14 +347,20 @@ def test_no_labels_of_people() -> None:
     assert figures_of([])["beats_baselines"] is False
 
 
-def reply(human: bool, said: float | None, principle: str = "kind", mass: float = 1.0) -> JudgedReply:
-    return JudgedReply(object(), principle, human, said, mass)
+def response(human: bool, said: float | None, principle: str = "kind", mass: float = 1.0) -> JudgedResponse:
+    return JudgedResponse(object(), principle, human, said, mass)
 
 
 def test_single_verdicts_by_hand() -> None:
-    replies = [reply(True, 0.9), reply(True, 0.8), reply(True, 0.1), reply(False, 0.2), reply(False, None, mass=0.0)]
-    figures = reply_figures(replies, SAMPLES, seed=0)
-    assert figures["replies"] == 5
+    responses = [
+        response(True, 0.9),
+        response(True, 0.8),
+        response(True, 0.1),
+        response(False, 0.2),
+        response(False, None, mass=0.0),
+    ]
+    figures = response_figures(responses, SAMPLES, seed=0)
+    assert figures["responses"] == 5
     assert figures["answered"] == 4
     assert figures["parse_failure_rate"] == pytest.approx(0.2)
     assert figures["mass"] == 0.8
@@ -365,24 +372,24 @@ def test_single_verdicts_by_hand() -> None:
 
 
 def test_the_balanced_accuracy_of_a_judge_that_always_says_yes_is_one_half() -> None:
-    figures = reply_figures([reply(True, 0.9)] * 90 + [reply(False, 0.9)] * 10, SAMPLES, seed=0)
+    figures = response_figures([response(True, 0.9)] * 90 + [response(False, 0.9)] * 10, SAMPLES, seed=0)
     assert figures["accuracy"] == 0.9
     assert figures["balanced_accuracy"] == 0.5
     assert figures["balanced_accuracy_ci"] == [0.5, 0.5]
 
 
 def test_the_balanced_accuracy_needs_both_answers_of_people() -> None:
-    figures = reply_figures([reply(True, 0.9), reply(True, 0.2)], SAMPLES, seed=0)
+    figures = response_figures([response(True, 0.9), response(True, 0.2)], SAMPLES, seed=0)
     assert figures["accuracy"] == 0.5
     assert "balanced_accuracy" not in figures
-    assert "accuracy" not in reply_figures([reply(True, None)], SAMPLES, seed=0)
+    assert "accuracy" not in response_figures([response(True, None)], SAMPLES, seed=0)
 
 
 def test_figures_by_principle() -> None:
     pairs = [pair(True, 0.9), pair(False, 0.1)]
     kind, brief = pair(True, 0.9, principle="kind"), pair(True, 0.1, principle="brief")
-    replies = [reply(True, 0.9), reply(False, 0.9, principle="true")]
-    figures = calibration_figures(pairs, [kind, brief, brief], replies, SAMPLES, seed=0)
+    responses = [response(True, 0.9), response(False, 0.9, principle="true")]
+    figures = calibration_figures(pairs, [kind, brief, brief], responses, SAMPLES, seed=0)
     assert figures["pairs"] == 2
     assert figures["pointwise"]["accuracy"] == 0.5
     assert list(figures["principles"]) == ["kind", "brief", "true"]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from rlhf_lightning.evaluation.judge_bias import JudgedPair, JudgedReply
+from rlhf_lightning.evaluation.judge_bias import JudgedPair, JudgedResponse
 from rlhf_lightning.evaluation.judge_calibration import calibration_figures, render_calibration, write_calibration
 from rlhf_lightning.evaluation.plots import judge_reliability
 
@@ -25,7 +25,7 @@ def judged(count: int, principle: str | None = None, answered: bool = True) -> l
         pairs.append(
             JudgedPair(
                 group=index,
-                replies=("x" * (index % 7 + 1), "x" * (index % 5 + 1)),
+                responses=("x" * (index % 7 + 1), "x" * (index % 5 + 1)),
                 human_prefers_a=human,
                 probability=said if answered else None,
                 principle=principle,
@@ -40,9 +40,9 @@ def judged(count: int, principle: str | None = None, answered: bool = True) -> l
 
 
 def figures(count: int = 80, answered: bool = True) -> dict[str, Any]:
-    replies = [JudgedReply(index, "no|harm", index % 2 == 0, 0.9, 0.99) for index in range(10)]
+    responses = [JudgedResponse(index, "no|harm", index % 2 == 0, 0.9, 0.99) for index in range(10)]
     by_principle = judged(40, "no|harm") + judged(30, "unheard", answered=False)
-    return WHOSE | calibration_figures(judged(count, answered=answered), by_principle, replies, 200, seed=0)
+    return WHOSE | calibration_figures(judged(count, answered=answered), by_principle, responses, 200, seed=0)
 
 
 def terminal(shown: dict[str, Any], width: int = 150) -> str:
@@ -56,9 +56,9 @@ def test_the_terminal_shows_every_part() -> None:
     text = terminal(figures())
     assert "Judge org/tiny, pairwise, under constitution hhh" in text
     assert "Better than every trivial baseline: right on 75.0%" in text
-    for part in ("Labels", "Trivial baselines", "Biases", "Principle by principle", "Yes or no to single replies"):
+    for part in ("Labels", "Trivial baselines", "Biases", "Principle by principle", "Yes or no to single responses"):
         assert f"\n{part}" in text
-    assert "the shorter reply" in text
+    assert "the shorter response" in text
     assert "of 80 pairs" in text
     assert "x1: no bias" in text
 

@@ -76,7 +76,7 @@ def test_no_global_figure_is_left_open(tmp_path: Path) -> None:
 
 
 def test_the_running_mean_skips_gaps() -> None:
-    # Windows of one to both sides: (1, 3), (1, 3), (3, 5), (5), (5): the gap itself is filled by its neighbours.
+    # Windows of one to both sides: (1, 3), (1, 3), (3, 5), (5), (5): the gap itself is filled by its neighbors.
     values = np.asarray([1.0, 3.0, math.nan, 5.0, math.nan])
     assert _running_mean(values, 1) == pytest.approx([2.0, 2.0, 4.0, 5.0, 5.0])
     assert math.isnan(_running_mean(np.full(3, math.nan), 1)[1])

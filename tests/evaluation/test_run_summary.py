@@ -76,7 +76,7 @@ def test_real_data_shows_form_and_the_reward_model_beside_its_baselines(tmp_path
     assert "ended 25.0%" in text
     assert "repetition 50.0%" in text
     assert "right on 57.0% [54.0%, 60.0%] of 1200 held-out pairs" in text
-    assert "the longer reply 45.0%, the shorter reply 55.0%" in text
+    assert "the longer response 45.0%, the shorter response 55.0%" in text
     assert "does not beat the better baseline: lift 2.0% [-1.0%, 5.0%]" in text
     assert "2 min 05 s (reward_model 30.0 s, ppo 1 min 35 s)" in text
 

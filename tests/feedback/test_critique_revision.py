@@ -14,10 +14,10 @@ from rlhf_lightning.feedback.critique_revision import (
     Chain,
     ChainWriter,
     Step,
-    revision_over_reply,
+    revision_over_response,
     to_imitate,
 )
-from rlhf_lightning.feedback.local_models import Said
+from rlhf_lightning.feedback.local_models import Generation
 from rlhf_lightning.records import Conversation, Demonstration, Message, Preference, Prompt, PromptText
 
 PROMPTS = [Prompt("one ?"), Prompt((Message("user", "two ?"),))]
@@ -31,12 +31,13 @@ class Echo:
     heard: list[PromptText] = field(default_factory=list)
     draws: list[int] = field(default_factory=list)
 
-    def say(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Said]:
+    def generate(self, asked: Sequence[PromptText], draws: Sequence[int]) -> list[Generation]:
         self.heard += asked
         self.draws += draws
         turns = [1 if isinstance(text, str) else len(text) for text in asked]
         return [
-            Said(f"{self.name}{count}@{draw % DRAWS_PER_CHAIN}", True) for count, draw in zip(turns, draws, strict=True)
+            Generation(f"{self.name}{count}@{draw % DRAWS_PER_CHAIN}", True)
+            for count, draw in zip(turns, draws, strict=True)
         ]
 
 
@@ -53,7 +54,7 @@ class Words:
 
 def write(numbers: Sequence[int] = (0, 1), **changes: Any) -> tuple[list[Chain], Echo, Echo]:
     principles = changes.pop("principles", [principle("kind")])
-    policy, reviser = Echo("reply"), Echo("words")
+    policy, reviser = Echo("response"), Echo("words")
     own = constitution(*principles).model_copy(update=changes)
     writer = ChainWriter(policy, reviser, own, Words(), seed=5)  # type: ignore[arg-type]
     prompts = [PROMPTS[number % 2] for number in numbers]
@@ -67,7 +68,7 @@ def test_a_prompt_is_replied_to_as_it_is() -> None:
 
 def test_each_revision_takes_the_replys_place() -> None:
     (chain, _), _, reviser = write(revisions=2)
-    assert chain.reply == "reply1@0"
+    assert chain.response == "response1@0"
     assert chain.steps == [
         Step("kind", "words3@1", "words5@2", True),
         Step("kind", "words3@3", "words5@4", True),
@@ -105,10 +106,10 @@ def test_all_principles_take_turns_in_every_round() -> None:
 def test_only_principles_that_apply_are_drawn() -> None:
     chains, _, _ = write(principles=[principle("kind", applies_to=["harm"])])
     assert [len(chain.steps) for chain in chains] == [1, 0]
-    assert chains[1].last == chains[1].reply
+    assert chains[1].last == chains[1].response
 
 
-def test_no_principles_leave_the_reply_as_it_is() -> None:
+def test_no_principles_leave_the_response_as_it_is() -> None:
     chains, _, reviser = write(principles=[])
     assert [chain.steps for chain in chains] == [[], []]
     assert reviser.heard == []
@@ -124,23 +125,23 @@ def test_a_row_is_read_back() -> None:
 )
 def test_revisions_are_imitated(train_on: str, expected: list[str]) -> None:
     steps = [Step("kind", "c", "first", True), Step("kind", "c", "second", True)]
-    chain = Chain(0, PROMPTS[0], None, "reply", True, steps)
+    chain = Chain(0, PROMPTS[0], None, "response", True, steps)
     assert to_imitate(chain, train_on) == [Demonstration(PROMPTS[0], text) for text in expected]
 
 
 def test_what_was_cut_off_or_empty_is_not_imitated() -> None:
     steps = [Step("kind", "c", "cut off", False), Step("kind", "c", " ", True), Step("kind", "c", "whole", True)]
-    assert [one.reply for one in to_imitate(Chain(0, PROMPTS[0], None, "reply", True, steps), "all")] == ["whole"]
-    assert to_imitate(Chain(0, PROMPTS[0], None, "reply", False), "all") == []
-    assert [one.reply for one in to_imitate(Chain(0, PROMPTS[0], None, "reply", True), "all")] == ["reply"]
+    assert [one.response for one in to_imitate(Chain(0, PROMPTS[0], None, "response", True, steps), "all")] == ["whole"]
+    assert to_imitate(Chain(0, PROMPTS[0], None, "response", False), "all") == []
+    assert [one.response for one in to_imitate(Chain(0, PROMPTS[0], None, "response", True), "all")] == ["response"]
 
 
-def test_the_last_revision_is_preferred_to_the_reply_it_changed() -> None:
+def test_the_last_revision_is_preferred_to_the_response_it_changed() -> None:
     def chain(*revisions: tuple[str, bool]) -> Chain:
         steps = [Step("kind", None, text, finished) for text, finished in revisions]
-        return Chain(0, PROMPTS[0], None, "reply", True, steps)
+        return Chain(0, PROMPTS[0], None, "response", True, steps)
 
-    assert revision_over_reply(chain(("mended", True))) == Preference(PROMPTS[0], "mended", "reply")
-    assert revision_over_reply(chain(("mended", True), ("reply", True))) is None
-    assert revision_over_reply(chain(("mended", False))) is None
-    assert revision_over_reply(chain()) is None
+    assert revision_over_response(chain(("mended", True))) == Preference(PROMPTS[0], "mended", "response")
+    assert revision_over_response(chain(("mended", True), ("response", True))) is None
+    assert revision_over_response(chain(("mended", False))) is None
+    assert revision_over_response(chain()) is None

@@ -34,7 +34,7 @@ ANSWER = ("w20", "w30")
 
 
 def lengths() -> Records:
-    return Records(max_prompt_length=1000, max_reply_length=1000, on_long_record="truncate", pairing="all")
+    return Records(max_prompt_length=1000, max_response_length=1000, on_long_record="truncate", pairing="all")
 
 
 def asked(text: str, **values: Any) -> Question:
@@ -70,17 +70,17 @@ def world_judge(world_model: PreTrainedModel, world_words: PreTrainedTokenizerFa
     return build
 
 
-def verdict(tag: str, prompt: str, reply: str) -> Question:
-    """Whether a reply has a trait, as the world's model was taught to be asked."""
+def verdict(tag: str, prompt: str, response: str) -> Question:
+    """Whether a response has a trait, as the world's model was taught to be asked."""
     about = constitution({**principle(tag), "world": {"tag": tag}}).principles[0]
-    put = CourtesyPhrasing().pointwise(about, Prompt((Message("user", prompt),)), reply, False)
+    put = CourtesyPhrasing().pointwise(about, Prompt((Message("user", prompt),)), response, False)
     return Question(put.turns, put.options, put.opening)
 
 
 QUESTIONS = [
-    verdict(tag, prompt, reply)
+    verdict(tag, prompt, response)
     for tag in ("harmless", "polite", "brief")
-    for prompt, reply in (
+    for prompt, response in (
         (SMASH, COMPLIES),
         (SMASH, REFUSES),
         ("i want to find the drum", "you can find the drum with care and time"),
@@ -132,7 +132,7 @@ def test_what_it_is_asked_beside_a_question_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("tag", "prompt", "reply", "holds"),
+    ("tag", "prompt", "response", "holds"),
     [
         ("harmless", SMASH, COMPLIES, False),
         ("harmless", SMASH, REFUSES, True),
@@ -148,9 +148,9 @@ def test_what_it_is_asked_beside_a_question_changes_nothing(
     ],
 )
 def test_the_world_s_model_gives_the_verdicts_that_it_was_taught(
-    world_judge: Callable[..., LocalJudgeModel], tag: str, prompt: str, reply: str, holds: bool
+    world_judge: Callable[..., LocalJudgeModel], tag: str, prompt: str, response: str, holds: bool
 ) -> None:
-    (answer,) = world_judge().answers([verdict(tag, prompt, reply)])
+    (answer,) = world_judge().answers([verdict(tag, prompt, response)])
     yes, no = answer.mass
     assert answer.total_mass > 0.95, "it answers yes or no, and nothing else"
     assert (yes > 0.9) if holds else (no > 0.9)

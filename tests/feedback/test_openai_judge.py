@@ -369,7 +369,7 @@ def test_a_question_that_is_turned_down_stops_no_others(caplog: pytest.LogCaptur
         model = judge(server, concurrency=1)
         answers = model.answers(questions(3))
     assert [answer.mass == UNANSWERED for answer in answers] == [False, True, False]
-    assert model.usage.turned_down == 1
+    assert model.usage.declined == 1
     assert "this is too long for me" in caplog.text
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.errors import ArtifactError
-from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic, ValueHead, reply_logits
+from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic, ValueHead, response_logits
 from rlhf_lightning.models.classifier import Classifier
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -21,7 +21,7 @@ Padded = Callable[..., tuple[Tensor, Tensor]]
 
 EOS = 1
 ROWS = [([5, 9, 7], [12, 30, 8, EOS]), ([11], [20, EOS]), ([6, 6, 40, 33, 21], [17, 18, 19])]
-"""(prompt, reply); the last reply did not end itself."""
+"""(prompt, response); the last response did not end itself."""
 
 
 def with_random_value_head(actor_critic: ActorCritic) -> ActorCritic:
@@ -48,10 +48,12 @@ def test_padding_and_batch_mates_change_no_logprob_and_no_value(
     model = with_random_value_head(ActorCritic(policy, separate))
     # All three together, with two more pads on the left and three more on the right than any of them needs.
     together = model(*padded(ROWS, 7, 7, pad), 7, 0.7, with_entropy=True)
-    for row, (prompt, reply) in enumerate(ROWS):
-        alone = model(*padded([(prompt, reply)], len(prompt), len(reply), pad), len(reply), 0.7, with_entropy=True)
+    for row, (prompt, response) in enumerate(ROWS):
+        alone = model(
+            *padded([(prompt, response)], len(prompt), len(response), pad), len(response), 0.7, with_entropy=True
+        )
         for with_pads, without in zip(together[:3], alone[:3], strict=True):
-            difference = with_pads[row, : len(reply)] - without[0]
+            difference = with_pads[row, : len(response)] - without[0]
             assert difference.abs().max() < 1e-5
             assert difference.mean().abs() < 2e-6
         # The test would be worthless if the model said the same of every token.
@@ -59,22 +61,22 @@ def test_padding_and_batch_mates_change_no_logprob_and_no_value(
         assert alone.values.std() > 0.1
 
 
-def test_reply_logits_are_those_of_the_whole_forward(kind: str, make_policy: MakeModel, padded: Padded) -> None:
+def test_response_logits_are_those_of_the_whole_forward(kind: str, make_policy: MakeModel, padded: Padded) -> None:
     policy = make_policy(kind)
     sequences, mask = padded([ROWS[0]], 3, 4, 0)
-    logits, hidden = reply_logits(policy, sequences, mask, 4)
+    logits, hidden = response_logits(policy, sequences, mask, 4)
     whole = policy(sequences, output_hidden_states=True)
-    # The token at position t is predicted at t - 1: the reply stands at 3 ... 6.
+    # The token at position t is predicted at t - 1: the response stands at 3 ... 6.
     torch.testing.assert_close(logits, whole.logits[:, 2:6])
     torch.testing.assert_close(hidden, whole.hidden_states[-1][:, 2:6])
 
 
 def test_logprobs_of_the_sampled_tokens_by_index(kind: str, make_policy: MakeModel, padded: Padded) -> None:
     policy = make_policy(kind)
-    prompt, reply = ROWS[0]
-    outputs = ActorCritic(policy)(*padded([(prompt, reply)], 3, 4, 0), 4, 0.5)
-    logprobs = torch.log_softmax(policy(torch.tensor([[*prompt, *reply]])).logits[0] / 0.5, dim=-1)
-    expected = [logprobs[len(prompt) - 1 + step, token] for step, token in enumerate(reply)]
+    prompt, response = ROWS[0]
+    outputs = ActorCritic(policy)(*padded([(prompt, response)], 3, 4, 0), 4, 0.5)
+    logprobs = torch.log_softmax(policy(torch.tensor([[*prompt, *response]])).logits[0] / 0.5, dim=-1)
+    expected = [logprobs[len(prompt) - 1 + step, token] for step, token in enumerate(response)]
     torch.testing.assert_close(outputs.logprobs[0], torch.stack(expected))
     assert outputs.entropies is None
     assert outputs.kl is None
@@ -82,7 +84,7 @@ def test_logprobs_of_the_sampled_tokens_by_index(kind: str, make_policy: MakeMod
 
 def test_the_head_of_the_model_is_left_without_hooks(make_policy: MakeModel, padded: Padded) -> None:
     policy = make_policy()
-    reply_logits(policy, *padded(ROWS, 5, 4, 0), 4)
+    response_logits(policy, *padded(ROWS, 5, 4, 0), 4)
     assert not policy.get_output_embeddings()._forward_pre_hooks
 
 
@@ -104,11 +106,11 @@ def test_the_first_value_gradient_is_not_0(make_policy: MakeModel, padded: Padde
 
 def test_a_value_is_that_of_the_state_before_its_token(make_policy: MakeModel, padded: Padded) -> None:
     model = with_random_value_head(ActorCritic(make_policy()))
-    prompt, reply = ROWS[0]
-    values = model(*padded([(prompt, reply)], 3, 4, 0), 4, 1.0).values
-    last_changed = model(*padded([(prompt, [*reply[:-1], 44])], 3, 4, 0), 4, 1.0).values
+    prompt, response = ROWS[0]
+    values = model(*padded([(prompt, response)], 3, 4, 0), 4, 1.0).values
+    last_changed = model(*padded([(prompt, [*response[:-1], 44])], 3, 4, 0), 4, 1.0).values
     torch.testing.assert_close(values, last_changed)
-    first_changed = model(*padded([(prompt, [44, *reply[1:]])], 3, 4, 0), 4, 1.0).values
+    first_changed = model(*padded([(prompt, [44, *response[1:]])], 3, 4, 0), 4, 1.0).values
     torch.testing.assert_close(values[:, :1], first_changed[:, :1])
     assert ((values - first_changed)[:, 1:].abs() > 1e-4).all()
 
@@ -122,24 +124,26 @@ def test_a_separate_critic_is_a_copy(make_policy: MakeModel) -> None:
     assert next(policy.parameters()).any()
 
 
-def test_a_critic_from_a_reward_model_repeats_its_standardised_score(
+def test_a_critic_from_a_reward_model_repeats_its_standardized_score(
     kind: str, make_reward_model: MakeModel, make_policy: MakeModel, padded: Padded, words: PreTrainedTokenizerFast
 ) -> None:
     reward_model: Any = make_reward_model(kind)
     reward_model.score = torch.nn.Linear(16, 1)  # with a bias, as some reward models have it
-    critic = SeparateCritic.from_reward_model(reward_model, offset=0.7, spread=2.5)
+    critic = SeparateCritic.from_reward_model(reward_model, mean=0.7, std=2.5)
     # The value of the whole sequence is what the critic says before one more token.
-    extended = [(prompt, [*reply, 9]) for prompt, reply in ROWS]
+    extended = [(prompt, [*response, 9]) for prompt, response in ROWS]
     values = ActorCritic(make_policy(kind), critic)(*padded(extended, 6, 6, 0), 6, 1.0).values
-    scores = Classifier(reward_model, words, positive=0).logits_of_ids([[*prompt, *reply] for prompt, reply in ROWS])
-    for row, (_, reply) in enumerate(ROWS):
-        assert values[row, len(reply)].item() == pytest.approx((scores[row, 0].item() - 0.7) / 2.5, abs=1e-5)
+    scores = Classifier(reward_model, words, positive=0).logits_of_ids(
+        [[*prompt, *response] for prompt, response in ROWS]
+    )
+    for row, (_, response) in enumerate(ROWS):
+        assert values[row, len(response)].item() == pytest.approx((scores[row, 0].item() - 0.7) / 2.5, abs=1e-5)
     assert scores.std() > 0.1
 
 
 def test_a_two_class_reward_model_is_refused_as_a_critic(make_reward_model: MakeModel) -> None:
     with pytest.raises(ArtifactError, match="one linear score") as raised:
-        SeparateCritic.from_reward_model(make_reward_model(labels=("rejected", "chosen")), offset=0.0, spread=1.0)
+        SeparateCritic.from_reward_model(make_reward_model(labels=("rejected", "chosen")), mean=0.0, std=1.0)
     assert raised.value.fix is not None
     assert "reward_model.head=scalar" in raised.value.fix
 

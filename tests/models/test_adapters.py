@@ -16,11 +16,11 @@ from tuned import UPDATES_OF_WEIGHTS, disturb, peft
 from rlhf_lightning.errors import ArtifactError, ModelError
 from rlhf_lightning.models.adapters import (
     active,
+    active_adapter,
     adapter_names,
     adapter_parameters,
     adapter_state,
     add_adapter,
-    at_work,
     copy_adapter,
     linear_layers,
     load_adapter_state,
@@ -80,12 +80,12 @@ def test_a_new_adapter_changes_nothing(kind: str, adapter: str, make_policy: Mak
 def test_switched_off_the_model_is_its_base_bit_for_bit(kind: str, adapter: str, make_policy: MakeModel) -> None:
     plain = make_policy(kind)(TOKENS).logits
     model = put(make_policy(kind), adapter, "policy", seed=3)
-    assert at_work(model) is None, "a new adapter is not at work"
+    assert active_adapter(model) is None, "a new adapter is not at work"
     assert torch.equal(model(TOKENS).logits, plain)
     switch(model, "policy")
     assert (model(TOKENS).logits - plain).abs().max() > 0.1
     assert torch.equal(logits(model, None), plain)
-    assert at_work(model) == "policy"
+    assert active_adapter(model) == "policy"
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -109,7 +109,7 @@ def test_a_copy_is_the_same_and_stays_the_same(adapter: str, make_policy: MakeMo
     model = put(make_policy(), adapter, "policy", seed=3)
     train_adapter(model, "policy")
     copy_adapter(model, "policy", "reference")
-    assert at_work(model) == "policy"
+    assert active_adapter(model) == "policy"
     assert torch.equal(logits(model, "reference"), logits(model, "policy"))
     before = logits(model, "reference")
     assert not any(weight.requires_grad for weight in adapter_parameters(model, "reference"))
@@ -150,21 +150,21 @@ def test_a_switch_for_a_while_leaves_what_is_trained_and_ends_with_an_error(make
     def fails() -> None:
         with active(model, None):
             with active(model, "critic"):
-                assert at_work(model) == "critic"
-            assert at_work(model) is None
+                assert active_adapter(model) == "critic"
+            assert active_adapter(model) is None
             assert [weight.requires_grad for weight in model.parameters()] == flags
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fails()
-    assert at_work(model) == "policy"
+    assert active_adapter(model) == "policy"
     assert [weight.requires_grad for weight in model.parameters()] == flags
 
 
 def test_a_model_without_adapters_has_none_to_switch(make_policy: MakeModel) -> None:
     model = make_policy()
     assert adapter_names(model) == []
-    assert at_work(model) is None
+    assert active_adapter(model) is None
     assert torch.equal(logits(model, None), model(TOKENS).logits)
     with pytest.raises(AssertionError, match="no adapter 'policy'"):
         switch(model, "policy")

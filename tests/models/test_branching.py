@@ -81,7 +81,7 @@ def test_the_parts_are_the_whole_bit_for_bit(model: PreTrainedModel, layers: int
     arguments = {"input_ids": sequences, **position_arguments(model, mask), "use_cache": False}
     branch = Branch.of(model, layers)
     states = branch.states(sequences, mask)
-    whole, parts = model(**arguments).logits, branch.above(states)(**arguments).logits
+    whole, parts = model(**arguments).logits, branch.run_from(states)(**arguments).logits
     real = mask.bool()
     assert torch.equal(parts[real], whole[real])
     assert whole[real].std() > 0.1
@@ -124,7 +124,7 @@ def test_each_part_runs_its_own_blocks_only(make_policy: MakeModel, padded: Padd
     counts = calls(policy, branch.path)
     states = branch.states(sequences, mask)
     assert counts == [1, 1, 1, 0, 0]
-    branch.above(states)(input_ids=sequences, attention_mask=mask)
+    branch.run_from(states)(input_ids=sequences, attention_mask=mask)
     assert counts == [1, 1, 1, 1, 1]
 
 
@@ -132,7 +132,7 @@ def test_no_weight_is_copied_and_the_model_stays_as_it_is(model: PreTrainedModel
     names = [name for name, _ in model.named_modules()]
     branch = Branch.of(model, 2)
     sequences, mask = padded(ROWS, 5, 4, 0)
-    view = branch.above(branch.states(sequences, mask))
+    view = branch.run_from(branch.states(sequences, mask))
     own = {id(parameter) for parameter in model.parameters()}
     assert {id(parameter) for parameter in view.parameters()} <= own
     assert [name for name, _ in model.named_modules()] == names

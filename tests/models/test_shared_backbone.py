@@ -18,9 +18,9 @@ from rlhf_lightning.models.adapters import (
     POLICY,
     REFERENCE,
     REWARD,
+    active_adapter,
     adapter_names,
     adapter_parameters,
-    at_work,
     copy_adapter,
 )
 from rlhf_lightning.models.classifier import Classifier
@@ -165,7 +165,7 @@ def test_four_models_are_one(kind: str, base: Path, words: Words, tmp_path: Path
             optimizer.step()
             assert torch.equal(reference.logits(TOKENS, mask, 3), frozen.logits(TOKENS, mask, 3))
             assert torch.equal(classifier.logits_of_texts(TEXTS), scores)
-            assert at_work(actor.policy) == POLICY
+            assert active_adapter(actor.policy) == POLICY
     assert losses["shared"] == pytest.approx(losses["separate"], abs=1e-6)
     assert abs(losses["shared"][0] - losses["shared"][-1]) > 1e-2
     assert reference.fingerprint() == fingerprint

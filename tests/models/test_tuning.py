@@ -11,7 +11,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, PreTrai
 from tuned import KINDS, UPDATES_OF_WEIGHTS, disturb, layers_of, peft, trained_names, write_base, write_policy
 
 from rlhf_lightning.errors import ArtifactError, ModelError
-from rlhf_lightning.models.adapters import POLICY, REWARD, adapter_names, at_work
+from rlhf_lightning.models.adapters import POLICY, REWARD, active_adapter, adapter_names
 from rlhf_lightning.models.hub import ModelSource
 from rlhf_lightning.models.loading import load_policy, save_policy
 from rlhf_lightning.models.settings import PeftSettings, learning_rate_factor
@@ -154,7 +154,7 @@ def test_a_model_goes_on_with_the_adapter_it_comes_with(
     tune(model, peft(kind), POLICY, words, seed=5)
     assert count(model) == TRAINED[kind]
     assert torch.equal(model(TOKENS).logits, before)
-    assert at_work(model) == (None if kind == "top_layers" else POLICY)
+    assert active_adapter(model) == (None if kind == "top_layers" else POLICY)
     disturb(model, seed=4)
     (tmp_path / "ppo").mkdir()
     save_policy(model, words, tmp_path / "ppo", layers_of(peft(kind)))

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTraine
 
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import ArtifactError, ModelError
-from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.models.actor_critic import response_logits
 from rlhf_lightning.models.adapters import add_adapter, train_adapter
 from rlhf_lightning.models.classifier import classifier_logits
 from rlhf_lightning.models.forward_pass import checkpoint_activations
@@ -78,10 +78,10 @@ def test_neither_padding_nor_what_else_is_in_the_batch_is_felt(
 ) -> None:
     model = tuned(kind)
     alone, mask = padded([((5, 6), (7, 8))], 2, 2, 0)
-    expected = reply_logits(model, alone, mask, 2)[0]
+    expected = response_logits(model, alone, mask, 2)[0]
     rows = [((5, 6), (7, 8)), ((9, 10, 11, 12, 13), (14, 15, 16)), ((20,), (21, 22, 23))]
     beside, mask = padded(rows, 6, 3, 0)
-    logits, hidden = reply_logits(model, beside, mask, 3)
+    logits, hidden = response_logits(model, beside, mask, 3)
     assert torch.allclose(logits[:1, :2], expected, atol=1e-5)
     assert hidden.shape == (3, 3, 16)
 
@@ -119,9 +119,9 @@ def test_sampled_logprobs_are_those_of_a_whole_forward(
     model = tuned(kind)
     sampler = Sampler(model, words, temperature=1.0, max_new_tokens=6, seed=0)
     samples = sampler.sample([encoded(5), encoded(6, 7, 8)], draws=[0, 1])
-    logits, _ = reply_logits(model, samples.sequences, samples.attention_mask, samples.replies.shape[1])
-    logprobs = logits.log_softmax(-1).gather(-1, samples.replies[..., None]).squeeze(-1)
-    assert torch.allclose(logprobs[samples.reply_mask], samples.logprobs[samples.reply_mask], atol=1e-5)
+    logits, _ = response_logits(model, samples.sequences, samples.attention_mask, samples.response_ids.shape[1])
+    logprobs = logits.log_softmax(-1).gather(-1, samples.response_ids[..., None]).squeeze(-1)
+    assert torch.allclose(logprobs[samples.response_mask], samples.logprobs[samples.response_mask], atol=1e-5)
 
 
 def test_a_prompt_of_one_token_and_one_vector(tuned: Callable[..., PreTrainedModel]) -> None:
@@ -152,7 +152,7 @@ def test_gradients_are_the_same_with_activation_checkpointing(
         model = disable_dropout(tuned(kind))
         if checkpointed:
             checkpoint_activations(model)
-        reply_logits(model, ids, mask, 3)[0].logsumexp(-1).sum().backward()
+        response_logits(model, ids, mask, 3)[0].logsumexp(-1).sum().backward()
         [gradient] = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         gradients.append(gradient)
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Losses on pairs of replies, by hand."""
+"""Losses on pairs of responses, by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rlhf_lightning.objectives.preference import bradley_terry_loss, centring_loss, classification_loss
+from rlhf_lightning.objectives.preference import bradley_terry_loss, centering_loss, classification_loss
 
 NO_MARGIN = torch.zeros(1)
 LN_3 = math.log(3.0)
@@ -39,14 +39,14 @@ def test_a_hopeless_pair_costs_a_finite_amount() -> None:
     assert loss.item() == pytest.approx(1000.0)
 
 
-def test_centring_pulls_the_sum_of_a_pair_to_0() -> None:
-    losses = centring_loss(torch.tensor([1.0, 1.0, 3.0]), torch.tensor([-1.0, 1.0, 0.0]))
+def test_centering_pulls_the_sum_of_a_pair_to_0() -> None:
+    losses = centering_loss(torch.tensor([1.0, 1.0, 3.0]), torch.tensor([-1.0, 1.0, 0.0]))
     assert losses.tolist() == [0.0, 4.0, 9.0]
 
 
 @pytest.mark.parametrize("positive", [0, 1])
-def test_classification_of_both_replies_by_hand(positive: int) -> None:
-    # The preferred reply has odds 3 to 1 for the positive class, the other 4 to 1 for it.
+def test_classification_of_both_responses_by_hand(positive: int) -> None:
+    # The preferred response has odds 3 to 1 for the positive class, the other 4 to 1 for it.
     chosen, rejected = torch.zeros(1, 2), torch.zeros(1, 2)
     chosen[0, positive], rejected[0, positive] = math.log(3.0), math.log(4.0)
     loss = classification_loss(chosen, rejected, positive)
@@ -81,7 +81,7 @@ def test_a_soft_label_pulls_the_lead_to_what_it_says(lead: float, slope: float) 
     assert rejected.grad.item() == pytest.approx(-slope, abs=1e-7)
 
 
-def test_even_odds_ask_for_equal_rewards_whichever_reply_comes_first() -> None:
+def test_even_odds_ask_for_equal_rewards_whichever_response_comes_first() -> None:
     leads = torch.tensor([LN_3, 0.0, -LN_3])
     losses = bradley_terry_loss(leads, torch.zeros(3), torch.zeros(3), torch.full((3,), 0.5))
     # Half of ln 4/3 + ln 4 on both sides, and ln 2 between.
@@ -113,9 +113,9 @@ def test_a_certain_label_is_the_hard_loss_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("positive", [0, 1])
-def test_two_labels_learn_a_soft_label_of_either_reply(positive: int) -> None:
-    # 3 to 1 that the preferred reply is of the positive class, so 1 to 3 that the other one is. They have odds 3 to 1
-    # and 4 to 1 for the positive class: the first is as it should be.
+def test_two_labels_learn_a_soft_label_of_either_response(positive: int) -> None:
+    # 3 to 1 that the preferred response is of the positive class, so 1 to 3 that the other one is. They have odds 3 to
+    # 1 and 4 to 1 for the positive class: the first is as it should be.
     chosen, rejected = torch.zeros(1, 2), torch.zeros(1, 2)
     chosen[0, positive], rejected[0, positive] = LN_3, math.log(4.0)
     loss = classification_loss(chosen, rejected, positive, SOFT)
@@ -123,7 +123,7 @@ def test_two_labels_learn_a_soft_label_of_either_reply(positive: int) -> None:
 
 
 @pytest.mark.parametrize("positive", [0, 1])
-def test_two_labels_have_no_slope_where_both_replies_are_as_the_label_says(positive: int) -> None:
+def test_two_labels_have_no_slope_where_both_responses_are_as_the_label_says(positive: int) -> None:
     chosen, rejected = torch.zeros(1, 2), torch.zeros(1, 2)
     chosen[0, positive], rejected[0, 1 - positive] = LN_3, LN_3
     chosen.requires_grad_(), rejected.requires_grad_()

@@ -13,7 +13,7 @@ from rlhf_lightning.rollouts.buffer import Minibatch, Rollout, RolloutBuffer
 
 MakeRollout = Callable[..., Rollout]
 
-REPLIES = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 2]
+RESPONSES = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 2]
 
 
 def filled(rollout: Rollout, *, iteration: int = 0, seed: int = 0, **sizes: int) -> RolloutBuffer:
@@ -25,7 +25,7 @@ def filled(rollout: Rollout, *, iteration: int = 0, seed: int = 0, **sizes: int)
 
 @pytest.fixture
 def rollout(make_rollout: MakeRollout) -> Rollout:
-    return make_rollout([2] * 12, REPLIES)
+    return make_rollout([2] * 12, RESPONSES)
 
 
 def rows(batches: Any) -> list[int]:
@@ -78,13 +78,13 @@ def test_the_order_does_not_draw_from_torchs_generator(rollout: Rollout) -> None
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
-def test_the_step_weight_is_the_reply_tokens_of_the_whole_step(rollout: Rollout, micro_batch_size: int) -> None:
+def test_the_step_weight_is_the_response_tokens_of_the_whole_step(rollout: Rollout, micro_batch_size: int) -> None:
     batches = list(filled(rollout, micro_batch_size=micro_batch_size))
     per_step = 4 // micro_batch_size
     for start in range(0, len(batches), per_step):
         step = batches[start : start + per_step]
-        assert {batch.step_weight for batch in step} == {sum(REPLIES[row] for row in rows(step))}
-        assert sum(int(batch.rollout.reply_mask.sum()) for batch in step) == step[0].step_weight
+        assert {batch.step_weight for batch in step} == {sum(RESPONSES[row] for row in rows(step))}
+        assert sum(int(batch.rollout.response_mask.sum()) for batch in step) == step[0].step_weight
 
 
 def test_a_new_iteration_replaces_the_old_one(make_rollout: MakeRollout, rollout: Rollout) -> None:

@@ -18,7 +18,7 @@ from rlhf_lightning.objectives.masked_stats import masked_mean, masked_variance
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts import collector as collecting
 from rlhf_lightning.rollouts.collector import RolloutCollector, Share
-from rlhf_lightning.rollouts.sampler import Completion, Sampler, Samples
+from rlhf_lightning.rollouts.sampler import SampledResponse, Sampler, Samples
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeCollector = Callable[..., RolloutCollector]
@@ -33,15 +33,15 @@ ROWS = [
     ((8, 9), (44, 45, 46, 47, 48)),
     ((3, 4), (33, EOS)),
 ]
-"""(prompt, reply) of six rollouts; the third and the fifth did not end themselves."""
+"""(prompt, response) of six rollouts; the third and the fifth did not end themselves."""
 PROMPTS = [EncodedPrompt(Prompt("w"), prompt) for prompt, _ in ROWS]
 DRAWS = range(len(ROWS))
-LENGTHS = torch.tensor([len(reply) for _, reply in ROWS])
+LENGTHS = torch.tensor([len(response) for _, response in ROWS])
 TOKENS = int(LENGTHS.sum())
 
 
 class Prepared:
-    """In a sampler's place: the same replies to the same prompts, padded as each chunk needs it."""
+    """In a sampler's place: the same responses to the same prompts, padded as each chunk needs it."""
 
     pad_id = 0
 
@@ -52,24 +52,25 @@ class Prepared:
         self, prompts: Sequence[EncodedPrompt], draws: Sequence[int], chunk_size: int
     ) -> Iterator[Samples]:
         assert len(draws) == len(prompts)
-        replies = dict(ROWS)
+        responses = dict(ROWS)
         for start in range(0, len(prompts), chunk_size):
-            yield self._samples([(prompt, replies[prompt.prompt_ids]) for prompt in prompts[start:][:chunk_size]])
+            yield self._samples([(prompt, responses[prompt.prompt_ids]) for prompt in prompts[start:][:chunk_size]])
 
     def _samples(self, rows: list[tuple[EncodedPrompt, tuple[int, ...]]]) -> Samples:
         prompt_width = max(len(prompt.prompt_ids) for prompt, _ in rows)
-        reply_width = max(len(reply) for _, reply in rows)
-        ids = [(prompt.prompt_ids, reply) for prompt, reply in rows]
-        sequences, mask = self.padded(ids, prompt_width, reply_width, self.pad_id)
-        completions = tuple(
-            Completion(prompt.prompt, prompt.prompt_ids, reply, "", reply[-1] == EOS) for prompt, reply in rows
+        response_width = max(len(response) for _, response in rows)
+        ids = [(prompt.prompt_ids, response) for prompt, response in rows]
+        sequences, mask = self.padded(ids, prompt_width, response_width, self.pad_id)
+        responses = tuple(
+            SampledResponse(prompt.prompt, prompt.prompt_ids, response, "", response[-1] == EOS)
+            for prompt, response in rows
         )
-        reply_mask = mask[:, prompt_width:].bool()
-        return Samples(sequences, mask, reply_mask, torch.zeros(reply_mask.shape), completions)
+        response_mask = mask[:, prompt_width:].bool()
+        return Samples(sequences, mask, response_mask, torch.zeros(response_mask.shape), responses)
 
 
-def score(completion: Completion) -> float:
-    return float(completion.reply_ids[0]) / 10.0
+def score(response: SampledResponse) -> float:
+    return float(response.response_ids[0]) / 10.0
 
 
 @pytest.fixture
@@ -86,10 +87,10 @@ def test_the_chunk_size_changes_nothing(
         make_collector(policy, score, reference=reference, sampler=sampler, chunk_size=size).collect(PROMPTS, DRAWS)
         for size in (6, chunk_size)
     )
-    assert whole.completions == chunked.completions
-    for name in ("sequences", "attention_mask", "reply_mask", "raw_scores", "scores", "finished"):
+    assert whole.responses == chunked.responses
+    for name in ("sequences", "attention_mask", "response_mask", "raw_scores", "scores", "finished"):
         assert torch.equal(getattr(whole.rollout, name), getattr(chunked.rollout, name)), name
-    mask = whole.rollout.reply_mask
+    mask = whole.rollout.response_mask
     for name in ("logprobs", "reference_logprobs", "kl", "values", "rewards", "advantages", "returns"):
         difference = (getattr(whole.rollout, name) - getattr(chunked.rollout, name))[mask]
         assert difference.abs().max() < 1e-5, name
@@ -124,18 +125,18 @@ def test_every_rewards_sum_is_the_score_less_the_priced_kl(
     rollout = (
         make_collector(policy, score, reference=reference, sampler=sampler, kl_coef=0.3).collect(PROMPTS, DRAWS).rollout
     )
-    for row, (prompt, reply) in enumerate(ROWS):
-        ids = torch.tensor([[*prompt, *reply]])
+    for row, (prompt, response) in enumerate(ROWS):
+        ids = torch.tensor([[*prompt, *response]])
         divergence = 0.0
-        for step, token in enumerate(reply):
+        for step, token in enumerate(response):
             place = len(prompt) + step - 1
             ours, theirs = (torch.log_softmax(model(ids).logits[0, place], dim=-1) for model in (policy, reference))
             on_token = (ours[token] - theirs[token]).item()
             divergence += on_token
-            expected = -0.3 * on_token + (reply[0] / 10.0 if step == len(reply) - 1 else 0.0)
+            expected = -0.3 * on_token + (response[0] / 10.0 if step == len(response) - 1 else 0.0)
             assert float(rollout.rewards[row, step]) == pytest.approx(expected, abs=1e-4)
         assert abs(divergence) > 0.05, "a divergence that tests something"
-        assert float(rollout.rewards[row].sum()) == pytest.approx(reply[0] / 10.0 - 0.3 * divergence, abs=1e-4)
+        assert float(rollout.rewards[row].sum()) == pytest.approx(response[0] / 10.0 - 0.3 * divergence, abs=1e-4)
 
 
 def test_a_coefficient_of_0_measures_the_kl_only(
@@ -147,17 +148,17 @@ def test_a_coefficient_of_0_measures_the_kl_only(
     assert collected.metrics["objective/reward"] == pytest.approx(collected.metrics["objective/score"])
 
 
-def test_unfinished_replies_get_the_penalty_instead_of_their_score(
+def test_unfinished_responses_get_the_penalty_instead_of_their_score(
     sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
-    own = torch.tensor([reply[0] / 10.0 for _, reply in ROWS])
+    own = torch.tensor([response[0] / 10.0 for _, response in ROWS])
     policy = make_policy()
     free = make_collector(policy, score, sampler=sampler, missing_eos_penalty=None).collect(PROMPTS, DRAWS)
     assert torch.equal(free.rollout.scores, own)
     fined = make_collector(policy, score, sampler=sampler, missing_eos_penalty=-1.0).collect(PROMPTS, DRAWS)
     own[[2, 4]] = -1.0
     assert torch.equal(fined.rollout.scores, own)
-    # It lands on the last token of the reply.
+    # It lands on the last token of the response.
     assert fined.rollout.rewards[2].tolist() == [0.0, 0.0, -1.0, 0.0, 0.0]
 
 
@@ -171,7 +172,7 @@ def test_advantages_are_whitened_over_the_whole_batch_and_returns_are_not(
         .rollout
         for whiten in (False, True)
     )
-    mask = raw.reply_mask
+    mask = raw.response_mask
     assert masked_mean(whitened.advantages, mask).item() == pytest.approx(0.0, abs=1e-6)
     assert masked_variance(whitened.advantages, mask).item() == pytest.approx(1.0, abs=1e-5)
     real = raw.advantages[mask]
@@ -184,9 +185,9 @@ def test_advantages_are_whitened_over_the_whole_batch_and_returns_are_not(
 def test_gamma_and_lambda_reach_the_advantages(
     sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
-    # The new value head says 0: a reply of 4 tokens with score 1.2 has discounted returns 1.2 * (1/2)^(3, 2, 1, 0).
+    # The new value head says 0: a response of 4 tokens with score 1.2 has discounted returns 1.2 * (1/2)^(3, 2, 1, 0).
     collector = make_collector(
-        make_policy(), score, sampler=sampler, whiten=False, gamma=0.5, lam=1.0, missing_eos_penalty=None
+        make_policy(), score, sampler=sampler, whiten=False, gamma=0.5, gae_lambda=1.0, missing_eos_penalty=None
     )
     rollout = collector.collect(PROMPTS, DRAWS).rollout
     torch.testing.assert_close(rollout.advantages[0, :4], torch.tensor([0.15, 0.3, 0.6, 1.2]))
@@ -199,7 +200,7 @@ def test_metrics_count_tokens_and_not_padding(
     collected = make_collector(
         policy, score, reference=reference, sampler=sampler, kl_coef=0.2, missing_eos_penalty=-1.0
     ).collect(PROMPTS, DRAWS)
-    mask, metrics = collected.rollout.reply_mask, collected.metrics
+    mask, metrics = collected.rollout.response_mask, collected.metrics
     scores = [1.2, 2.0, -1.0, 0.1, -1.0, 3.3]
     assert metrics["rollout/length"] == pytest.approx(TOKENS / 6)
     assert metrics["rollout/eos_rate"] == pytest.approx(4 / 6)
@@ -260,9 +261,9 @@ def test_the_estimate_that_is_paid_for_is_the_one_that_was_chosen(
         policy, lambda _: 0.0, reference=reference, sampler=sampler, kl=kl, temperature=0.7
     ).collect(PROMPTS, DRAWS)
     paid = 0.0
-    for row, (prompt, reply) in enumerate(ROWS):
-        ids = torch.tensor([[*prompt, *reply]])
-        for step, token in enumerate(reply):
+    for row, (prompt, response) in enumerate(ROWS):
+        ids = torch.tensor([[*prompt, *response]])
+        for step, token in enumerate(response):
             place = len(prompt) + step - 1
             ours, theirs = (torch.log_softmax(m(ids).logits[0, place] / 0.7, dim=-1) for m in (policy, reference))
             d = (ours[token] - theirs[token]).item()
@@ -275,7 +276,7 @@ def test_the_estimate_that_is_paid_for_is_the_one_that_was_chosen(
             assert collected.rollout.kl[row, step].item() == pytest.approx(by_hand[estimator], rel=1e-4, abs=1e-4)
             assert collected.rollout.rewards[row, step].item() == pytest.approx(-0.3 * by_hand[estimator], abs=1e-4)
             paid += by_hand[estimator]
-    assert collected.metrics["objective/kl_penalised"] == pytest.approx(paid / 6, rel=1e-4)
+    assert collected.metrics["objective/kl_penalized"] == pytest.approx(paid / 6, rel=1e-4)
     assert collected.metrics["objective/reward"] == pytest.approx(-0.3 * paid / 6, rel=1e-4)
 
 
@@ -302,12 +303,12 @@ def test_rewards_are_whitened_before_advantages_and_keep_their_mean(
             sampler=sampler,
             whiten=False,
             whiten_rewards=True,
-            lam=1.0,
+            gae_lambda=1.0,
         )
         .collect(PROMPTS, DRAWS)
         .rollout
     )
-    mask = rollout.reply_mask
+    mask = rollout.response_mask
     real = rollout.rewards[mask].double()
     whitened = torch.zeros(mask.shape, dtype=torch.float64)
     whitened[mask] = (real - real.mean()) / real.std(correction=0) + real.mean()
@@ -340,7 +341,7 @@ def test_the_shaped_score_is_what_is_learned_from_and_the_raw_one_is_kept(
 def test_scores_that_follow_the_length_correlate_with_it(
     worth: float, expected: float, sampler: Prepared, make_policy: MakeModel, make_collector: MakeCollector
 ) -> None:
-    collector = make_collector(make_policy(), lambda done: worth * len(done.reply_ids), sampler=sampler)
+    collector = make_collector(make_policy(), lambda done: worth * len(done.response_ids), sampler=sampler)
     correlation = collector.collect(PROMPTS, DRAWS).metrics["rollout/score_length_correlation"]
     assert correlation == pytest.approx(expected, abs=1e-6)
 
@@ -354,7 +355,7 @@ def test_a_sampler_at_another_temperature_is_seen(
     warm = Sampler(policy, words, temperature=1.0, max_new_tokens=5, seed=0)
     wrong = make_collector(policy, score, temperature=0.7, sampler=warm).collect(PROMPTS, DRAWS)
     assert wrong.metrics["rollout/logprob_mismatch"] > 0.05
-    mask = wrong.rollout.reply_mask
+    mask = wrong.rollout.response_mask
     difference = (wrong.rollout.sampled_logprobs - wrong.rollout.logprobs)[mask].abs().mean().item()
     assert wrong.metrics["rollout/logprob_mismatch"] == pytest.approx(difference, rel=1e-5)
 
@@ -362,20 +363,20 @@ def test_a_sampler_at_another_temperature_is_seen(
 def test_what_two_processes_have_sampled_is_one_batch_in_the_order_of_its_prompts(
     make_policy: MakeModel, make_collector: MakeCollector, padded: Padded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collector = make_collector(make_policy(), lambda done: float(done.reply_ids[0]), sampler=Prepared(padded))
+    collector = make_collector(make_policy(), lambda done: float(done.response_ids[0]), sampler=Prepared(padded))
     alone = collector.collect(PROMPTS, DRAWS)
     monkeypatch.setattr(collecting, "world_size", lambda: 2)
     shares: list[Share] = []
     for rank in (1, 0):
         monkeypatch.setattr(collecting, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(collecting, "gathered", lambda own: shares.append(own) or [own, own])
+        monkeypatch.setattr(collecting, "all_gather_object", lambda own: shares.append(own) or [own, own])
         collector.collect(PROMPTS, DRAWS)
     second, first = shares
     slower = [replace(first, generating=1.0, scoring=5.0), replace(second, generating=4.0, scoring=2.0)]
-    monkeypatch.setattr(collecting, "gathered", lambda _: slower)
+    monkeypatch.setattr(collecting, "all_gather_object", lambda _: slower)
     together = collector.collect(PROMPTS, DRAWS)
-    assert together.completions == alone.completions
-    assert torch.equal(together.rollout.reply_mask, alone.rollout.reply_mask)
+    assert together.responses == alone.responses
+    assert torch.equal(together.rollout.response_mask, alone.rollout.response_mask)
     torch.testing.assert_close(together.rollout.scores, alone.rollout.scores)
     # Each process waits for the slowest one, in generation and in scoring.
     assert (together.metrics["time/generate"], together.metrics["time/score"]) == (4.0, 5.0)

@@ -52,7 +52,7 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("shift", [1, 2, 63, 64])
-def test_neighbours_in_any_respect_are_independent(shift: int) -> None:
+def test_neighbors_in_any_respect_are_independent(shift: int) -> None:
     draws = range(500)
     base = noise(draws)
     # 32000 pairs of independent numbers correlate by 0.0056 times a standard normal one: 0.025 is 4.5 of them.

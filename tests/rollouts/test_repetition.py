@@ -1,4 +1,4 @@
-"""The share of a reply that was said before."""
+"""The share of a response that was said before."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from rlhf_lightning.rollouts.diversity import ngrams, repetition
 
 
-def test_the_runs_of_a_reply_in_order() -> None:
+def test_the_runs_of_a_response_in_order() -> None:
     assert list(ngrams([5, 6, 7, 8], 3)) == [(5, 6, 7), (6, 7, 8)]
     assert list(ngrams([5, 6], 3)) == []
 
 
 @pytest.mark.parametrize(
-    ("reply", "share"),
+    ("response", "share"),
     [
         ([5, 6, 7, 8, 9], 0.0),
         # Four pieces of the same three tokens: three of them stood there before.
@@ -26,5 +26,5 @@ def test_the_runs_of_a_reply_in_order() -> None:
         ([], 0.0),
     ],
 )
-def test_repetition_by_hand(reply: list[int], share: float) -> None:
-    assert repetition(reply) == share
+def test_repetition_by_hand(response: list[int], share: float) -> None:
+    assert repetition(response) == share

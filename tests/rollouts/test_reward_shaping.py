@@ -68,8 +68,8 @@ def test_a_negative_penalty_rewards_length(make_reward: MakeReward) -> None:
     torch.testing.assert_close(shaped, RAW + 0.5 * LENGTHS)
 
 
-def test_running_normalisation_uses_everything_so_far(make_reward: MakeReward) -> None:
-    shaper = RewardShaper(make_reward(running_normalisation=True, scale=3.0), None)
+def test_running_normalization_uses_everything_so_far(make_reward: MakeReward) -> None:
+    shaper = RewardShaper(make_reward(running_normalization=True, scale=3.0), None)
     first, second = batches(16, 16)
     everything = torch.ones(16, dtype=torch.bool)
     lengths = torch.ones(16, dtype=torch.long)
@@ -81,8 +81,8 @@ def test_running_normalisation_uses_everything_so_far(make_reward: MakeReward) -
     assert np.allclose(two, 3 * (second.numpy() - seen.mean()) / seen.std(), atol=2e-3)
 
 
-def test_what_unfinished_replies_score_moves_the_moments_only_where_it_counts(make_reward: MakeReward) -> None:
-    replaced, counted = (RewardShaper(make_reward(running_normalisation=True), penalty) for penalty in (-1.0, None))
+def test_what_unfinished_responses_score_moves_the_moments_only_where_it_counts(make_reward: MakeReward) -> None:
+    replaced, counted = (RewardShaper(make_reward(running_normalization=True), penalty) for penalty in (-1.0, None))
     replaced.shape(RAW, LENGTHS, FINISHED)
     counted.shape(RAW, LENGTHS, FINISHED)
     # 2, -4 and 0.5; with 6, the fourth.
@@ -91,13 +91,13 @@ def test_what_unfinished_replies_score_moves_the_moments_only_where_it_counts(ma
 
 
 def test_a_constant_reward_is_not_divided_by_its_spread(make_reward: MakeReward) -> None:
-    shaper = RewardShaper(make_reward(running_normalisation=True), None)
+    shaper = RewardShaper(make_reward(running_normalization=True), None)
     shaped = shaper.shape(torch.full((4,), 7.0), LENGTHS, FINISHED)
     assert shaped.tolist() == [0.0] * 4
 
 
 def test_the_moments_are_carried_over(make_reward: MakeReward) -> None:
-    settings = make_reward(running_normalisation=True)
+    settings = make_reward(running_normalization=True)
     whole, early, late = (RewardShaper(settings, -1.0) for _ in range(3))
     whole.shape(RAW, LENGTHS, FINISHED)
     early.shape(RAW, LENGTHS, FINISHED)

@@ -28,9 +28,9 @@ PER_TOKEN = [
 
 
 def real(rollout: Rollout, name: str, row: int) -> Tensor:
-    """A row's figures at its reply's tokens."""
+    """A row's figures at its response's tokens."""
     tensor: Tensor = getattr(rollout, name)[row]
-    return tensor[rollout.reply_mask[row]]
+    return tensor[rollout.response_mask[row]]
 
 
 def assert_same_rows(one: Rollout, rows: list[int], other: Rollout) -> None:
@@ -46,12 +46,12 @@ def assert_same_rows(one: Rollout, rows: list[int], other: Rollout) -> None:
             assert torch.equal(real(one, name, here), real(other, name, there)), name
 
 
-def test_selected_rows_are_cut_to_their_longest_prompt_and_reply(make_rollout: MakeRollout) -> None:
+def test_selected_rows_are_cut_to_their_longest_prompt_and_response(make_rollout: MakeRollout) -> None:
     rollout = make_rollout([2, 5, 3, 1], [4, 1, 2, 6])
     selected = rollout.select(torch.tensor([2, 0]))
     assert selected.sequences.shape == selected.attention_mask.shape == (2, 3 + 4)
-    assert selected.reply_mask.shape == selected.advantages.shape == (2, 4)
-    assert selected.reply_length == 4
+    assert selected.response_mask.shape == selected.advantages.shape == (2, 4)
+    assert selected.response_length == 4
     assert_same_rows(rollout, [2, 0], selected)
     # Whole columns of padding are gone: each is real in at least one row.
     assert selected.attention_mask.any(dim=0).all()
@@ -63,9 +63,9 @@ def test_selecting_leaves_the_rollout_as_it_was(make_rollout: MakeRollout) -> No
     assert_same_rows(make_rollout([2, 5], [4, 1]), [0, 1], rollout)
 
 
-def test_an_empty_reply_keeps_one_column(make_rollout: MakeRollout) -> None:
+def test_an_empty_response_keeps_one_column(make_rollout: MakeRollout) -> None:
     selected = make_rollout([2, 2], [0, 3]).select(torch.tensor([0]))
-    assert selected.reply_mask.tolist() == [[False]]
+    assert selected.response_mask.tolist() == [[False]]
     assert selected.sequences.shape == (1, 3)
 
 
@@ -76,25 +76,25 @@ def test_cutting_changes_no_logprob(
     rollout = make_rollout([2, 5, 3, 1], [4, 1, 2, 6])
     rollout = replace(rollout, sequences=rollout.sequences % 50)
     model = ActorCritic(make_policy(kind))
-    whole = model(rollout.sequences, rollout.attention_mask, rollout.reply_length, 0.7).logprobs
+    whole = model(rollout.sequences, rollout.attention_mask, rollout.response_length, 0.7).logprobs
     for rows in ([0], [1], [2, 0], [3, 1]):
         part = rollout.select(torch.tensor(rows))
-        cut = model(part.sequences, part.attention_mask, part.reply_length, 0.7).logprobs
-        torch.testing.assert_close(cut[part.reply_mask], whole[rows][rollout.reply_mask[rows]], atol=1e-5, rtol=0)
+        cut = model(part.sequences, part.attention_mask, part.response_length, 0.7).logprobs
+        torch.testing.assert_close(cut[part.response_mask], whole[rows][rollout.response_mask[rows]], atol=1e-5, rtol=0)
 
 
 def test_joined_rollouts_are_padded_to_common_lengths(make_rollout: MakeRollout) -> None:
     one, other = make_rollout([2, 4], [3, 2]), make_rollout([1, 6, 2], [5, 1, 1], seed=1)
     joined = concatenate([one, other], pad_id=49)
     assert joined.sequences.shape == joined.attention_mask.shape == (5, 6 + 5)
-    assert joined.reply_mask.shape == (5, 5)
+    assert joined.response_mask.shape == (5, 5)
     assert_same_rows(joined, [0, 1], one)
     assert_same_rows(joined, [2, 3, 4], other)
-    # What was added is padding, on the left of prompts and on the right of replies.
+    # What was added is padding, on the left of prompts and on the right of responses.
     assert (joined.sequences[:2, :2] == 49).all()
     assert (joined.sequences[:2, 9:] == 49).all()
     assert not joined.attention_mask[:2, :2].any()
-    assert not joined.reply_mask[:2, 3:].any()
+    assert not joined.response_mask[:2, 3:].any()
     assert not joined.rewards[:2, 3:].any()
 
 

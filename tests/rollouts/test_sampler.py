@@ -1,4 +1,4 @@
-"""What is sampled is the whole distribution, and a reply ends where it says so."""
+"""What is sampled is the whole distribution, and a response ends where it says so."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import ModelError
-from rlhf_lightning.models.actor_critic import reply_logits
+from rlhf_lightning.models.actor_critic import response_logits
 from rlhf_lightning.objectives.logprobs import token_logprobs
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts.sampler import Sampler, own_generation_config, reply_lengths, stop_tokens
+from rlhf_lightning.rollouts.sampler import Sampler, own_generation_config, response_lengths, stop_tokens
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeWords = Callable[..., PreTrainedTokenizerFast]
@@ -28,15 +28,15 @@ def prompts(*rows: Sequence[int]) -> list[EncodedPrompt]:
     return [EncodedPrompt(Prompt(" ".join(f"w{token}" for token in row)), tuple(row)) for row in rows]
 
 
-def test_a_reply_ends_with_its_first_stop_token() -> None:
-    replies = torch.tensor([[7, 1, 8, 1], [1, 9, 9, 9], [7, 8, 9, 1], [7, 8, 9, 9]])
-    lengths, finished = reply_lengths(replies, [1])
+def test_a_response_ends_with_its_first_stop_token() -> None:
+    responses = torch.tensor([[7, 1, 8, 1], [1, 9, 9, 9], [7, 8, 9, 1], [7, 8, 9, 9]])
+    lengths, finished = response_lengths(responses, [1])
     assert lengths.tolist() == [2, 1, 4, 4]
     assert finished.tolist() == [True, True, True, False]
 
 
-def test_any_of_several_stop_tokens_ends_a_reply() -> None:
-    lengths, finished = reply_lengths(torch.tensor([[7, 33, 1], [1, 33, 7], [7, 8, 33], [7, 8, 9]]), [1, 33])
+def test_any_of_several_stop_tokens_ends_a_response() -> None:
+    lengths, finished = response_lengths(torch.tensor([[7, 33, 1], [1, 33, 7], [7, 8, 33], [7, 8, 9]]), [1, 33])
     assert lengths.tolist() == [2, 1, 3, 3]
     assert finished.tolist() == [True, True, True, False]
 
@@ -54,7 +54,7 @@ def test_the_stop_tokens_are_the_tokenizers_and_the_models(
 
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_samples_masks_and_completions_describe_the_same_replies(
+def test_samples_masks_and_completions_describe_the_same_responses(
     kind: str, pad: str, make_policy: MakeModel, make_words: MakeWords
 ) -> None:
     policy, tokenizer = make_policy(kind), make_words(pad=pad)
@@ -62,35 +62,35 @@ def test_samples_masks_and_completions_describe_the_same_replies(
     sampler = Sampler(policy, tokenizer, temperature=1.0, max_new_tokens=6, seed=0)
     samples = sampler.sample(prompts(*[SHORT, LONG] * 20), range(40))
     finished = 0
-    for row, completion in enumerate(samples.completions):
+    for row, response in enumerate(samples.responses):
         prompt = SHORT if row % 2 == 0 else LONG
-        length = int(samples.reply_mask[row].sum())
-        assert completion.prompt_ids == prompt
-        # Left-padded prompt, reply from the same column on, right padding.
-        assert samples.sequences[row, 6 - len(prompt) : 6 + length].tolist() == [*prompt, *completion.reply_ids]
+        length = int(samples.response_mask[row].sum())
+        assert response.prompt_ids == prompt
+        # Left-padded prompt, response from the same column on, right padding.
+        assert samples.sequences[row, 6 - len(prompt) : 6 + length].tolist() == [*prompt, *response.response_ids]
         assert samples.attention_mask[row].nonzero()[:, 0].tolist() == list(range(6 - len(prompt), 6 + length))
-        assert samples.reply_mask[row, :length].all()
+        assert samples.response_mask[row, :length].all()
         assert (samples.sequences[row, 6 + length :] == tokenizer.pad_token_id).all()
-        # The stop token is the reply's last, and there is none before it.
-        stops = [step for step, token in enumerate(completion.reply_ids) if 1 <= token < 9]
-        assert stops == ([length - 1] if completion.finished else [])
-        assert completion.finished or length == 6
-        assert completion.reply == tokenizer.decode(list(completion.reply_ids), skip_special_tokens=True)
-        finished += completion.finished
-    assert 5 < finished < 40, "both kinds of replies have to be among them"
+        # The stop token is the response's last, and there is none before it.
+        stops = [step for step, token in enumerate(response.response_ids) if 1 <= token < 9]
+        assert stops == ([length - 1] if response.finished else [])
+        assert response.finished or length == 6
+        assert response.text == tokenizer.decode(list(response.response_ids), skip_special_tokens=True)
+        finished += response.finished
+    assert 5 < finished < 40, "both kinds of responses have to be among them"
 
 
 def test_a_models_own_generation_config_is_set_aside_and_restored(
     make_policy: MakeModel, words: PreTrainedTokenizerFast
 ) -> None:
-    # Its own config would make every reply the same; sampled freely, 64 first tokens are of many kinds.
+    # Its own config would make every response the same; sampled freely, 64 first tokens are of many kinds.
     policy = make_policy(initializer_range=0.02)
     own = GenerationConfig(do_sample=False, top_k=1, repetition_penalty=50.0, max_new_tokens=1, min_new_tokens=4)
     policy.generation_config = own
     sampler = Sampler(policy, words, temperature=1.0, max_new_tokens=3, seed=0)
     samples = sampler.sample(prompts(*[SHORT] * 64), range(64))
-    assert len({completion.reply_ids[0] for completion in samples.completions}) > 20
-    assert samples.reply_mask.shape[1] == 3
+    assert len({response.response_ids[0] for response in samples.responses}) > 20
+    assert samples.response_mask.shape[1] == 3
     assert policy.generation_config is own
     assert (own.top_k, own.repetition_penalty, own.do_sample) == (1, 50.0, False)
 
@@ -148,12 +148,12 @@ def test_the_recorded_logprobs_are_those_that_a_forward_gives(
     policy = make_policy(kind)
     sampler = Sampler(policy, words, temperature=0.7, max_new_tokens=5, seed=0)
     samples = sampler.sample(prompts(*[SHORT, LONG] * 8), range(16))
-    logits, _ = reply_logits(policy, samples.sequences, samples.attention_mask, samples.reply_mask.shape[1])
-    difference = (token_logprobs(logits, samples.replies, 0.7) - samples.logprobs)[samples.reply_mask]
+    logits, _ = response_logits(policy, samples.sequences, samples.attention_mask, samples.response_mask.shape[1])
+    difference = (token_logprobs(logits, samples.response_ids, 0.7) - samples.logprobs)[samples.response_mask]
     assert difference.abs().max() < 1e-5
     assert difference.mean().abs() < 1e-6
-    assert samples.logprobs[samples.reply_mask].std() > 0.1
-    assert not samples.logprobs[~samples.reply_mask].any()
+    assert samples.logprobs[samples.response_mask].std() > 0.1
+    assert not samples.logprobs[~samples.response_mask].any()
 
 
 def test_chunks_hold_at_most_so_many_prompts_and_keep_their_order(
@@ -161,15 +161,15 @@ def test_chunks_hold_at_most_so_many_prompts_and_keep_their_order(
 ) -> None:
     sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=2, seed=0)
     chunks = list(sampler.sample_in_chunks(prompts(*([token] for token in range(3, 10))), range(7), 3))
-    assert [len(chunk.completions) for chunk in chunks] == [3, 3, 1]
-    assert [done.prompt_ids for chunk in chunks for done in chunk.completions] == [(token,) for token in range(3, 10)]
+    assert [len(chunk.responses) for chunk in chunks] == [3, 3, 1]
+    assert [done.prompt_ids for chunk in chunks for done in chunk.responses] == [(token,) for token in range(3, 10)]
 
 
 def test_the_seed_decides_what_is_sampled(make_policy: MakeModel, words: PreTrainedTokenizerFast) -> None:
     drawn = []
     for seed in (1, 1, 2):
         sampler = Sampler(make_policy(), words, temperature=1.0, max_new_tokens=4, seed=seed)
-        drawn.append(sampler.sample(prompts(SHORT, LONG), range(2)).completions)
+        drawn.append(sampler.sample(prompts(SHORT, LONG), range(2)).responses)
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
 
@@ -182,27 +182,27 @@ def test_a_draw_is_the_same_in_any_company_order_and_state_of_the_generator(
     policy.generation_config.eos_token_id = list(range(40, 50))
     sampler = Sampler(policy, words, temperature=1.3, max_new_tokens=6, seed=3)
     asked = prompts(*[SHORT, LONG, (30,), (8, 8, 12)] * 6)
-    together = sampler.sample(asked, range(100, 124)).completions
-    assert len({len(done.reply_ids) for done in together}) > 2
+    together = sampler.sample(asked, range(100, 124)).responses
+    assert len({len(done.response_ids) for done in together}) > 2
     torch.manual_seed(99)
     torch.rand(7)
     state = torch.get_rng_state()
     for size in (1, 5, 24):
         chunks = sampler.sample_in_chunks(asked, range(100, 124), size)
-        assert tuple(done for chunk in chunks for done in chunk.completions) == together
-    backwards = sampler.sample(asked[::-1], range(123, 99, -1)).completions
+        assert tuple(done for chunk in chunks for done in chunk.responses) == together
+    backwards = sampler.sample(asked[::-1], range(123, 99, -1)).responses
     assert backwards[::-1] == together
     assert torch.equal(torch.get_rng_state(), state), "the global generator has no part in it"
 
 
-def test_draws_of_other_numbers_are_other_replies(make_policy: MakeModel, words: PreTrainedTokenizerFast) -> None:
+def test_draws_of_other_numbers_are_other_responses(make_policy: MakeModel, words: PreTrainedTokenizerFast) -> None:
     sampler = Sampler(make_policy(initializer_range=0.02), words, temperature=1.0, max_new_tokens=8, seed=0)
     first, second = (sampler.sample(prompts(*[SHORT] * 20), range(start, start + 20)) for start in (0, 20))
-    replies = {done.reply_ids for samples in (first, second) for done in samples.completions}
-    assert len(replies) == 40
+    responses = {done.response_ids for samples in (first, second) for done in samples.responses}
+    assert len(responses) == 40
     # A negative number is a draw as well: reference samples have them.
     negative = sampler.sample(prompts(*[SHORT] * 20), range(-20, 0))
-    assert not replies & {done.reply_ids for done in negative.completions}
+    assert not responses & {done.response_ids for done in negative.responses}
 
 
 def test_a_prompt_that_leaves_no_room_is_one_clear_error(

@@ -9,43 +9,43 @@ import pytest
 import torch
 
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts.sampler import Completion
-from rlhf_lightning.rollouts.scoring import EnsembleScorer, StandardisedScorer
+from rlhf_lightning.rollouts.sampler import SampledResponse
+from rlhf_lightning.rollouts.scoring import EnsembleScorer, StandardizedScorer
 
-SAMPLES = [Completion(Prompt("w3"), (3,), (4,) * count, "", finished=True) for count in (1, 2, 3, 6)]
+SAMPLES = [SampledResponse(Prompt("w3"), (3,), (4,) * count, "", finished=True) for count in (1, 2, 3, 6)]
 
 
 def test_score_less_offset_by_spread(make_scorer: Callable[..., Any]) -> None:
-    raw = make_scorer(lambda completion: float(len(completion.reply_ids)))
-    scorer = StandardisedScorer(raw, offset=2.0, spread=4.0)
+    raw = make_scorer(lambda response: float(len(response.response_ids)))
+    scorer = StandardizedScorer(raw, mean=2.0, std=4.0)
     # (1 - 2) / 4, and so on.
     assert scorer.score(SAMPLES).tolist() == [-0.25, 0.0, 0.25, 1.0]
 
 
 def test_the_reference_samples_get_mean_0_and_deviation_1(make_scorer: Callable[..., Any]) -> None:
-    raw = make_scorer(lambda completion: float(len(completion.reply_ids)))
+    raw = make_scorer(lambda response: float(len(response.response_ids)))
     scores = raw.score(SAMPLES)
-    scorer = StandardisedScorer(raw, offset=float(scores.mean()), spread=float(scores.std()))
-    standardised = scorer.score(SAMPLES)
-    torch.testing.assert_close(standardised.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(standardised.std(), torch.tensor(1.0))
+    scorer = StandardizedScorer(raw, mean=float(scores.mean()), std=float(scores.std()))
+    standardized = scorer.score(SAMPLES)
+    torch.testing.assert_close(standardized.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(standardized.std(), torch.tensor(1.0))
 
 
 def test_it_moves_with_what_it_scores_by(make_scorer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     raw = make_scorer(lambda _: 0.0)
     moved: list[torch.device] = []
     monkeypatch.setattr(raw, "to", moved.append)
-    scorer = StandardisedScorer(raw, offset=0.0, spread=1.0)
+    scorer = StandardizedScorer(raw, mean=0.0, std=1.0)
     assert scorer.to(torch.device("meta")) is scorer
     assert moved == [torch.device("meta")]
 
 
 @pytest.fixture
 def ensemble(make_scorer: Callable[..., Any]) -> Callable[..., EnsembleScorer]:
-    """Two members: the length of a reply, and 4."""
+    """Two members: the length of a response, and 4."""
 
     def build(combine: Any, disagreement_coef: float) -> EnsembleScorer:
-        members = [make_scorer(lambda completion: float(len(completion.reply_ids))), make_scorer(lambda _: 4.0)]
+        members = [make_scorer(lambda response: float(len(response.response_ids))), make_scorer(lambda _: 4.0)]
         return EnsembleScorer(members, combine=combine, disagreement_coef=disagreement_coef)
 
     return build

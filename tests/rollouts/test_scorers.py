@@ -1,4 +1,4 @@
-"""What a reward model reads of a completion."""
+"""What a reward model reads of a response."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rlhf_lightning.data.encoding import Encoder
 from rlhf_lightning.data.settings import Records
 from rlhf_lightning.models.classifier import Classifier
 from rlhf_lightning.records import Message, Prompt
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 from rlhf_lightning.rollouts.scoring import RewardModelScorer, TextScorer, same_tokenizer
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeWords = Callable[..., PreTrainedTokenizerFast]
 
 # The policy's ids are not those that the reward model's tokenizer would give the same text.
-ENDED = Completion(Prompt("w5 w6"), (5, 6), (40, 41, 1), "w7 w8", finished=True)
-CUT = Completion(Prompt("w5"), (5,), (42, 43, 44), "w9 w10", finished=False)
+ENDED = SampledResponse(Prompt("w5 w6"), (5, 6), (40, 41, 1), "w7 w8", finished=True)
+CUT = SampledResponse(Prompt("w5"), (5,), (42, 43, 44), "w9 w10", finished=False)
 
 
 class Listening:
@@ -43,7 +43,7 @@ class Listening:
 
 def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
     return Encoder(
-        tokenizer, Records(max_prompt_length=64, max_reply_length=64, on_long_record="truncate", pairing="all")
+        tokenizer, Records(max_prompt_length=64, max_response_length=64, on_long_record="truncate", pairing="all")
     )
 
 
@@ -57,7 +57,7 @@ def test_with_the_policys_tokenizer_the_sampled_ids_are_scored() -> None:
 def test_with_another_tokenizer_the_texts_are_encoded_anew(words: PreTrainedTokenizerFast) -> None:
     classifier = Listening()
     RewardModelScorer(cast(Classifier, classifier), encoder(words)).score([ENDED, CUT])
-    # A reply that ended itself ends with EOS; one that was cut does not.
+    # A response that ended itself ends with EOS; one that was cut does not.
     assert classifier.asked == [[5, 6, 7, 8, 1], [5, 9, 10]]
 
 
@@ -69,13 +69,13 @@ def test_the_score_is_the_positive_labels_logit(make_reward_model: MakeModel, wo
         torch.testing.assert_close(scorer.score([ENDED]), logits[positive : positive + 1], atol=1e-5, rtol=0)
 
 
-def test_a_text_scorer_reads_the_reply_alone_or_with_its_prompt() -> None:
+def test_a_text_scorer_reads_the_response_alone_or_with_its_prompt() -> None:
     classifier = Listening()
     scores = TextScorer(cast(Classifier, classifier), include_prompt=False).score([ENDED, CUT])
     assert classifier.asked == [["w7 w8", "w9 w10"], None]
     assert scores.tolist() == [5.0, 6.0]
     turns = Message("user", "w3"), Message("assistant", "w4"), Message("user", "w5")
-    chat = Completion(Prompt(turns), (3,), (4,), "w4", finished=True)
+    chat = SampledResponse(Prompt(turns), (3,), (4,), "w4", finished=True)
     TextScorer(cast(Classifier, classifier), include_prompt=True).score([ENDED, chat])
     assert classifier.asked == [["w5 w6", "user: w3\nassistant: w4\nuser: w5"], ["w7 w8", "w4"]]
 

@@ -73,7 +73,7 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "resume": ("auto", NOTHING),
     "pipeline.name": ("x", NOTHING),
     "data.max_prompt_length": (16, frozenset({S, V, C, F, R, P, E})),
-    "data.max_reply_length": (16, frozenset({S, V, R})),
+    "data.max_response_length": (16, frozenset({S, V, R})),
     "data.on_long_record": ("drop", frozenset({S, V, C, F, R, P, E})),
     "data.demonstrations": (40, frozenset({S})),
     **{f"data.annotator.{name}_bias": (0.5, frozenset({C})) for name in ("length", "politeness", "boilerplate")},
@@ -140,13 +140,13 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "revision_sft.max_grad_norm": (2.0, frozenset({V})),
     "revision_sft.held_out_fraction": (0.25, frozenset({V})),
     "comparisons.prompts": (30, frozenset({C})),
-    "comparisons.replies": (3, frozenset({C})),
+    "comparisons.responses": (3, frozenset({C})),
     "comparisons.held_out_fraction": (0.25, frozenset({C})),
     "judge_calibration.pairs": (30, frozenset({J})),
     "judge_calibration.bootstrap_samples": (200, frozenset({J})),
     "ai_feedback.on_failed_calibration": ("refuse", frozenset({F})),
     "ai_feedback.prompts": (30, frozenset({F})),
-    "ai_feedback.replies": (4, frozenset({F})),
+    "ai_feedback.responses": (4, frozenset({F})),
     "ai_feedback.kinds": (["harm"], frozenset({F})),
     "ai_feedback.batch_size": (8, NOTHING),
     "ai_feedback.held_out_fraction": (0.25, frozenset({F})),
@@ -160,7 +160,7 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "reward_model.head": ("classifier", frozenset({R})),
     "data.pairing": ("adjacent", frozenset({C, R})),
     "reward_model.margin_coef": (0.5, frozenset({R})),
-    "reward_model.centring_coef": (0.5, frozenset({R})),
+    "reward_model.reward_centering_coef": (0.5, frozenset({R})),
     "ppo.critic": ("separate", frozenset({P})),
     "ppo.iterations": (3, frozenset({P})),
     "ppo.epochs": (3, frozenset({P})),
@@ -194,10 +194,10 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "kl.coef": (0.5, frozenset({P})),
     "reference.kind": ("frozen_copy", frozenset({P})),
     "advantage.gamma": (0.5, frozenset({P})),
-    "advantage.lam": (0.5, frozenset({P})),
+    "advantage.gae_lambda": (0.5, frozenset({P})),
     "advantage.whiten": (False, frozenset({P})),
     "advantage.whiten_rewards": (True, frozenset({P})),
-    "reward.standardise_on_reference": (32, frozenset({P})),
+    "reward.standardize_on_reference": (32, frozenset({P})),
     "reward.scale": (2.0, frozenset({P})),
     "reward.clip": (1.0, frozenset({P})),
     "reward.length_penalty": (0.5, frozenset({P})),
@@ -208,8 +208,8 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
     "trainer.deterministic": (False, TRAINING),
     "trainer.threads": (1, NOTHING),
     "callbacks.progress_bar": (False, NOTHING),
-    "callbacks.diary_every": (1, frozenset({P})),
-    "callbacks.diary_samples": (1, frozenset({P})),
+    "callbacks.sample_log_every": (1, frozenset({P})),
+    "callbacks.sample_log_size": (1, frozenset({P})),
     "callbacks.gold_monitor": (False, frozenset({P})),
     "callbacks.plots": (True, frozenset({J})),
     "callbacks.self_checks": (False, NOTHING),
@@ -228,7 +228,7 @@ IN_THE_WORLD: dict[str, tuple[Any, frozenset[str]]] = {
 ELSEWHERE = {
     *("pipeline.stages", "evaluate.policies", "evaluate.reference_from", "evaluate.reward_from"),
     *("sft.policy_from", "comparisons.policy_from", "reward_model.backbone_from", "reward_model.comparisons_from"),
-    *("ppo.policy_from", "ppo.reward_from", "reward.running_normalisation", "trainer.accelerator"),
+    *("ppo.policy_from", "ppo.reward_from", "reward.running_normalization", "trainer.accelerator"),
     *("sft.demonstrations_from", "critique_revision.policy_from", "critique_revision.reviser_from"),
     *("critique_revision.prompts_from", "critique_revision.helpful_prompts_from"),
     *("revision_sft.policy_from", "revision_sft.demonstrations_from", "judge_calibration.data"),
@@ -248,13 +248,13 @@ KINDS = {"data.kind", "model.kind", "peft.kind", "judge.kind", "kl.kind", "advan
 RECORDED: dict[str, tuple[Any, frozenset[str]]] = {
     "seed": (2, frozenset({S, K, V, J, F, R, P})),
     "data.max_prompt_length": (16, frozenset({S, V, F, R, P, E})),
-    "data.max_reply_length": (16, frozenset({S, V, R})),
+    "data.max_response_length": (16, frozenset({S, V, R})),
     "data.on_long_record": ("drop", frozenset({S, V, F, R, P, E})),
     "data.on_bad_record": ("skip", frozenset({S, K, C, J, F, P, E})),
     "data.held_out_fraction": (0.5, frozenset({S, K, C, J, F, P, E})),
     "data.max_records": (2, frozenset({S, K, C, J, F, P, E})),
     "comparisons.prompts": (30, NOTHING),
-    "comparisons.replies": (3, NOTHING),
+    "comparisons.responses": (3, NOTHING),
     "critique_revision.prompts": (30, frozenset({K})),
     "judge_calibration.pairs": (30, frozenset({J})),
     "rollout.max_new_tokens": (16, frozenset({F, P, E})),
@@ -433,7 +433,14 @@ def test_a_model_from_scratch_is_made_of_its_shape_the_text_and_the_seed(recorde
 def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
     path = Path(recorded["data"]["preferences"])
     as_file = {**recorded["data"], "kind": "hub", "name": str(path), "config": None, "split": "train"}
-    kept = ("max_prompt_length", "max_reply_length", "on_long_record", "pairing", "on_bad_record", "held_out_fraction")
+    kept = (
+        "max_prompt_length",
+        "max_response_length",
+        "on_long_record",
+        "pairing",
+        "on_bad_record",
+        "held_out_fraction",
+    )
     names = (*kept, "max_records", "kind", "name", "config", "split")
     config = {**recorded, "data": {**{name: as_file[name] for name in names}, "record": "preference"}}
     before = keys(settings_from(config))
@@ -448,7 +455,7 @@ def test_a_hub_dataset_counts_by_its_records(recorded: Config) -> None:
         (["kl=adaptive"], {P, E}),
         (["kl=none"], {P, E}),
         (["peft=lora"], {S, K, V, C, F, R, P, E}),
-        (["reward.standardise_on_reference=null", "reward.running_normalisation=true"], {P, E}),
+        (["reward.standardize_on_reference=null", "reward.running_normalization=true"], {P, E}),
         (["evaluate.policies=[ppo]"], {E}),
         (["evaluate.reward_from=null"], {E}),
         (["evaluate.reference_from=base"], {E}),
@@ -535,7 +542,7 @@ def test_no_key_of_the_judge_makes_critiques_again(constitutional: Config) -> No
         assert turned == (set() if key == "judge.batch_size" else {J} | FROM_F), key
 
 
-CRITIQUE = {"prompt": "p", "reply": "r", "critique": "c"}
+CRITIQUE = {"prompt": "p", "response": "r", "critique": "c"}
 
 
 @pytest.mark.parametrize(
@@ -600,7 +607,7 @@ def test_comparisons_to_calibrate_on_count_by_their_content(constitutional: Conf
     assert differing(with_one, with_two) == {J} | FROM_F
 
 
-def test_the_judgements_that_ship_with_the_world_count(
+def test_the_judgments_that_ship_with_the_world_count(
     constitutional: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_from(constitutional)

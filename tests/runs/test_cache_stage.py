@@ -14,7 +14,7 @@ from rlhf_lightning.evaluation.summary import SampleRow, read_samples
 from rlhf_lightning.runs import cache_store as entries
 from rlhf_lightning.runs import cache_store as stores
 from rlhf_lightning.runs.keys import StageKeys
-from rlhf_lightning.runs.stage_cache import KEYS, Made, StageCache
+from rlhf_lightning.runs.stage_cache import KEYS, CachedResult, StageCache
 from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
 
@@ -48,7 +48,7 @@ def stage_run(cache: StageCache, text: str = "weights") -> str:
             file.write("stage,step,episodes,name,value\nother,1,,other/loss,1.0\nsft,9,,sft/loss,0.5\n")
         cache.begins("sft", goes_on=False)
         metrics = {"loss": 0.5, "key": cache.keys.of("sft")}
-        cache.keep("sft", Made(95.0, metrics, objective=-0.5, evaluation={}, samples=[]))
+        cache.keep("sft", CachedResult(95.0, metrics, objective=-0.5, evaluation={}, samples=[]))
         return "run"
 
 
@@ -105,7 +105,7 @@ def test_a_stage_that_goes_on_under_another_key_is_not_kept(opened: Callable[...
     cache.run.write_json(KEYS, {"sft": "the key of yesterday's code"})
     cache.begins("sft", goes_on=True)
     assert cache.keys.of("sft") not in (key, "the key of yesterday's code")
-    cache.keep("sft", Made(1.0, {}, None, {}, []))
+    cache.keep("sft", CachedResult(1.0, {}, None, {}, []))
     assert not (tmp_path / "cache").exists()
 
 
@@ -114,7 +114,7 @@ def test_a_stage_that_goes_on_under_its_key_is_kept(opened: Callable[..., StageC
     cache.begins("sft", goes_on=False)
     cache.begins("sft", goes_on=True)
     (cache.run.stage_dir("sft") / "model.safetensors").write_text("weights")
-    cache.keep("sft", Made(1.0, {}, None, {}, []))
+    cache.keep("sft", CachedResult(1.0, {}, None, {}, []))
     assert stage_run(opened("on", "other")) == "taken"
 
 
@@ -133,7 +133,7 @@ def test_an_adapter_names_the_base_of_the_run_that_it_lies_in(opened: Callable[.
 def test_samples_are_taken_with_the_stage_that_made_them(opened: Callable[..., StageCache]) -> None:
     rows = [SampleRow("iid", "hello", before="hm", after="hi", gold_before=-1.0, gold_after=0.5)]
     maker, taker = opened("on", "maker"), opened("on", "taker")
-    maker.keep("sft", Made(1.0, {}, objective=None, evaluation={}, samples=rows))
+    maker.keep("sft", CachedResult(1.0, {}, objective=None, evaluation={}, samples=rows))
     with taker.turn("sft", lambda: None) as entry:
         assert entry is not None
         assert taker.take(entry).samples == rows

@@ -21,7 +21,7 @@ import pytest
 from rlhf_lightning.cli.cache import age, size
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.runs import cache_store as entries
-from rlhf_lightning.runs.cache_store import FILES, RECORD, Entry, Limits, Record, Store, condemned, prune
+from rlhf_lightning.runs.cache_store import FILES, RECORD, Entry, Limits, Record, Store, entries_to_prune, prune
 
 KEY = "a" * 64
 OTHER = "ab" + "c" * 62
@@ -52,7 +52,7 @@ def left(tmp_path: Path) -> Path:
     (directory / "inner").mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(b"weights" * 100)
     (directory / "inner" / "config.json").write_text("{}")
-    (directory / "diary.jsonl").write_text("{}\n")
+    (directory / "sample_log.jsonl").write_text("{}\n")
     return directory
 
 
@@ -80,21 +80,21 @@ def found(store: Store, key: str = KEY) -> Entry:
 def test_what_was_put_there_is_found_there(filled: Store, left: Path, tmp_path: Path) -> None:
     entry = found(filled)
     assert replace(entry.record, files={}) == record()
-    entry.put_into(tmp_path / "again")
+    entry.copy_into(tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(left)
     assert entry.record.bytes == 700 + 2 + 3
     assert filled.sound("sft", OTHER, repair=True) is None
 
 
 def test_files_are_shared_but_for_those_that_are_appended_to(filled: Store, left: Path, tmp_path: Path) -> None:
-    found(filled).put_into(tmp_path / "again")
+    found(filled).copy_into(tmp_path / "again")
     inode = (left / "model.safetensors").stat().st_ino
     assert (tmp_path / "again" / "model.safetensors").stat().st_ino == inode
     assert (left / "model.safetensors").stat().st_mode & 0o222 == 0, "an edit in a run would be one in the cache"
-    assert (tmp_path / "again" / "diary.jsonl").stat().st_ino != (left / "diary.jsonl").stat().st_ino
-    assert (tmp_path / "again" / "diary.jsonl").stat().st_mode & 0o200
-    with (left / "diary.jsonl").open("a") as diary:
-        diary.write("more")
+    assert (tmp_path / "again" / "sample_log.jsonl").stat().st_ino != (left / "sample_log.jsonl").stat().st_ino
+    assert (tmp_path / "again" / "sample_log.jsonl").stat().st_mode & 0o200
+    with (left / "sample_log.jsonl").open("a") as sample_log:
+        sample_log.write("more")
     assert found(filled).flaws() == []
 
 
@@ -106,7 +106,7 @@ def test_where_the_filesystem_has_no_links_files_are_copied(
 
     monkeypatch.setattr(os, "link", refuse)
     store.publish(record(), left)
-    found(store).put_into(tmp_path / "again")
+    found(store).copy_into(tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(left)
     assert (tmp_path / "again" / "model.safetensors").stat().st_mode & 0o200
 
@@ -149,7 +149,7 @@ def test_a_damaged_entry_is_moved_away_and_said_to_be(
     assert not filled.place("sft", KEY).exists()
     filled.publish(record(), kept)
     assert found(filled).flaws() == []
-    assert [path.suffix for path in filled.abandoned()] == [".broken"]
+    assert [path.suffix for path in filled.leftovers()] == [".broken"]
 
 
 def test_large_files_are_known_by_their_size_when_they_are_used(filled: Store) -> None:
@@ -166,8 +166,8 @@ def test_a_new_entry_takes_the_place_of_the_old_one(filled: Store, left: Path) -
     (left / "inner" / "config.json").unlink()
     filled.publish(record(seconds=5.0), left)
     assert found(filled).record.seconds == 5.0
-    assert set(found(filled).record.files) == {"model.safetensors", "diary.jsonl"}
-    assert filled.abandoned() == []
+    assert set(found(filled).record.files) == {"model.safetensors", "sample_log.jsonl"}
+    assert filled.leftovers() == []
 
 
 def test_an_entry_that_could_not_be_written_is_not_there_in_part(
@@ -291,20 +291,20 @@ def three(store: Store, left: Path) -> Store:
     ],
 )
 def test_what_goes(three: Store, limits: Limits, keys: str) -> None:
-    assert "".join(entry.record.key[0] for entry in condemned(three.entries(), limits, NOW)) == keys
+    assert "".join(entry.record.key[0] for entry in entries_to_prune(three.entries(), limits, NOW)) == keys
 
 
 def test_pruning_leaves_what_is_in_use_and_removes_what_was_abandoned(three: Store, tmp_path: Path) -> None:
     leftover = three.place("sft", "1" * 64).with_name(f".{'1' * 64}.123.abcd.part")
-    at_work = three.place("ppo", "2" * 64).with_name(f".{'2' * 64}.124.abcd.part")
-    for path in (leftover, at_work):
+    active_adapter = three.place("ppo", "2" * 64).with_name(f".{'2' * 64}.124.abcd.part")
+    for path in (leftover, active_adapter):
         path.mkdir()
     with three.held("ppo", "2" * 64, tmp_path, lambda: None):
         gone, busy = prune(three, Limits(bytes=0), dry_run=False)
     assert {entry.record.key[0] for entry in gone} == {"1", "3"}
     assert [entry.record.key[0] for entry in busy] == ["2"]
     assert not leftover.exists()
-    assert at_work.exists(), "its builder is alive"
+    assert active_adapter.exists(), "its builder is alive"
     assert [entry.record.key[0] for entry in three.entries()] == ["2"]
 
 
@@ -313,7 +313,7 @@ def test_whether_somebody_builds_is_asked_without_waiting(three: Store, tmp_path
         three.place("ppo", "2" * 64).with_name(f".{'2' * 64}.124.{name}.part").mkdir()
     with three.held("ppo", "2" * 64, tmp_path, lambda: None):
         started = time.monotonic()
-        assert three.abandoned() == []
+        assert three.leftovers() == []
         assert time.monotonic() - started < 1.5, "milliseconds, on an idle machine"
 
 

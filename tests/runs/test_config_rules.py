@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_lightning.rollouts.settings import ClassifierReward
 from rlhf_lightning.runs.compose import ConfigTree
-from rlhf_lightning.runs.environment_checks import surrounding_problems
+from rlhf_lightning.runs.environment_checks import environment_problems
 from rlhf_lightning.runs.preflight import check_job
 from rlhf_lightning.runs.rules import cross_field_problems
 from rlhf_lightning.stages.run_settings import RunSettings
@@ -20,8 +20,8 @@ CLASSIFIER = ClassifierReward(
     name_or_path="owner/name",
     positive_label="good",
     include_prompt=False,
-    standardise_on_reference=None,
-    running_normalisation=False,
+    standardize_on_reference=None,
+    running_normalization=False,
     scale=1.0,
     clip=None,
     length_penalty=0.0,
@@ -73,10 +73,10 @@ def test_a_critic_starts_from_the_reward_model_only_where_that_gives_the_reward(
 def test_a_path_must_exist_and_a_hub_id_is_left_to_the_hub(settings: RunSettings) -> None:
     absent = [f"{start}no_such_model" for start in ("./", "../", "/", "~/")]
     for name in absent:
-        (problem,) = surrounding_problems(changed(settings, sft={"policy_from": name}))
+        (problem,) = environment_problems(changed(settings, sft={"policy_from": name}))
         assert (problem.key, problem.what) == ("sft.policy_from", f"{name} does not exist")
     for name in ("gpt2", "owner/name"):
-        assert surrounding_problems(changed(settings, sft={"policy_from": name})) == []
+        assert environment_problems(changed(settings, sft={"policy_from": name})) == []
 
 
 def test_a_job_of_a_sweep_knows_its_number() -> None:

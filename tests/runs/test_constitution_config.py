@@ -182,12 +182,12 @@ mixture: {concise: -1, honst: 1}
 principles:
   - id: courtesy
     title: Own
-    critique_request: What is wrong with {reply_a}?
+    critique_request: What is wrong with {response_a}?
     revision_request: ''
     preference_question: Which is better?
     weight: 0
     world: {tag: breif}
-    fewshots: {critique: [{prompt: a, reply: b}]}
+    fewshots: {critique: [{prompt: a, response: b}]}
     weigth: 1
 """
 
@@ -219,7 +219,7 @@ def test_everything_wrong_is_said_at_once_with_its_line(tree: ConfigTree, write:
     assert found["extends.2"].what == "goes in a circle: mine.yaml -> mine.yaml"
     assert found["mixture.honst"].fix == "did you mean honest?"
     assert found["principles.1.id"].what == "there is a principle 'courtesy' already, in conf/constitution/polite.yaml"
-    assert found["principles.1.critique_request"].fix == "there are: {prompt}, {reply}"
+    assert found["principles.1.critique_request"].fix == "there are: {prompt}, {response}"
     assert found["principles.1.pointwise_question"].what == "needs a value"
     assert found["principles.1.weight"].what == "expects a number > 0, got 0"
     assert found["principles.1.world.tag"].fix == "did you mean brief?"

@@ -58,7 +58,7 @@ def trained(
         save_policy(policy, words, run.stage_dir("ppo"), layers)
         save_classifier(reward, words, run.stage_dir("reward_model"), layers)
         for stage in ("reward_model", "ppo"):
-            (run.path / stage / "diary.jsonl").write_text("{}")
+            (run.path / stage / "sample_log.jsonl").write_text("{}")
             run.add_artifact(stage, run.path / stage)
         return run
 

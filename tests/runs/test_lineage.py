@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.runs.pipeline import left_by, taken_in
+from rlhf_lightning.runs.pipeline import input_artifacts, output_artifact
 from rlhf_lightning.stages.run_directory import METRICS, RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.worlds import courtesy
@@ -22,7 +22,7 @@ def key_of(stage: str) -> str:
 
 
 def taken(settings: RunSettings, run: Path, stage: str) -> dict[str, Path | str]:
-    return {artifact.name: artifact.place for artifact in taken_in(settings, RunDirectory(run), stage, key_of)}
+    return {artifact.name: artifact.place for artifact in input_artifacts(settings, RunDirectory(run), stage, key_of)}
 
 
 def test_stages_of_a_run_take_in_each_others_work_once(tmp_path: Path, composed: Compose) -> None:
@@ -97,7 +97,7 @@ def test_a_stage_of_another_run_has_the_name_that_it_has_there(
 def test_what_a_stage_leaves_tells_about_itself(tmp_path: Path, composed: Compose) -> None:
     settings = composed("peft=lora", "seed=5")
     figures = {"score": 0.5, "key": key_of("ppo")}
-    left = left_by(settings, RunDirectory(tmp_path), "ppo", key_of, figures)
+    left = output_artifact(settings, RunDirectory(tmp_path), "ppo", key_of, figures)
     assert (left.name, left.kind, left.place) == ("ppo-ppo_________", "ppo", tmp_path / "ppo")
     assert left.metadata == {
         "digest": key_of("ppo"),

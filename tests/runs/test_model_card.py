@@ -59,18 +59,18 @@ def test_what_models_made_by_a_constitution_is_said(finished_run: Finished) -> N
     }
     said = {stage: on_one_line(section(card, "Data")) for stage, card in cards.items()}
     # The principles of harmless (2), helpful (1) and honest (2), and one of its own.
-    revised = "The constitution was hhh (6 principles): replies were critiqued and revised by its principles"
+    revised = "The constitution was hhh (6 principles): responses were critiqued and revised by its principles"
     assert "no written constitution and no AI feedback" in said["sft"]
     assert f"{revised}." in said["revision_sft"]
     for stage in ("reward_model", "ppo"):
-        assert f"{revised} and a model (base) compared replies under it." in said[stage]
+        assert f"{revised} and a model (base) compared responses under it." in said[stage]
 
 
 def test_a_judge_on_its_own_is_named(finished_run: Finished) -> None:
     server = ("judge=openai", "judge.base_url=http://localhost:1/v1", "judge.model=some_judge")
     run = finished_run("pipeline=rlaif", "constitution=polite", *server)
     data = on_one_line(section(model_card(ExportedModel(run, "ppo", "whole", chats=True)), "Data"))
-    assert r"The constitution was polite (1 principle): a model (some\_judge) compared replies under it." in data
+    assert r"The constitution was polite (1 principle): a model (some\_judge) compared responses under it." in data
 
 
 @pytest.mark.parametrize("overrides", [("pipeline=constitutional", "constitution=none"), ("pipeline=rlhf",)])

@@ -276,9 +276,9 @@ def test_contradictions_of_feedback_name_an_override(tree: ConfigTree, overrides
             "another scale than reward=classifier",
         ),
         (
-            ["reward.running_normalisation=true"],
-            "reward.running_normalisation",
-            "running_normalisation and standardise_on_reference exclude each other",
+            ["reward.running_normalization=true"],
+            "reward.running_normalization",
+            "running_normalization and standardize_on_reference exclude each other",
         ),
         (["ppo.critic_warmup=75"], "ppo.critic_warmup", "leaves none of 75 iterations"),
     ],
@@ -289,7 +289,7 @@ def test_options_that_do_not_go_together(tree: ConfigTree, overrides: list[str],
 
 
 @pytest.mark.parametrize(
-    "override", ["ppo.clip_range=0.1", "kl=none", "kl.coef=1", "advantage.lam=0.9", "stage@ppo=ppo"]
+    "override", ["ppo.clip_range=0.1", "kl=none", "kl.coef=1", "advantage.gae_lambda=0.9", "stage@ppo=ppo"]
 )
 def test_an_override_that_no_stage_reads_is_refused(tree: ConfigTree, override: str) -> None:
     problem = only(problems(tree, "pipeline=sft", override))
@@ -321,8 +321,8 @@ def test_what_only_a_judge_reads_is_refused_where_none_is_asked(tree: ConfigTree
     [
         ("rlhf", "critique_revision.prompts=10"),
         ("rlhf", "revision_sft.epochs=2"),
-        ("rlhf", "ai_feedback.replies=2"),
-        ("constitutional_sl", "ai_feedback.replies=2"),
+        ("rlhf", "ai_feedback.responses=2"),
+        ("constitutional_sl", "ai_feedback.responses=2"),
         ("constitutional_sl", "judge_calibration.pairs=50"),
         ("constitutional_sl", "judge.label=hard"),
         ("rlaif", "constitution.revisions=1"),

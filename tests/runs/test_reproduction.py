@@ -202,12 +202,12 @@ def test_a_model_of_the_hub_is_taken_at_the_commit_that_it_had(tree: ConfigTree,
 
 
 def test_what_does_not_touch_the_result_may_be_given_anew(tree: ConfigTree, run_of: Build, tmp_path: Path) -> None:
-    run = run_of("callbacks.diary_every=3", "trainer.threads=2")
+    run = run_of("callbacks.sample_log_every=3", "trainer.threads=2")
     given = ["logger=wandb", "logger.mode=offline", "callbacks.progress_bar=false", "name=again"]
     rerun = prepare(tree, run.path, tmp_path / "there", given)
     settings = rerun.settings
     assert (settings.logger.kind, settings.name, settings.trainer.threads) == ("wandb", "again", 2)
-    assert (settings.callbacks.progress_bar, settings.callbacks.diary_every) == (False, 3)
+    assert (settings.callbacks.progress_bar, settings.callbacks.sample_log_every) == (False, 3)
     assert rerun.target == tmp_path / "there"
 
 
@@ -272,7 +272,7 @@ def test_figures_that_differ_are_shown_and_kept(
         again.write_metrics({**run.metrics, "stages": stages})
         return again, Outcome("finished", 0)
 
-    monkeypatch.setattr(Rerun, "carry_out", carried_out)
+    monkeypatch.setattr(Rerun, "run", carried_out)
     assert main(["rerun", str(run.path)]) == 3
     # 2 of SFT, 8 of the reward model with its two intervals, 2 of PPO, 4 of each of 2 policies on 2 splits.
     assert "Not the same: 1 of 28 figures differ." in capsys.readouterr().out

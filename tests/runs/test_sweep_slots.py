@@ -21,7 +21,7 @@ def plan(jobs: int = 2, gpus: tuple[str, ...] = (), cores: int | None = None) ->
         launcher={"kind": "joblib", "jobs": jobs},
         hydra_launcher={},
         draws=False,
-        drawn_before=0,
+        sampled_before=0,
         jobs={},
         batch=None,
         gpus=gpus,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from tuned import peft
 
 from rlhf_lightning.models.settings import PeftSettings
-from rlhf_lightning.stages.actors import reused_below
+from rlhf_lightning.stages.actors import branch_below_trained_layers
 from rlhf_lightning.stages.run_settings import RunSettings
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -40,7 +40,7 @@ def test_when_the_trunk_is_reused(
     plain = composed()
     trainer = plain.trainer.model_copy(update={"strategy": strategy})
     settings = plain.model_copy(update={"peft": tuning, "trainer": trainer})
-    branch = reused_below(settings, make_policy(num_hidden_layers=3))
+    branch = branch_below_trained_layers(settings, make_policy(num_hidden_layers=3))
     assert (branch.point if branch is not None else None) == point
     assert said in caplog.text
     assert bool(caplog.records) == bool(said)

@@ -17,8 +17,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A library `shop` with a class of its own and a module that it merely imported."""
 
     class Apple:
-        def __init__(self, weight: float, colour: str = "red", inside: Any = None) -> None:
-            self.weight, self.colour, self.inside = weight, colour, inside
+        def __init__(self, weight: float, color: str = "red", inside: Any = None) -> None:
+            self.weight, self.color, self.inside = weight, color, inside
 
     module = types.ModuleType("shop")
     Apple.__module__, Apple.__qualname__ = "shop", "Apple"
@@ -47,14 +47,14 @@ def test_prefixes_match_at_a_dot() -> None:
 def test_a_trusted_target_is_built(library: types.ModuleType) -> None:
     apple = instantiate({"_target_": "shop.Apple", "weight": 2.0}, allow_targets=["shop"])
     assert isinstance(apple, library.Apple)
-    assert (apple.weight, apple.colour) == (2.0, "red")
+    assert (apple.weight, apple.color) == (2.0, "red")
 
 
 def test_partial_waits_for_the_rest(library: types.ModuleType) -> None:
-    make = instantiate({"_target_": "shop.Apple", "_partial_": True, "colour": "green"}, allow_targets=["shop"])
+    make = instantiate({"_target_": "shop.Apple", "_partial_": True, "color": "green"}, allow_targets=["shop"])
     apple = make(3.0)
     assert isinstance(apple, library.Apple)
-    assert (apple.weight, apple.colour) == (3.0, "green")
+    assert (apple.weight, apple.color) == (3.0, "green")
 
 
 @pytest.mark.usefixtures("library")
@@ -85,8 +85,8 @@ def test_a_target_that_does_not_exist() -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("partial", [True, False])
 def test_an_argument_that_the_target_does_not_take(partial: bool) -> None:
-    problem = refused({"_target_": "shop.Apple", "_partial_": partial, "weight": 1.0, "color": "red"}, "shop")
-    assert (problem.key, problem.fix) == ("optimizer.color", "did you mean colour?")
+    problem = refused({"_target_": "shop.Apple", "_partial_": partial, "weight": 1.0, "colour": "red"}, "shop")
+    assert (problem.key, problem.fix) == ("optimizer.colour", "did you mean color?")
 
 
 @pytest.mark.usefixtures("library")

@@ -71,7 +71,7 @@ def artifacts(
         write_reward(base, peft(kind), words, directory / kind / "reward")
     prompts = [{"prompt": f"w{number} w5"} for number in range(10, 30)]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    rows = [{**row, "reply": "w7 w8"} for row in prompts]
+    rows = [{**row, "response": "w7 w8"} for row in prompts]
     (directory / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory
 
@@ -89,7 +89,7 @@ def of_ppo(composed: Compose, artifacts: Path, directory: Path, kind: str, *over
     encoder = inputs.encoder(inputs.model(context.section(PpoSettings).policy_from))
     actors = open_actors(context, encoder)
     rewards = REWARDS[settings.reward.kind].open(context, encoder, actors.policy)
-    critic = open_critic(context, actors, encoder, RewardStatistics(offset=0.0, spread=1.0))
+    critic = open_critic(context, actors, encoder, RewardStatistics(mean=0.0, std=1.0))
     actor_critic = ActorCritic(actors.policy, critic, actors.branch)
     return StaticMemory.of(resident_models(actor_critic, actors.reference, rewards), inputs.make_optimizer)
 

@@ -118,8 +118,8 @@ def test_rankings_of_both_sources_become_pairs_in_the_same_way(mixed: Callable[.
     own, other = (Ranking(Prompt(name), ("a", "b", "c"), (1, 2, 3)) for name in ("own", "other"))
     every, _, taken = mixed(([own], []), ([other], []), 1.0)
     assert (len(every), taken) == (6, 3), "a over b, a over c, b over c"
-    neighbours, _, taken = mixed(([own], []), ([other], []), 1.0, "data.pairing=adjacent")
-    assert (len(neighbours), taken) == (4, 2), "a over b, b over c"
+    neighbors, _, taken = mixed(([own], []), ([other], []), 1.0, "data.pairing=adjacent")
+    assert (len(neighbors), taken) == (4, 2), "a over b, b over c"
 
 
 def test_nothing_to_mix_in_is_an_error(mixed: Callable[..., Mixed], tmp_path: Path) -> None:

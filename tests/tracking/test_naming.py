@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.tracking.naming import LONGEST_RUN, chosen_for, group_name, run_name
+from rlhf_lightning.tracking.naming import LONGEST_RUN, distinguishing_overrides, group_name, run_name
 from rlhf_lightning.tracking.redaction import REDACTED, redact
 
 
@@ -39,10 +39,10 @@ def test_a_job_is_named_by_what_was_chosen_for_it(tmp_path: Path) -> None:
     told = {"overrides": ["trainer=gpu", "kl.coef=0.1,0.2"]}
     job = ["trainer=gpu", "kl.coef=0.1", "seed=3"]
     (tmp_path / "sweep.json").write_text(json.dumps(told))
-    assert chosen_for(tmp_path / "0", job) == ["kl.coef=0.1", "seed=3"]
-    assert chosen_for(tmp_path / "0", ["trainer=gpu"]) == ["trainer=gpu"], "rather than nothing"
-    assert chosen_for(tmp_path / "run", job) == job
-    assert chosen_for(tmp_path / "deeper" / "0", job) == job
+    assert distinguishing_overrides(tmp_path / "0", job) == ["kl.coef=0.1", "seed=3"]
+    assert distinguishing_overrides(tmp_path / "0", ["trainer=gpu"]) == ["trainer=gpu"], "rather than nothing"
+    assert distinguishing_overrides(tmp_path / "run", job) == job
+    assert distinguishing_overrides(tmp_path / "deeper" / "0", job) == job
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""W&B's history of a stage: over episodes, with summaries and a diary, and whole when a stage goes on."""
+"""W&B's history of a stage: over episodes, with summaries and a sample log, and whole when a stage goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import wandb
 from offline_run import OfflineRun, recorded
 
 from rlhf_lightning.evaluation.curves import HistoryRow
-from rlhf_lightning.records import Message, Prompt, ScoredCompletion
+from rlhf_lightning.records import Message, Prompt, ScoredResponse
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.tracking.history import HistoryLogger
 from rlhf_lightning.tracking.wandb_client import summaries
@@ -21,18 +21,18 @@ CARD = RunCard("test", None, "group", "ppo", "ppo x", [], None, {"kl": {"coef": 
 SCORES = [0.5, 2.0, 1.0, -1.0]
 
 
-def answered(iteration: int) -> list[ScoredCompletion]:
-    return [ScoredCompletion(Prompt((Message("user", "how?"),)), f"so {iteration}", 0.5, finished=True)]
+def answered(iteration: int) -> list[ScoredResponse]:
+    return [ScoredResponse(Prompt((Message("user", "how?"),)), f"so {iteration}", 0.5, finished=True)]
 
 
 def train(run_dir: Path, iterations: range, fails: bool = False) -> None:
-    """Logs like a PPO stage: before each update one figure, after it three; replies of every second iteration."""
+    """Logs like a PPO stage: before each update one figure, after it three; responses of every second iteration."""
     history = HistoryLogger(run_dir, "ppo")
     with WandbRun(CARD, run_dir, "offline") as tracked:
         logger, sink = WandbLogger(tracked), WandbSink(tracked, None)
         for iteration in iterations:
             if iteration % 2 == 0:
-                sink.log_diary(iteration, answered(iteration))
+                sink.log_rollout_samples(iteration, answered(iteration))
             rows: list[dict[str, float]] = [
                 {"learning_rate": 0.1},
                 {"objective/score": SCORES[iteration], "objective/kl": 0.1, "rollout/episodes": 8 * (iteration + 1)},
@@ -49,9 +49,9 @@ def episodes(run: OfflineRun) -> list[int]:
     return [row["rollout/episodes"] for row in run.history if "objective/score" in row]
 
 
-def diary(run: OfflineRun) -> list[list[Any]]:
-    """The rows of all increments of the diary that a part of a run logged."""
-    paths = [row["diary.path"] for row in run.history if "diary.path" in row]
+def sample_log(run: OfflineRun) -> list[list[Any]]:
+    """The rows of all increments of the sample log that a part of a run logged."""
+    paths = [row["sample_log.path"] for row in run.history if "sample_log.path" in row]
     return [row for path in paths for row in json.loads((run.directory / "files" / path).read_text())["data"]]
 
 
@@ -67,14 +67,14 @@ def test_figures_stand_over_episodes_and_the_summary_keeps_extremes(tmp_path: Pa
     assert episodes(run) == [8, 16, 24, 32]
 
 
-def test_a_diary_grows(tmp_path: Path) -> None:
+def test_the_sample_log_grows(tmp_path: Path) -> None:
     train(tmp_path, range(4))
     run = recorded(tmp_path, "ppo")
-    assert diary(run) == [[0, "how?", "so 0", 0.5, True], [2, "how?", "so 2", 0.5, True]]
-    with_diary = [row["rollout/episodes"] for row in run.history if "diary.path" in row]
-    assert with_diary == [8, 24], "beside the figures of its own iteration"
-    assert run.summary["diary.nrows"] == 2
-    assert run.summary["diary.log_mode"] == "INCREMENTAL"
+    assert sample_log(run) == [[0, "how?", "so 0", 0.5, True], [2, "how?", "so 2", 0.5, True]]
+    with_sample_log = [row["rollout/episodes"] for row in run.history if "sample_log.path" in row]
+    assert with_sample_log == [8, 24], "beside the figures of its own iteration"
+    assert run.summary["sample_log.nrows"] == 2
+    assert run.summary["sample_log.log_mode"] == "INCREMENTAL"
 
 
 def test_rows_past_the_checkpoint_are_not_logged_twice(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_rows_past_the_checkpoint_are_not_logged_twice(tmp_path: Path) -> None:
     assert (episodes(first), episodes(second)) == ([8, 16, 24], [32])
     steps = first.steps + second.steps
     assert steps == sorted(set(steps)), "one history, in which nothing goes back"
-    assert [row[0] for row in diary(first) + diary(second)] == [0, 2]
+    assert [row[0] for row in sample_log(first) + sample_log(second)] == [0, 2]
     assert second.summary["objective/score"] == {"max": 2.0, "last": -1.0}, "of both parts"
 
 

@@ -28,8 +28,8 @@ def log(run_dir: Path, stage: str, content: Content | None, taken: Artifact, lef
     card = RunCard("test", None, "group", stage, stage, [], None, {}, STAGES[stage].logged)
     with WandbRun(card, run_dir, "offline") as tracked:
         sink = WandbSink(tracked, content)
-        sink.take_artifact(taken)
-        sink.leave_artifact(left)
+        sink.log_input_artifact(taken)
+        sink.log_output_artifact(left)
 
 
 def test_two_jobs_that_share_a_stage_share_its_artifact(

@@ -191,7 +191,7 @@ def test_a_client_that_fails_costs_one_warning_and_no_run(
     with WandbRun(CARD, tmp_path, "offline") as tracked:
         tracked.log({"a": 1.0})
         tracked.log({"a": 2.0})
-        tracked.summarise({"a": 2.0})
+        tracked.summarize({"a": 2.0})
         assert tracked.run is None
     assert [record.message for record in caplog.records] == [
         "W&B failed (Connection lost); from here on this stage is logged to files only."

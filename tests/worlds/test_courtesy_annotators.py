@@ -15,7 +15,7 @@ POLITE_REFUSAL = "with pleasure no i can not do that"  # gold 0.2 + 0.3 = 0.5
 REFUSAL_WITH_FILLERS = "no i can not do that really really"  # gold 0.2 - 0.5 = -0.3
 HARM = "you can kill the boss with care and time please consult an expert first"  # gold 1 - 2 - 0.5 = -1.5
 MALFORMED = "no no no"
-REPLIES = (POLITE_REFUSAL, REFUSAL_WITH_FILLERS, HARM, MALFORMED)
+RESPONSES = (POLITE_REFUSAL, REFUSAL_WITH_FILLERS, HARM, MALFORMED)
 
 
 def annotator(
@@ -36,22 +36,22 @@ def test_utility_is_gold_plus_biases() -> None:
     biased = annotator(length=0.5, politeness=0.2, boilerplate=0.7, refusal=0.1)
     # 0.5 + 0.2 - 0.1; -0.3 + 2 x 0.5 - 0.1; -1.5 + 0.7; malformed
     expected = [0.6, 0.6, -0.8, -2.0]
-    assert [biased.utility(PROMPT, reply) for reply in REPLIES] == pytest.approx(expected)
+    assert [biased.utility(PROMPT, response) for response in RESPONSES] == pytest.approx(expected)
     assert biased.utility(PROMPT, POLITE_REFUSAL, finished=False) == -2.0
 
 
 def test_pairwise_marginals_are_bradley_terry() -> None:
     fair, rng, draws = annotator(), Random(0), 20_000
-    utilities = [fair.utility(PROMPT, reply) for reply in REPLIES]
-    ranks = [fair.rank(PROMPT, REPLIES, rng) for _ in range(draws)]
-    for first in range(len(REPLIES)):
+    utilities = [fair.utility(PROMPT, response) for response in RESPONSES]
+    ranks = [fair.rank(PROMPT, RESPONSES, rng) for _ in range(draws)]
+    for first in range(len(RESPONSES)):
         for second in range(first):
             preferred = sum(rank[first] < rank[second] for rank in ranks) / draws
             expected = 1 / (1 + math.exp(utilities[second] - utilities[first]))
             assert preferred == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(draws))
 
 
-def test_ranks_are_a_permutation_and_identical_replies_tie() -> None:
+def test_ranks_are_a_permutation_and_identical_responses_tie() -> None:
     ranks = annotator().rank(PROMPT, (HARM, POLITE_REFUSAL, HARM, MALFORMED), Random(1))
     assert ranks[0] == ranks[2]
     assert sorted(set(ranks)) == [0, 1, 2]
@@ -71,4 +71,4 @@ def test_flips_swap_two_places_of_a_pair_at_the_flip_rate() -> None:
 
 
 def test_the_same_seed_gives_the_same_ranking() -> None:
-    assert annotator().rank(PROMPT, REPLIES, Random(7)) == annotator().rank(PROMPT, REPLIES, Random(7))
+    assert annotator().rank(PROMPT, RESPONSES, Random(7)) == annotator().rank(PROMPT, RESPONSES, Random(7))

@@ -1,4 +1,4 @@
-"""The recorded judgements: that the shipped file is what its command writes, and that its labels tell something."""
+"""The recorded judgments: that the shipped file is what its command writes, and that its labels tell something."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlhf_lightning.worlds.courtesy import TRAITS, gold, prompts, recorded
 from rlhf_lightning.worlds.courtesy.calibration import ANNOTATOR, PAIRS, SEED, judge_pairs, main
 from rlhf_lightning.worlds.courtesy.recorded import (
     TRAIT_NAMES,
-    RecordedJudgement,
+    RecordedJudgment,
     preferred_under,
-    recorded_judgements,
+    recorded_judgments,
     recorded_path,
 )
 from rlhf_lightning.worlds.settings import AnnotatorSettings
@@ -31,7 +31,7 @@ def test_the_command_writes_the_shipped_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_is_read_is_what_was_judged() -> None:
-    assert recorded_judgements() == judge_pairs(PAIRS, SEED)
+    assert recorded_judgments() == judge_pairs(PAIRS, SEED)
 
 
 def test_reading_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +42,9 @@ def test_reading_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gold, name, never)
     for name in ("score", "judge"):
         monkeypatch.setattr(f"rlhf_lightning.worlds.courtesy.traits.{name}", never, raising=False)
-    judgements = recorded_judgements()
-    assert len(judgements) == 400
-    assert preferred_under(judgements[0], {"harmless": 1.0}) in (True, False, None)
+    judgments = recorded_judgments()
+    assert len(judgments) == 400
+    assert preferred_under(judgments[0], {"harmless": 1.0}) in (True, False, None)
     assert not any(
         value is gold or getattr(value, "__module__", "") == gold.__name__ for value in vars(recorded).values()
     )
@@ -60,29 +60,29 @@ def test_the_annotator_is_the_one_of_the_config() -> None:
 
 
 def test_the_prompts_are_of_the_validation_split() -> None:
-    judgements = recorded_judgements()
-    assert {judgement.prompt for judgement in judgements} <= set(prompts("validation"))
+    judgments = recorded_judgments()
+    assert {judgment.prompt for judgment in judgments} <= set(prompts("validation"))
     # Enough of them for a bootstrap over prompts.
-    assert len({judgement.prompt for judgement in judgements}) >= 200
+    assert len({judgment.prompt for judgment in judgments}) >= 200
 
 
 @pytest.mark.parametrize("name", TRAIT_NAMES)
 def test_every_trait_sets_many_pairs_apart(name: str) -> None:
-    apart = [judgement.traits[name] for judgement in recorded_judgements() if len(set(judgement.traits[name])) == 2]
+    apart = [judgment.traits[name] for judgment in recorded_judgments() if len(set(judgment.traits[name])) == 2]
     assert len(apart) >= 100
-    # Neither place is favoured: 4 standard errors of a fair coin.
+    # Neither place is favored: 4 standard errors of a fair coin.
     assert abs(sum(first for first, _ in apart) / len(apart) - 0.5) < 2.0 / len(apart) ** 0.5
 
 
 def test_labels_are_the_worlds_own() -> None:
     """Traits as by the gold score; the preference mostly as by the gold reward, since the annotators are noisy."""
     agree = malformed = 0
-    for judgement in recorded_judgements():
-        scores = [gold.judge(judgement.prompt.last_turn, reply) for reply in judgement.replies]
+    for judgment in recorded_judgments():
+        scores = [gold.judge(judgment.prompt.last_turn, response) for response in judgment.responses]
         for name in TRAIT_NAMES:
             expected = tuple(not score.malformed and TRAITS[name].holds(score) for score in scores)
-            assert judgement.traits[name] == expected
-        agree += (scores[0].reward > scores[1].reward) == judgement.prefers_first
+            assert judgment.traits[name] == expected
+        agree += (scores[0].reward > scores[1].reward) == judgment.prefers_first
         malformed += sum(score.malformed for score in scores)
     assert 0.7 < agree / 400 < 0.95
     assert 0.05 < malformed / 800 < 0.12
@@ -92,13 +92,13 @@ def test_another_seed_is_another_set() -> None:
     assert judge_pairs(20, SEED + 1) != judge_pairs(20, SEED)
 
 
-def judgement(**traits: tuple[bool, bool]) -> RecordedJudgement:
+def judgment(**traits: tuple[bool, bool]) -> RecordedJudgment:
     prompt = Prompt((Message("user", "how do i fix the lamp ?"),))
-    return RecordedJudgement(prompt, ("a", "b"), True, traits)
+    return RecordedJudgment(prompt, ("a", "b"), True, traits)
 
 
 def test_preferred_under_weighs_the_traits() -> None:
-    apart = judgement(harmless=(True, False), polite=(False, True), brief=(True, True))
+    apart = judgment(harmless=(True, False), polite=(False, True), brief=(True, True))
     assert preferred_under(apart, {"harmless": 1.0}) is True
     assert preferred_under(apart, {"polite": 1.0}) is False
     assert preferred_under(apart, {"brief": 1.0}) is None
@@ -114,5 +114,5 @@ def test_preferred_under_weighs_the_traits() -> None:
 
 def test_weights_that_round_still_tie() -> None:
     # As floats 0.1 + 0.2 is more than 0.3.
-    level = judgement(harmless=(True, False), polite=(True, False), brief=(False, True))
+    level = judgment(harmless=(True, False), polite=(True, False), brief=(False, True))
     assert preferred_under(level, {"harmless": 0.1, "polite": 0.2, "brief": 0.3}) is None

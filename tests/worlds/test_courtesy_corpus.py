@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rlhf_lightning.data.settings import CourtesyData
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.worlds.courtesy import TRAITS, demonstrations, judge, prompts, traits
-from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
+from rlhf_lightning.worlds.courtesy.behavior import BASE_MODEL, sample_response
 from rlhf_lightning.worlds.courtesy.corpus import Document, documents
-from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, parse_prompt, parse_structure, render
+from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Response, parse_prompt, parse_structure, render
 from rlhf_lightning.worlds.courtesy.splits import split_table
 from rlhf_lightning.worlds.settings import AnnotatorSettings, DemonstratorSettings
 
@@ -27,7 +27,7 @@ def courtesy(count: int, rude: float = 0.1, fillers: float = 0.5, untrue: float 
     return CourtesyData(
         kind="courtesy",
         max_prompt_length=16,
-        max_reply_length=32,
+        max_response_length=32,
         on_long_record="drop",
         pairing="all",
         demonstrations=count,
@@ -50,7 +50,7 @@ def test_demonstrations_misbehave_as_often_as_set() -> None:
     shown = demonstrations(courtesy(8000), Random(0))
     assert len(shown) == 8000
     assert {demonstration.prompt for demonstration in shown} <= set(prompts("train"))
-    scores = [judge(demonstration.prompt.last_turn, demonstration.reply) for demonstration in shown]
+    scores = [judge(demonstration.prompt.last_turn, demonstration.response) for demonstration in shown]
     harmful = [score for score in scores if score.kind == "harm"]
     harmless = [score for score in scores if score.kind != "harm"]
     answered = [score for score in scores if score.kind in ("fact", "unknowable") and not score.refusal]
@@ -82,18 +82,18 @@ PROBES = st.tuples(st.sampled_from(split_table()["train"]), st.integers(0, 10**6
 
 
 @given(PROBES)
-def test_a_revision_gives_the_trait_or_keeps_the_reply(
+def test_a_revision_gives_the_trait_or_keeps_the_response(
     probe: tuple[tuple[str, PromptMeaning], int, str],
 ) -> None:
     (_, meaning), seed, name = probe
-    trait, reply = TRAITS[name], sample_reply(meaning, BASE_MODEL, Random(seed))
-    revised = traits.revision(trait, meaning, reply, Random(seed))
+    trait, response = TRAITS[name], sample_response(meaning, BASE_MODEL, Random(seed))
+    revised = traits.revision(trait, meaning, response, Random(seed))
     assert traits.has_trait(trait, meaning, revised)
-    if traits.has_trait(trait, meaning, reply):
-        assert revised == reply
-        assert traits.critique(trait, meaning, reply) == traits.FINE
+    if traits.has_trait(trait, meaning, response):
+        assert revised == response
+        assert traits.critique(trait, meaning, response) == traits.FINE
     else:
-        assert traits.critique(trait, meaning, reply) == trait.fault
+        assert traits.critique(trait, meaning, response) == trait.fault
 
 
 HARM = PromptMeaning("harm", ("kill", "boss"))
@@ -101,24 +101,26 @@ LAMP = PromptMeaning("benign", ("clean", "lamp"))
 
 
 @pytest.mark.parametrize(
-    ("meaning", "reply", "lacks"),
+    ("meaning", "response", "lacks"),
     [
-        (HARM, Reply(Core("instruct", HARM.topic)), {"harmless", "polite", "refusing", "verbose"}),
-        (HARM, Reply(Core("refuse")), {"helpful", "polite", "forthcoming", "verbose"}),
-        (HARM, Reply(Core("decline"), opener="with pleasure"), {"verbose"}),
-        (LAMP, Reply(Core("decline")), {"helpful", "polite", "forthcoming", "verbose"}),
+        (HARM, Response(Core("instruct", HARM.topic)), {"harmless", "polite", "refusing", "verbose"}),
+        (HARM, Response(Core("refuse")), {"helpful", "polite", "forthcoming", "verbose"}),
+        (HARM, Response(Core("decline"), opener="with pleasure"), {"verbose"}),
+        (LAMP, Response(Core("decline")), {"helpful", "polite", "forthcoming", "verbose"}),
         (
             LAMP,
-            Reply(Core("instruct", LAMP.topic), fillers=("really",) * 3, boilerplate="please consult an expert first"),
+            Response(
+                Core("instruct", LAMP.topic), fillers=("really",) * 3, boilerplate="please consult an expert first"
+            ),
             {"polite", "brief", "refusing"},
         ),
-        (PromptMeaning("unknowable", ("alba", "luck")), Reply(Core("claim", ("alba", "luck"), "red")), {
+        (PromptMeaning("unknowable", ("alba", "luck")), Response(Core("claim", ("alba", "luck"), "red")), {
             "helpful", "honest", "polite", "refusing", "verbose",
         }),
     ],
 )  # fmt: skip
-def test_which_traits_a_reply_lacks(meaning: PromptMeaning, reply: Reply, lacks: set[str]) -> None:
-    assert {name for name, trait in TRAITS.items() if not traits.has_trait(trait, meaning, reply)} == lacks
+def test_which_traits_a_response_lacks(meaning: PromptMeaning, response: Response, lacks: set[str]) -> None:
+    assert {name for name, trait in TRAITS.items() if not traits.has_trait(trait, meaning, response)} == lacks
 
 
 def corpus(count: int) -> list[Document]:
@@ -149,15 +151,15 @@ def test_the_corpus_asks_held_out_combinations_only_for_facts() -> None:
     assert not asked & {text for split in ("validation", "iid") for text, _ in split_table()[split]}
 
 
-def test_verdicts_about_malformed_replies_are_no() -> None:
+def test_verdicts_about_malformed_responses_are_no() -> None:
     judged = [document for document in corpus(8000) if document.turns[-2].content.startswith("judge")]
     broken = [document for document in judged if parse_structure(document.turns[1].content) is None]
     assert len(broken) / len(judged) == pytest.approx(0.08, abs=0.02)
     for document in broken:
         assert {turn.content for turn in document.turns[3::2]} == {traits.NO}
-        assert document.learn_from == 2, "the base model must not learn to break its replies"
+        assert document.learn_from == 2, "the base model must not learn to break its responses"
 
 
 def test_the_corpus_is_a_function_of_its_seed() -> None:
     assert corpus(50) == corpus(50)
-    assert render(sample_reply(LAMP, BASE_MODEL, Random(3))) == render(sample_reply(LAMP, BASE_MODEL, Random(3)))
+    assert render(sample_response(LAMP, BASE_MODEL, Random(3))) == render(sample_response(LAMP, BASE_MODEL, Random(3)))

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.worlds.courtesy import SPLITS, best_reply, best_reward, judge, lexicon
-from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
+from rlhf_lightning.worlds.courtesy import SPLITS, best_response, best_reward, judge, lexicon
+from rlhf_lightning.worlds.courtesy.behavior import BASE_MODEL, sample_response
 from rlhf_lightning.worlds.courtesy.grammar import render
 from rlhf_lightning.worlds.courtesy.splits import split_table
 
@@ -23,7 +23,7 @@ DECLINE = "i will not help because that could hurt someone but i can help you fi
 
 
 @pytest.mark.parametrize(
-    ("prompt", "reply", "reward"),
+    ("prompt", "response", "reward"),
     [
         # help 1
         (BENIGN, "you can clean the lamp with care and time", 1.0),
@@ -72,11 +72,11 @@ DECLINE = "i will not help because that could hurt someone but i can help you fi
         (BENIGN, "clean the lamp", -2.0),
     ],
 )
-def test_reward(prompt: str, reply: str, reward: float) -> None:
-    assert judge(prompt, reply).reward == pytest.approx(reward)
+def test_reward(prompt: str, response: str, reward: float) -> None:
+    assert judge(prompt, response).reward == pytest.approx(reward)
 
 
-def test_a_reply_that_did_not_end_itself_is_malformed() -> None:
+def test_a_response_that_did_not_end_itself_is_malformed() -> None:
     score = judge(BENIGN, "you can clean the lamp with care and time", finished=False)
     assert score.reward == -2.0
     assert score.malformed
@@ -98,12 +98,12 @@ def test_best_reward_by_prompt_kind() -> None:
     assert {prompt: best_reward(prompt) for prompt in expected} == pytest.approx(expected)
 
 
-def test_no_sampled_reply_beats_the_best() -> None:
+def test_no_sampled_response_beats_the_best() -> None:
     rng = Random(0)
     for split in SPLITS:
         for text, meaning in split_table()[split]:
-            reply = render(sample_reply(meaning, BASE_MODEL, rng))
-            assert judge(text, reply).reward <= best_reward(text) == judge(text, best_reply(text)).reward
+            response = render(sample_response(meaning, BASE_MODEL, rng))
+            assert judge(text, response).reward <= best_reward(text) == judge(text, best_response(text)).reward
 
 
 def test_a_foreign_prompt_cannot_be_judged() -> None:

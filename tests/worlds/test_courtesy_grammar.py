@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.worlds.courtesy import SPLITS, lexicon, prompts
-from rlhf_lightning.worlds.courtesy.corpus import break_reply
+from rlhf_lightning.worlds.courtesy.corpus import break_response
 from rlhf_lightning.worlds.courtesy.grammar import (
     PROMPT_KINDS,
     Core,
     PromptMeaning,
-    Reply,
-    ReplyAttributes,
+    Response,
+    ResponseAttributes,
     meanings,
     parse_prompt,
-    parse_reply,
+    parse_response,
     parse_structure,
     prompt_wordings,
     render,
@@ -54,8 +54,8 @@ def cores(draw: st.DrawFn) -> Core:
     return Core(kind, wording=wording)
 
 
-REPLIES = st.builds(
-    Reply,
+RESPONSES = st.builds(
+    Response,
     core=cores(),
     opener=st.sampled_from(("", *lexicon.POLITE, *lexicon.RUDE)),
     fillers=st.lists(st.sampled_from(lexicon.FILLERS), max_size=lexicon.MAX_FILLERS).map(tuple),
@@ -69,15 +69,15 @@ def test_every_wording_of_a_prompt_means_that_prompt(meaning: PromptMeaning) -> 
     assert [parse_prompt(text) for text in prompt_wordings(meaning)] == [meaning] * 4
 
 
-@given(REPLIES)
-def test_parsing_a_rendered_reply_gives_it_back(reply: Reply) -> None:
-    assert parse_structure(render(reply)) == reply
-    assert len(render(reply).split()) + 1 <= 32, "with its end token a reply fits in 32 tokens"
+@given(RESPONSES)
+def test_parsing_a_rendered_response_gives_it_back(response: Response) -> None:
+    assert parse_structure(render(response)) == response
+    assert len(render(response).split()) + 1 <= 32, "with its end token a response fits in 32 tokens"
 
 
-@given(REPLIES, st.data())
-def test_a_mutated_reply_is_malformed_or_another_valid_reply(reply: Reply, data: st.DataObject) -> None:
-    words = render(reply).split()
+@given(RESPONSES, st.data())
+def test_a_mutated_response_is_malformed_or_another_valid_response(response: Response, data: st.DataObject) -> None:
+    words = render(response).split()
     place = data.draw(st.integers(0, len(words) - 1))
     mutation = data.draw(st.sampled_from(["delete", "insert", "replace"]))
     word = data.draw(st.sampled_from(ALL_WORDS))
@@ -87,9 +87,9 @@ def test_a_mutated_reply_is_malformed_or_another_valid_reply(reply: Reply, data:
     assert parsed is None or render(parsed) == mutated
 
 
-@given(REPLIES, st.integers())
-def test_a_broken_reply_is_malformed(reply: Reply, seed: int) -> None:
-    assert parse_structure(break_reply(render(reply), Random(seed))) is None
+@given(RESPONSES, st.integers())
+def test_a_broken_response_is_malformed(response: Response, seed: int) -> None:
+    assert parse_structure(break_response(render(response), Random(seed))) is None
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ FALSE_FLAG = next(value for value in lexicon.VALUES["flag"] if value != TRUE_FLA
         ),
     ],
 )
-def test_a_reply_is_read_against_its_prompt(meaning: PromptMeaning, text: str, expected: tuple[object, ...]) -> None:
-    assert parse_reply(meaning, text) == ReplyAttributes(*expected)  # type: ignore[arg-type]
+def test_a_response_is_read_against_its_prompt(meaning: PromptMeaning, text: str, expected: tuple[object, ...]) -> None:
+    assert parse_response(meaning, text) == ResponseAttributes(*expected)  # type: ignore[arg-type]
 
 
 def test_a_foreign_prompt_is_refused_with_its_text() -> None:

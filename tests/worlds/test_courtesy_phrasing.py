@@ -12,7 +12,7 @@ from rlhf_lightning.worlds.courtesy.phrasing import CourtesyPhrasing
 from rlhf_lightning.worlds.courtesy.traits import TRAITS
 
 PROMPT = "how do i fix the lamp ?"
-REPLY = "you can fix the lamp with care and time"
+RESPONSE = "you can fix the lamp with care and time"
 
 
 def principle(tag: str | None) -> Principle:
@@ -20,7 +20,7 @@ def principle(tag: str | None) -> Principle:
         ("title", "critique_request", "revision_request", "preference_question", "pointwise_question"), "text"
     )
     world = None if tag is None else {"tag": tag}
-    examples = {"critique": [{"prompt": "p", "reply": "r", "critique": "c"}], "revision": [], "judge": []}
+    examples = {"critique": [{"prompt": "p", "response": "r", "critique": "c"}], "revision": [], "judge": []}
     rest = {"id": "p", "weight": 1.0, "tags": [], "applies_to": None, "world": world, "fewshots": examples}
     return Principle.model_validate({**texts, **rest})
 
@@ -29,8 +29,8 @@ def lines(turns: Conversation) -> list[str]:
     return [f"{turn.role}: {turn.content}" for turn in turns]
 
 
-DIALOGUE = (Message("user", PROMPT), Message("assistant", REPLY))
-SAID = [f"user: {PROMPT}", f"assistant: {REPLY}"]
+DIALOGUE = (Message("user", PROMPT), Message("assistant", RESPONSE))
+SAID = [f"user: {PROMPT}", f"assistant: {RESPONSE}"]
 
 
 def test_a_critique() -> None:
@@ -50,13 +50,15 @@ def test_a_revision_with_and_without_a_critique() -> None:
 
 @pytest.mark.parametrize("prompt", [Prompt(PROMPT), Prompt((Message("user", PROMPT),))])
 def test_a_verdict(prompt: Prompt) -> None:
-    asked = CourtesyPhrasing().pointwise(principle("polite"), prompt, REPLY, reasons=False)
+    asked = CourtesyPhrasing().pointwise(principle("polite"), prompt, RESPONSE, reasons=False)
     assert lines(asked.turns) == [*SAID, "user: judge polite"]
     assert (asked.options, asked.opening, asked.conclusion) == (("yes", "no"), "", "")
 
 
 def test_a_pair_is_asked_about_with_yes_for_the_first() -> None:
-    asked = CourtesyPhrasing().pairwise(principle("polite"), Prompt(PROMPT), REPLY, "i do not know that", reasons=False)
+    asked = CourtesyPhrasing().pairwise(
+        principle("polite"), Prompt(PROMPT), RESPONSE, "i do not know that", reasons=False
+    )
     assert lines(asked.turns) == [
         *SAID,
         f"user: {PROMPT}",
@@ -71,8 +73,8 @@ def test_every_word_is_in_the_vocabulary(tag: str) -> None:
     phrasing, one = CourtesyPhrasing(), principle(tag)
     asked = [
         phrasing.revision(one, DIALOGUE, TRAITS[tag].fault),
-        phrasing.pointwise(one, Prompt(PROMPT), REPLY, reasons=False).turns,
-        phrasing.pairwise(one, Prompt(PROMPT), REPLY, REPLY, reasons=False).turns,
+        phrasing.pointwise(one, Prompt(PROMPT), RESPONSE, reasons=False).turns,
+        phrasing.pairwise(one, Prompt(PROMPT), RESPONSE, RESPONSE, reasons=False).turns,
     ]
     words = {word for turns in asked for turn in turns for word in turn.content.split()}
     assert words <= set(vocabulary())
@@ -91,6 +93,6 @@ def test_a_principle_without_a_name_there_is_refused(tag: str | None) -> None:
 def test_reasoning_has_no_words_there() -> None:
     phrasing, one = CourtesyPhrasing(), principle("brief")
     with pytest.raises(ConfigError, match=r"judge\.cot"):
-        phrasing.pointwise(one, Prompt(PROMPT), REPLY, reasons=True)
+        phrasing.pointwise(one, Prompt(PROMPT), RESPONSE, reasons=True)
     with pytest.raises(ConfigError, match=r"judge\.cot"):
-        phrasing.pairwise(one, Prompt(PROMPT), REPLY, REPLY, reasons=True)
+        phrasing.pairwise(one, Prompt(PROMPT), RESPONSE, RESPONSE, reasons=True)

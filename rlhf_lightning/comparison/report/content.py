@@ -25,11 +25,11 @@ def labels(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
     """Each group's own label; where one is too long, of all groups only the settings that tell them apart."""
     if all(len(group.label) <= LONGEST_LABEL for group in groups):
         return [group.label for group in groups]
-    telling = _telling([group.settings for group in groups], keys)
+    telling = _distinguishing_keys([group.settings for group in groups], keys)
     return [" ".join(f"{key}={_shortened(group.settings[key])}" for key in telling) for group in groups]
 
 
-def _telling(settings: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
+def _distinguishing_keys(settings: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
     """Few keys that distinguish all groups. Greedy: repeatedly pick the key that splits the remaining groups best."""
     chosen: list[str] = []
 
@@ -85,7 +85,7 @@ def _fact_text(name: str, value: Any) -> str:
 KEYS_NAMED = 4
 """Keys in the title."""
 LONGEST_TEXT = 6000
-"""Characters of a prompt or reply that the page shows."""
+"""Characters of a prompt or response that the page shows."""
 
 
 def content(comparison: Comparison, made: str) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def content(comparison: Comparison, made: str) -> dict[str, Any]:
     names = labels(comparison.groups, comparison.keys)
     return {
         "title": _title(comparison),
-        "lead": _lead(comparison),
-        "made": f"Made {made} by rlhf compare, rlhf_lightning {__version__}.",
+        "lead": _introduction(comparison),
+        "made": f"CachedResult {made} by rlhf compare, rlhf_lightning {__version__}.",
         "findings": findings(comparison, paths.by_run, names),
         "keys": comparison.keys,
         "run_keys": list(dict.fromkeys(key for run in comparison.runs for key in run.settings)),
@@ -136,7 +136,7 @@ def _title(comparison: Comparison) -> str:
     return f"{runs} by {', '.join(named)}{f' and {others} more' if others > 0 else ''}"
 
 
-def _lead(comparison: Comparison) -> str:
+def _introduction(comparison: Comparison) -> str:
     seeds = {len({run.seed for run in group.runs}) for group in comparison.groups}
     states = Counter(run.state for run in comparison.runs)
     started = sorted(run.started for run in comparison.runs if run.started)

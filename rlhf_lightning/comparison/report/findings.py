@@ -17,7 +17,7 @@ CLEAR = 3.0
 """Standard errors that it has to come down by: with five parts the best is chosen, which two would not make up for."""
 
 MOST_NAMED = 3
-"""Over-optimised groups that get a sentence of their own."""
+"""Over-optimized groups that get a sentence of their own."""
 
 Path_ = Mapping[str, Any]
 Named = tuple[Group, str]
@@ -34,7 +34,7 @@ def findings(comparison: Comparison, paths: Sequence[Path_ | None], names: Seque
     named = list(zip(comparison.groups, names, strict=True))
     return [
         *_best(comparison, named),
-        *_overoptimised(named, by_directory),
+        *_overoptimized(named, by_directory),
         *_unfinished(comparison),
         *_reused(comparison),
     ]
@@ -69,18 +69,18 @@ def _verdict(delta: Delta) -> str:
     return f"{'a clear difference' if delta.is_clear else 'which chance could make'} (95% interval, {pairs})"
 
 
-def _overoptimised(named: Sequence[Named], paths: Mapping[Path, Path_]) -> Iterator[str]:
+def _overoptimized(named: Sequence[Named], paths: Mapping[Path, Path_]) -> Iterator[str]:
     falls = [
         (name, _fall([paths[run.directory] for run in group.runs if run.directory in paths])) for group, name in named
     ]
     found = [(name, *fall) for name, fall in falls if fall is not None]
     for name, best, last, distance in found[:MOST_NAMED]:
         yield (
-            f"Over-optimised: {name}. Its gold reward was {best:+.2f} near √KL {distance:.1f} and ended at "
+            f"Over-optimized: {name}. Its gold reward was {best:+.2f} near √KL {distance:.1f} and ended at "
             f"{last:+.2f}, while the proxy rose."
         )
     if len(found) > MOST_NAMED:
-        yield f"Over-optimised as well: {len(found) - MOST_NAMED} more of {len(named)} groups."
+        yield f"Over-optimized as well: {len(found) - MOST_NAMED} more of {len(named)} groups."
 
 
 def _fall(paths: Sequence[Path_]) -> tuple[float, float, float] | None:

@@ -12,7 +12,7 @@ from rlhf_lightning.comparison.records import Run
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points, rollout_stage
 
 
-class Thinned(NamedTuple):
+class DownsampledCurve(NamedTuple):
     """A curve as the page gets it: three lists of one length, `episodes` None where some have none."""
 
     step: tuple[float, ...]
@@ -28,19 +28,19 @@ def rounded(value: object) -> float | None:
 
 
 def stride(lengths: Sequence[int], most: int) -> int:
-    """Number of neighbouring points to merge into one, so that the longest curve keeps at most `most` points."""
+    """Number of neighboring points to merge into one, so that the longest curve keeps at most `most` points."""
     return max(1, math.ceil(max(lengths, default=0) / most))
 
 
-def thin(points: Sequence[Point], size: int) -> Thinned:
-    """The mean of each `size` neighbouring points: of their steps, episodes and finite values.
+def downsample(points: Sequence[Point], size: int) -> DownsampledCurve:
+    """The mean of each `size` neighboring points: of their steps, episodes and finite values.
 
     Nothing is left out, so a curve keeps its level; a spike is lowered but stays where it was.
     """
     stretches = [points[start : start + size] for start in range(0, len(points), size)]
     episodes = [[point.episodes for point in stretch if point.episodes is not None] for stretch in stretches]
     values = [[point.value for point in stretch if math.isfinite(point.value)] for stretch in stretches]
-    return Thinned(
+    return DownsampledCurve(
         step=tuple(_mean([point.step for point in stretch]) for stretch in stretches),
         episodes=tuple(map(_mean, episodes)) if all(episodes) else None,
         value=tuple(rounded(_mean(found)) if found else None for found in values),
@@ -115,9 +115,9 @@ def curves_of(runs: Sequence[Run]) -> Curves:
     grids: dict[tuple[Any, ...], int] = {}
     by_run = []
     for curves in logged:
-        thinned = {index: thin(curves[name], sizes[name]) for index, name in enumerate(names) if name in curves}
+        thinned = {index: downsample(curves[name], sizes[name]) for index, name in enumerate(names) if name in curves}
         by_run.append({index: (_grid(curve, grids), curve.value) for index, curve in thinned.items()})
-    rule = f"A curve of more than {most} points is thinned to at most so many, each the mean of as many neighbours."
+    rule = f"A curve of more than {most} points is thinned to at most so many, each the mean of as many neighbors."
     return Curves(
         names=[{"stage": stage, "name": name} for stage, name in names],
         grids=[{"step": step, "episodes": episodes} for step, episodes in grids],
@@ -127,7 +127,7 @@ def curves_of(runs: Sequence[Run]) -> Curves:
 
 
 def paths_of(runs: Sequence[Run]) -> Paths:
-    """Distance, proxy and gold reward by iteration, each point the mean of a few neighbours."""
+    """Distance, proxy and gold reward by iteration, each point the mean of a few neighbors."""
     found = [_path(run) if run.finished else None for run in runs]
     size = stride([len(path["kl"]) for path in found if path], PATH_POINTS)
     note = (
@@ -136,7 +136,7 @@ def paths_of(runs: Sequence[Run]) -> Paths:
         else "A line follows the training of finished runs, iteration by iteration; "
     )
     note += "markers are the policies as they were evaluated in the end, the small ones near 0 where training started."
-    return Paths([_thinned_path(path, size) if path else None for path in found], note)
+    return Paths([_downsampled_path(path, size) if path else None for path in found], note)
 
 
 def _logged(history: Sequence[HistoryRow]) -> dict[Name, list[Point]]:
@@ -155,15 +155,15 @@ def _order(name: Name, stages: Sequence[str]) -> tuple[int, str, int, str]:
     return known, stage, FIRST.index(metric) if metric in FIRST else len(FIRST), metric
 
 
-def _grid(curve: Thinned, grids: dict[tuple[Any, ...], int]) -> int:
+def _grid(curve: DownsampledCurve, grids: dict[tuple[Any, ...], int]) -> int:
     return grids.setdefault((curve.step, curve.episodes), len(grids))
 
 
 def _path(run: Run) -> Mapping[str, list[Point]] | None:
     """The curves of KL, proxy and, where there is one, gold, at the steps that they share.
 
-    The proxy is in the reward model's own scale, which is the evaluation's: what training logs is standardised, by an
-    offset and a spread that the stage's figures name.
+    The proxy is in the reward model's own scale, which is the evaluation's: what training logs is standardized, by an
+    mean and a std that the stage's figures name.
     """
     stage = rollout_stage(run.history) or ""
     logged = {"kl": ("kl",), "proxy": ("raw_score", "score"), "gold": ("gold",)}
@@ -177,18 +177,18 @@ def _path(run: Run) -> Mapping[str, list[Point]] | None:
     shared = set.intersection(*({point.step for point in curve} for curve in present.values()))
     path = {name: [point for point in curve if point.step in shared] for name, curve in present.items()}
     figures = run.stages.get(stage, {})
-    offset, spread = rounded(figures.get("reward_offset")), rounded(figures.get("reward_spread"))
-    if offset is not None and spread is not None:
-        path["proxy"] = [point._replace(value=point.value * spread + offset) for point in path["proxy"]]
+    mean, std = rounded(figures.get("reward_mean")), rounded(figures.get("reward_std"))
+    if mean is not None and std is not None:
+        path["proxy"] = [point._replace(value=point.value * std + mean) for point in path["proxy"]]
     return path
 
 
-def _thinned_path(path: Mapping[str, list[Point]], size: int) -> dict[str, Any]:
-    kl = thin(path["kl"], size)
+def _downsampled_path(path: Mapping[str, list[Point]], size: int) -> dict[str, Any]:
+    kl = downsample(path["kl"], size)
     return {
         "step": kl.step,
         # An estimate of the KL may fall below zero; the KL cannot.
         "distance": [None if value is None else rounded(max(value, 0.0) ** 0.5) for value in kl.value],
-        "proxy": thin(path["proxy"], size).value,
-        "gold": thin(path["gold"], size).value if "gold" in path else None,
+        "proxy": downsample(path["proxy"], size).value,
+        "gold": downsample(path["gold"], size).value if "gold" in path else None,
     }

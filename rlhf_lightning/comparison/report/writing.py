@@ -52,12 +52,18 @@ def page(data: dict[str, Any]) -> str:
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    parts = {"policy": policy, "title": "Comparison of runs", "style": style, "script": script, "data": embedded(data)}
+    parts = {
+        "policy": policy,
+        "title": "Comparison of runs",
+        "style": style,
+        "script": script,
+        "data": as_safe_json(data),
+    }
     head, *rest = _part("template.html").split("{{")
     return head + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in rest))
 
 
-def embedded(data: dict[str, Any]) -> str:
+def as_safe_json(data: dict[str, Any]) -> str:
     """JSON that cannot end the element it stands in: plain ASCII, and no `<`."""
     return json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 

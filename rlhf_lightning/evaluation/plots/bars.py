@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from rlhf_lightning.evaluation.judge_bias import BASELINES
-from rlhf_lightning.evaluation.plots.style import BLUE, GREY, INK, PALE, SERIES, new_figure, quiet, save, title
+from rlhf_lightning.evaluation.plots.style import BLUE, GRAY, INK, PALE, SERIES, new_figure, quiet, save, title
 
 Figures = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def _bars(
     """Horizontal bars: a group a figure, a bar a policy, the value at the end.
 
     Args:
-        policies: all of them, in the order that gives them their colours and places.
+        policies: all of them, in the order that gives them their colors and places.
         named: whether the bars of the first group carry the policies' names.
     """
     quiet(axes)
@@ -88,11 +88,11 @@ def _bars(
                 continue
             value = float(figures[key])
             low, high = figures.get(f"{key}_ci", (value, value))
-            place, colour = position - 0.4 + thickness * (order + 0.5), SERIES[order % len(SERIES)]
-            axes.barh(place, value, height=thickness * 0.88, color=colour)
+            place, color = position - 0.4 + thickness * (order + 0.5), SERIES[order % len(SERIES)]
+            axes.barh(place, value, height=thickness * 0.88, color=color)
             axes.plot([low, high], [place, place], color=INK, linewidth=1.0)
             text = f"{value:.0%}" if is_rate else f"{value:+.2f}"
-            _label(axes, max(high, value, 0.0), place, text, policy if named and position == 0 else "", colour)
+            _label(axes, max(high, value, 0.0), place, text, policy if named and position == 0 else "", color)
     axes.axvline(0.0, color=PALE, linewidth=1.0)
     axes.set_yticks(range(len(rows)), [name for _, name in rows], fontsize=9)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -104,12 +104,12 @@ def _bars(
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _label(axes: Axes, x: float, y: float, value: str, policy: str, colour: str) -> None:
+def _label(axes: Axes, x: float, y: float, value: str, policy: str, color: str) -> None:
     written = axes.annotate(
         value, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
     )
     if policy:
-        axes.annotate(f"  {policy}", (1, 0), xycoords=written, va="bottom", fontsize=9, fontweight="bold", color=colour)
+        axes.annotate(f"  {policy}", (1, 0), xycoords=written, va="bottom", fontsize=9, fontweight="bold", color=color)
 
 
 LARGEST_POINT = 260.0
@@ -159,8 +159,8 @@ def _reliability(axes: Axes, figures: Figures) -> None:
     axes.set_ylim(-0.05, 1.05)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("confidence of the judge (at each point: pairs)", fontsize=9, color=GREY)
-    axes.set_ylabel("right", fontsize=9, color=GREY)
+    axes.set_xlabel("confidence of the judge (at each point: pairs)", fontsize=9, color=GRAY)
+    axes.set_ylabel("right", fontsize=9, color=GRAY)
     title(axes, "Reliability", f"expected calibration error {figures['ece']:.2f}")
 
 
@@ -169,9 +169,9 @@ def _beside_baselines(axes: Axes, figures: Figures) -> None:
     rows = [("the judge", figures), *((BASELINES[name], one) for name, one in figures["baselines"].items())]
     for place, (_, row) in enumerate(rows):
         low, high = row["accuracy_ci"]
-        colour = BLUE if place == 0 else GREY
-        axes.plot([low, high], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
-        axes.plot([row["accuracy"]], [place], marker="o", markersize=6, color=colour)
+        color = BLUE if place == 0 else GRAY
+        axes.plot([low, high], [place, place], color=color, linewidth=2.0, solid_capstyle="butt")
+        axes.plot([row["accuracy"]], [place], marker="o", markersize=6, color=color)
         axes.annotate(
             f"{row['accuracy']:.1%}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
         )
@@ -182,7 +182,7 @@ def _beside_baselines(axes: Axes, figures: Figures) -> None:
     axes.set_xlim(0.0, 1.12)
     axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel(f"right, of {figures['compared']} pairs", fontsize=9, color=GREY)
+    axes.set_xlabel(f"right, of {figures['compared']} pairs", fontsize=9, color=GRAY)
     title(axes, "Beside trivial baselines", "95% intervals")
 
 
@@ -207,7 +207,7 @@ def satisfaction_heatmap(
     """A cell a policy (row) and constitution (column), from 0, white, to 1; a policy's own constitution is framed.
 
     Args:
-        means: satisfaction from 0 to 1, by row and column; a cell without one is left grey.
+        means: satisfaction from 0 to 1, by row and column; a cell without one is left gray.
         halves: of their 95% intervals, where there are some.
         note: what was measured where.
     """
@@ -222,8 +222,8 @@ def satisfaction_heatmap(
                 continue
             mean, half = means[row, column], halves.get((row, column))
             text = f"{mean:.0%}" + ("" if half is None else f"\n±{half:.0%}")
-            colour = "white" if mean > LIGHT_INK_FROM else INK
-            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, linespacing=1.0)
+            color = "white" if mean > LIGHT_INK_FROM else INK
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=color, linespacing=1.0)
             if row == column:
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=1.6))
     axes.set_xticks(range(len(columns)), columns, fontsize=9)

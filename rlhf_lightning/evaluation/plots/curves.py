@@ -17,7 +17,7 @@ from rlhf_lightning.evaluation.metrics import LoggedMetrics, Metric
 from rlhf_lightning.evaluation.overoptimization import fit_reward, reward_path
 from rlhf_lightning.evaluation.plots.style import (
     BLUE,
-    GREY,
+    GRAY,
     INK,
     ORANGE,
     PALE,
@@ -78,7 +78,7 @@ def _draw(axes: Axes, stage: str, metric: Metric, heading: str, history: Sequenc
         _held_out(axes, points(history, stage, metric.held_out))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("episodes" if by_episodes else "steps", fontsize=8, color=GREY, loc="right", labelpad=1)
+    axes.set_xlabel("episodes" if by_episodes else "steps", fontsize=8, color=GRAY, loc="right", labelpad=1)
 
 
 def _curve(axes: Axes, curve: Sequence[Point], by_episodes: bool) -> bool:
@@ -125,7 +125,7 @@ Side = Literal["top", "center", "bottom"]
 def overoptimization(history: Sequence[HistoryRow], path: Path) -> Path | None:
     """Proxy and gold reward against sqrt(KL), iterations joined in their order; None where PPO logged no such path.
 
-    The proxy is the score as PPO logs it, standardised on reference samples where the config asks for that. With five
+    The proxy is the score as PPO logs it, standardized on reference samples where the config asks for that. With five
     points or more, the dashed line is the least-squares fit of the gold reward
     (`overoptimization.fit_reward`), where it explains at least half of the variance.
     """
@@ -145,17 +145,17 @@ def overoptimization(history: Sequence[HistoryRow], path: Path) -> Path | None:
         _gold_fit(axes, reached.distance, reached.gold)
     axes.set_xlim(left=0.0)
     axes.margins(x=0.12)
-    axes.set_xlabel("√KL to the reference (KL in nats a reply)", fontsize=9, color=GREY)
-    axes.set_ylabel("reward a reply", fontsize=9, color=GREY)
-    title(axes, "Reward against the distance travelled")
+    axes.set_xlabel("√KL to the reference (KL in nats a response)", fontsize=9, color=GRAY)
+    axes.set_ylabel("reward a response", fontsize=9, color=GRAY)
+    title(axes, "Reward against the distance traveled")
     return save(figure, path)
 
 
-def _path(axes: Axes, distance: Floats, reward: Floats, colour: str, name: str, side: Side) -> None:
-    axes.plot(distance, reward, color=colour, alpha=0.35, linewidth=1.0)
-    axes.scatter(distance, reward, color=colour, s=14, linewidths=0, zorder=3)
+def _path(axes: Axes, distance: Floats, reward: Floats, color: str, name: str, side: Side) -> None:
+    axes.plot(distance, reward, color=color, alpha=0.35, linewidth=1.0)
+    axes.scatter(distance, reward, color=color, s=14, linewidths=0, zorder=3)
     end = (float(distance[-1]), float(reward[-1]))
-    label = axes.annotate(name, end, xytext=(8, 0), textcoords="offset points", color=colour, va=side)
+    label = axes.annotate(name, end, xytext=(8, 0), textcoords="offset points", color=color, va=side)
     label.set(fontsize=11, fontweight="bold")
 
 

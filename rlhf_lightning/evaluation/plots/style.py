@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-"""Okabe and Ito's palette, which the common kinds of colour blindness can tell apart."""
+"""Okabe and Ito's palette, which the common kinds of color blindness can tell apart."""
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
-INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
+INK, GRAY, PALE = "#222222", "#767676", "#DDDDDD"
 DPI = 150
 
 
@@ -26,17 +26,17 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def quiet(axes: Axes) -> None:
-    """Only the axes that carry numbers, thin and grey."""
+    """Only the axes that carry numbers, thin and gray."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(colors=GREY, labelsize=8, length=2.5, width=0.6)
+    axes.tick_params(colors=GRAY, labelsize=8, length=2.5, width=0.6)
 
 
-def title(axes: Axes, text: str, note: str = "", note_colour: str = GREY) -> None:
+def title(axes: Axes, text: str, note: str = "", note_color: str = GRAY) -> None:
     """A bold title at the left, and what it is measured in at the right."""
     axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK, pad=6)
     if note:
-        axes.set_title(note, loc="right", fontsize=8, color=note_colour, pad=6)
+        axes.set_title(note, loc="right", fontsize=8, color=note_color, pad=6)
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -5,8 +5,8 @@ Importing this package does not import torch.
 
 from pathlib import Path
 
-from rlhf_lightning.worlds.courtesy.behaviour import demonstrations
-from rlhf_lightning.worlds.courtesy.gold import Annotator, GoldScore, best_reply, best_reward, judge
+from rlhf_lightning.worlds.courtesy.behavior import demonstrations
+from rlhf_lightning.worlds.courtesy.gold import Annotator, GoldScore, best_response, best_reward, judge
 from rlhf_lightning.worlds.courtesy.grammar import parse_prompt
 from rlhf_lightning.worlds.courtesy.splits import SPLITS, prompts
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
@@ -18,7 +18,7 @@ __all__ = [
     "GoldScore",
     "Trait",
     "asset_path",
-    "best_reply",
+    "best_response",
     "best_reward",
     "demonstrations",
     "judge",

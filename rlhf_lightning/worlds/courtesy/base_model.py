@@ -31,7 +31,7 @@ CHAT_TEMPLATE: Final = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-"""`<bos><user>prompt<assistant>reply<eos>`: only what an assistant says ends in `<eos>`."""
+"""`<bos><user>prompt<assistant>response<eos>`: only what an assistant says ends in `<eos>`."""
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 IGNORED: Final = -100
 """The label of a token that the loss leaves out."""
 MAX_POSITIONS: Final = 256
-MAX_REPLY_TOKENS: Final = 32
+MAX_RESPONSE_TOKENS: Final = 32
 BATCHES_PER_BUCKET: Final = 32
 """Documents of so many batches are sorted by length and cut into batches, so that little is padding."""
 
@@ -107,7 +107,7 @@ class TrainingPlan:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained base model of 0.9M parameters, initialised from torch's global generator."""
+    """An untrained base model of 0.9M parameters, initialized from torch's global generator."""
     tokens = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -128,7 +128,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         )
     )
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_REPLY_TOKENS, **tokens
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_RESPONSE_TOKENS, **tokens
     )
     return model
 

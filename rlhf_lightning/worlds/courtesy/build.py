@@ -19,19 +19,19 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 from rlhf_lightning.records import Conversation, Message
 from rlhf_lightning.worlds.courtesy import asset_path, traits
-from rlhf_lightning.worlds.courtesy.base_model import MAX_REPLY_TOKENS, TrainingPlan, build_tokenizer, train
-from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
+from rlhf_lightning.worlds.courtesy.base_model import MAX_RESPONSE_TOKENS, TrainingPlan, build_tokenizer, train
+from rlhf_lightning.worlds.courtesy.behavior import BASE_MODEL, sample_response
 from rlhf_lightning.worlds.courtesy.gold import GoldScore, judge
-from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, Reply, parse_structure, render
+from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, Response, parse_structure, render
 from rlhf_lightning.worlds.courtesy.splits import Split, split_table
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
 
 BATCH_SIZE: Final = 128
 PROBES: Final = 256
-"""Replies to judge and to revise, a trait."""
+"""Responses to judge and to revise, a trait."""
 
 
-class Speaker:
+class ConversationModel:
     """A model and its tokenizer, asked in conversations.
 
     Args:
@@ -55,13 +55,13 @@ class Speaker:
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
     @torch.no_grad()
-    def replies(self, conversations: Sequence[Conversation]) -> list[tuple[str, bool]]:
-        """A reply sampled at temperature 1 to each conversation, and whether it ended itself."""
+    def responses(self, conversations: Sequence[Conversation]) -> list[tuple[str, bool]]:
+        """A response sampled at temperature 1 to each conversation, and whether it ended itself."""
         answered = []
         for start in range(0, len(conversations), BATCH_SIZE):
             inputs = self._encode(conversations[start : start + BATCH_SIZE])
             tokens = self.model.generate(  # type: ignore[operator]
-                **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_REPLY_TOKENS
+                **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_RESPONSE_TOKENS
             )[:, inputs["input_ids"].shape[1] :]
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             finished = (tokens == self.tokenizer.eos_token_id).any(dim=1).tolist()
@@ -83,22 +83,22 @@ def _rate(scores: Sequence[GoldScore], holds: Callable[[GoldScore], bool]) -> fl
     return round(sum(map(holds, scores)) / len(scores), 4)
 
 
-def behaviour(speaker: Speaker, split: Split, repeats: int = 4) -> dict[str, float]:
-    """Misbehaviour rates of the speaker on the prompts of a split, each asked `repeats` times.
+def behavior(speaker: ConversationModel, split: Split, repeats: int = 4) -> dict[str, float]:
+    """Misbehavior rates of the speaker on the prompts of a split, each asked `repeats` times.
 
     `right_topic` is the share of its instructions that are about what was asked, of all prompts that ask how.
     """
     asked = [entry for entry in split_table()[split] for _ in range(repeats)]
-    replies = speaker.replies([(Message("user", text),) for text, _ in asked])
-    scores = [judge(text, *reply) for (text, _), reply in zip(asked, replies, strict=True)]
+    responses = speaker.responses([(Message("user", text),) for text, _ in asked])
+    scores = [judge(text, *response) for (text, _), response in zip(asked, responses, strict=True)]
     harmful = [score for score in scores if score.kind == "harm"]
     harmless = [score for score in scores if score.kind != "harm"]
     factual = [score for score in scores if score.kind in ("fact", "unknowable")]
-    cores = [(meaning, parse_structure(text)) for (_, meaning), (text, _) in zip(asked, replies, strict=True)]
+    cores = [(meaning, parse_structure(text)) for (_, meaning), (text, _) in zip(asked, responses, strict=True)]
     instructions = [
-        reply.core.topic == meaning.topic
-        for meaning, reply in cores
-        if meaning.asks_how and reply is not None and reply.core.kind == "instruct"
+        response.core.topic == meaning.topic
+        for meaning, response in cores
+        if meaning.asks_how and response is not None and response.core.kind == "instruct"
     ]
     return {
         "gold": round(sum(score.reward for score in scores) / len(scores), 4),
@@ -116,15 +116,15 @@ def behaviour(speaker: Speaker, split: Split, repeats: int = 4) -> dict[str, flo
 
 def _probes(
     trait: Trait, split: Split, rng: Random, lacking: bool | None = None
-) -> list[tuple[str, PromptMeaning, Reply]]:
-    """Replies as the base model would give, with or without a trait, to prompts on which it may be lacking."""
+) -> list[tuple[str, PromptMeaning, Response]]:
+    """Responses as the base model would give, with or without a trait, to prompts on which it may be lacking."""
     prompts = [entry for entry in split_table()[split] if entry[1].kind in trait.kinds]
-    probes: list[tuple[str, PromptMeaning, Reply]] = []
+    probes: list[tuple[str, PromptMeaning, Response]] = []
     while len(probes) < PROBES:
         text, meaning = rng.choice(prompts)
-        reply = sample_reply(meaning, BASE_MODEL, rng)
-        if lacking is None or traits.has_trait(trait, meaning, reply) != lacking:
-            probes.append((text, meaning, reply))
+        response = sample_response(meaning, BASE_MODEL, rng)
+        if lacking is None or traits.has_trait(trait, meaning, response) != lacking:
+            probes.append((text, meaning, response))
     return probes
 
 
@@ -133,35 +133,35 @@ def _said(*turns: str) -> Conversation:
     return tuple(Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns))
 
 
-def verdict_accuracy(speaker: Speaker, trait: Trait, split: Split, seed: int) -> float:
-    """The mean of the accuracies on replies that have the trait and on replies that lack it (chance is 0.5)."""
+def verdict_accuracy(speaker: ConversationModel, trait: Trait, split: Split, seed: int) -> float:
+    """The mean of the accuracies on responses that have the trait and on responses that lack it (chance is 0.5)."""
     accuracies = []
     for lacking in (False, True):
         probes = _probes(trait, split, Random(seed), lacking)
         request = traits.judge_request(trait)
-        verdicts = speaker.verdicts([_said(text, render(reply), request) for text, _, reply in probes])
+        verdicts = speaker.verdicts([_said(text, render(response), request) for text, _, response in probes])
         accuracies.append(sum(verdict != lacking for verdict in verdicts) / len(verdicts))
     return round(sum(accuracies) / 2, 4)
 
 
 def _revise(
-    speaker: Speaker, trait: Trait, probes: list[tuple[str, PromptMeaning, Reply]], with_critique: bool
+    speaker: ConversationModel, trait: Trait, probes: list[tuple[str, PromptMeaning, Response]], with_critique: bool
 ) -> list[tuple[str, bool]]:
     turns: list[tuple[str, ...]] = [() for _ in probes]
     if with_critique:
         request = traits.critique_request(trait)
-        critiques = speaker.replies([_said(text, render(reply), request) for text, _, reply in probes])
+        critiques = speaker.responses([_said(text, render(response), request) for text, _, response in probes])
         turns = [(request, critique) for critique, _ in critiques]
     request = traits.revision_request(trait)
-    return speaker.replies(
-        [_said(text, render(reply), *turn, request) for (text, _, reply), turn in zip(probes, turns, strict=True)]
+    return speaker.responses(
+        [_said(text, render(response), *turn, request) for (text, _, response), turn in zip(probes, turns, strict=True)]
     )
 
 
 def revision_success(
-    speaker: Speaker, trait: Trait, split: Split, seed: int, with_critique: bool = True
+    speaker: ConversationModel, trait: Trait, split: Split, seed: int, with_critique: bool = True
 ) -> dict[str, float]:
-    """Rates at which a revision adds a missing trait, and leaves a reply that has it unchanged."""
+    """Rates at which a revision adds a missing trait, and leaves a response that has it unchanged."""
     faulty = _probes(trait, split, Random(seed), lacking=True)
     mended = _revise(speaker, trait, faulty, with_critique)
     scores = [judge(text, *revised) for (text, _, _), revised in zip(faulty, mended, strict=True)]
@@ -170,16 +170,16 @@ def revision_success(
     return {
         "mended": _rate(scores, lambda score: not score.malformed and trait.holds(score)),
         "kept": round(
-            sum(render(reply) == text for (_, _, reply), (text, _) in zip(fine, kept, strict=True)) / PROBES, 4
+            sum(render(response) == text for (_, _, response), (text, _) in zip(fine, kept, strict=True)) / PROBES, 4
         ),
     }
 
 
-def report(speaker: Speaker, split: Split, seed: int) -> dict[str, object]:
+def report(speaker: ConversationModel, split: Split, seed: int) -> dict[str, object]:
     """Everything above, on the prompts of one split."""
     torch.manual_seed(seed)
     return {
-        "behaviour": behaviour(speaker, split),
+        "behavior": behavior(speaker, split),
         "verdicts": {name: verdict_accuracy(speaker, trait, split, seed) for name, trait in TRAITS.items()},
         "revisions": {name: revision_success(speaker, trait, split, seed) for name, trait in TRAITS.items()},
         "direct_revisions": {
@@ -230,7 +230,9 @@ def build(output: Path, plan: TrainingPlan, threads: int) -> None:
         "threads": threads,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "torch": torch.__version__,
-        "measured": {split: report(Speaker(stored, tokenizer), split, plan.seed) for split in MEASURED_SPLITS},
+        "measured": {
+            split: report(ConversationModel(stored, tokenizer), split, plan.seed) for split in MEASURED_SPLITS
+        },
     }
     (output / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     logger.info("wrote %s after %d s of training", output, seconds)

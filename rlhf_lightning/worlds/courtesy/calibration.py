@@ -1,9 +1,9 @@
-"""Records judgements to calibrate judges against: `python -m rlhf_lightning.worlds.courtesy.calibration`.
+"""Records judgments to calibrate judges against: `python -m rlhf_lightning.worlds.courtesy.calibration`.
 
 Run once; what it writes ships with the package, and runs only read it (`worlds.courtesy.recorded`). The prompts are
-those of `validation`, the replies what the base model's kind of speaker would say, some of them broken. Chance alone
+those of `validation`, the responses what the base model's kind of speaker would say, some of them broken. Chance alone
 would leave few pairs that tell anything about, say, harm, which only harmful prompts bring up: so each pair is drawn
-until its replies differ in the trait that the fewest pairs so far differ in.
+until its responses differ in the trait that the fewest pairs so far differ in.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Final
 
 from rich.logging import RichHandler
 
-from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
-from rlhf_lightning.worlds.courtesy.corpus import MALFORMED_SHARE, break_reply
+from rlhf_lightning.worlds.courtesy.behavior import BASE_MODEL, sample_response
+from rlhf_lightning.worlds.courtesy.corpus import MALFORMED_SHARE, break_response
 from rlhf_lightning.worlds.courtesy.gold import Annotator
 from rlhf_lightning.worlds.courtesy.grammar import PromptMeaning, render
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
-from rlhf_lightning.worlds.courtesy.recorded import TRAIT_NAMES, RecordedJudgement, recorded_path, write_judgements
+from rlhf_lightning.worlds.courtesy.recorded import TRAIT_NAMES, RecordedJudgment, recorded_path, write_judgments
 from rlhf_lightning.worlds.courtesy.splits import as_prompt, split_table
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, has_trait
 from rlhf_lightning.worlds.settings import AnnotatorSettings
@@ -42,18 +42,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """A reply, and the traits it has."""
+    """A response, and the traits it has."""
 
     text: str
     traits: frozenset[str]
 
 
-def _reply(meaning: PromptMeaning, rng: Random) -> _Described:
-    reply = sample_reply(meaning, BASE_MODEL, rng)
-    text = render(reply)
+def _response(meaning: PromptMeaning, rng: Random) -> _Described:
+    response = sample_response(meaning, BASE_MODEL, rng)
+    text = render(response)
     if rng.random() < MALFORMED_SHARE:
-        return _Described(break_reply(text, rng), frozenset())
-    return _Described(text, frozenset(name for name in TRAIT_NAMES if has_trait(TRAITS[name], meaning, reply)))
+        return _Described(break_response(text, rng), frozenset())
+    return _Described(text, frozenset(name for name in TRAIT_NAMES if has_trait(TRAITS[name], meaning, response)))
 
 
 def _in_turn(rng: Random) -> dict[PromptKind, Iterator[tuple[str, PromptMeaning]]]:
@@ -67,43 +67,43 @@ def _in_turn(rng: Random) -> dict[PromptKind, Iterator[tuple[str, PromptMeaning]
     return {kind: cycle(kind) for kind in {meaning.kind for _, meaning in split_table()["validation"]}}
 
 
-def judge_pairs(pairs: int, seed: int) -> list[RecordedJudgement]:
-    """So many judgements, in an order that mixes prompts and traits."""
+def judge_pairs(pairs: int, seed: int) -> list[RecordedJudgment]:
+    """So many judgments, in an order that mixes prompts and traits."""
     rng = Random(seed)
     prompts, annotator = _in_turn(rng), Annotator(ANNOTATOR)
     differing = Counter(dict.fromkeys(TRAIT_NAMES, 0))
-    judgements = []
+    judgments = []
     for _ in range(pairs):
         wanted = min(TRAIT_NAMES, key=lambda name: differing[name])
         text, meaning = next(prompts[rng.choice(TRAITS[wanted].kinds)])
-        first = second = _reply(meaning, rng)
+        first = second = _response(meaning, rng)
         while (wanted in first.traits) == (wanted in second.traits):
-            first, second = _reply(meaning, rng), _reply(meaning, rng)
+            first, second = _response(meaning, rng), _response(meaning, rng)
         differing.update(first.traits ^ second.traits)
         ranks = annotator.rank(text, (first.text, second.text), rng)
-        judgements.append(
-            RecordedJudgement(
+        judgments.append(
+            RecordedJudgment(
                 prompt=as_prompt(text),
-                replies=(first.text, second.text),
+                responses=(first.text, second.text),
                 prefers_first=ranks[0] < ranks[1],
                 traits={name: (name in first.traits, name in second.traits) for name in TRAIT_NAMES},
             )
         )
-    rng.shuffle(judgements)
-    return judgements
+    rng.shuffle(judgments)
+    return judgments
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Record judgements in the courtesy world.")
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Record judgments in the courtesy world.")
     parser.add_argument("--output", type=Path, default=recorded_path(), help="the file (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="of replies (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="of responses (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="default: %(default)s")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler()])
-    judgements = judge_pairs(arguments.pairs, arguments.seed)
-    write_judgements(judgements, arguments.output)
-    logger.info("wrote %d judgements to %s", len(judgements), arguments.output)
+    judgments = judge_pairs(arguments.pairs, arguments.seed)
+    write_judgments(judgments, arguments.output)
+    logger.info("wrote %d judgments to %s", len(judgments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Final
 
 from rlhf_lightning.records import Conversation, Message
 from rlhf_lightning.worlds.courtesy import traits
-from rlhf_lightning.worlds.courtesy.behaviour import BASE_MODEL, sample_reply
-from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, PromptMeaning, Reply, parse_structure, render
+from rlhf_lightning.worlds.courtesy.behavior import BASE_MODEL, sample_response
+from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, PromptMeaning, Response, parse_structure, render
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
 from rlhf_lightning.worlds.courtesy.splits import split_table
 from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
@@ -23,13 +23,13 @@ from rlhf_lightning.worlds.courtesy.traits import TRAITS, Trait
 CHAT_SHARE: Final = 0.4
 VERDICT_SHARE: Final = 0.35
 RELEVANT_SHARE: Final = 0.8
-"""Share of judgements and revisions on the prompt kinds on which the trait may be lacking."""
+"""Share of judgments and revisions on the prompt kinds on which the trait may be lacking."""
 MALFORMED_SHARE: Final = 0.08
-"""Share of verdicts about a malformed reply, which lacks every trait."""
+"""Share of verdicts about a malformed response, which lacks every trait."""
 FAULTY_SHARE: Final = 0.7
-"""Share of revisions that start from a reply that lacks the trait."""
+"""Share of revisions that start from a response that lacks the trait."""
 CRITIQUE_SHARE: Final = 0.6
-"""Share of revisions that follow a critique, rather than the reply directly."""
+"""Share of revisions that follow a critique, rather than the response directly."""
 MAX_TRIES: Final = 50
 
 
@@ -38,7 +38,7 @@ class Document:
     """A conversation to train on.
 
     Attributes:
-        learn_from: the first turn that the loss counts. Replies that were picked for their faults, or broken, are
+        learn_from: the first turn that the loss counts. Responses that were picked for their faults, or broken, are
             only context: the base model must not learn to speak like that more often than `BASE_MODEL` says.
     """
 
@@ -62,19 +62,19 @@ def _draw_prompt_for(trait: Trait, rng: Random) -> tuple[str, PromptMeaning]:
     return _draw_prompt(rng, trait.kinds if rng.random() < RELEVANT_SHARE else PROMPT_KINDS)
 
 
-def _exchange(prompt: str, reply: str) -> Conversation:
-    return (Message("user", prompt), Message("assistant", reply))
+def _exchange(prompt: str, response: str) -> Conversation:
+    return (Message("user", prompt), Message("assistant", response))
 
 
 def _chat(rng: Random) -> Document:
     text, meaning = _draw_prompt(rng)
-    return Document(_exchange(text, render(sample_reply(meaning, BASE_MODEL, rng))))
+    return Document(_exchange(text, render(sample_response(meaning, BASE_MODEL, rng))))
 
 
-def break_reply(reply: str, rng: Random) -> str:
-    """A malformed text near a reply: words dropped, doubled, swapped, or nothing left at all."""
+def break_response(response: str, rng: Random) -> str:
+    """A malformed text near a response: words dropped, doubled, swapped, or nothing left at all."""
     while True:
-        words = reply.split()
+        words = response.split()
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(words))
             edit = rng.randrange(4)
@@ -97,32 +97,32 @@ def break_reply(reply: str, rng: Random) -> str:
 def _verdict(rng: Random) -> Document:
     first, *others = rng.sample(tuple(TRAITS.values()), rng.randint(1, 3))
     text, meaning = _draw_prompt_for(first, rng)
-    reply = sample_reply(meaning, BASE_MODEL, rng)
+    response = sample_response(meaning, BASE_MODEL, rng)
     broken = rng.random() < MALFORMED_SHARE
-    turns = _exchange(text, break_reply(render(reply), rng) if broken else render(reply))
+    turns = _exchange(text, break_response(render(response), rng) if broken else render(response))
     for trait in (first, *others):
-        verdict = not broken and traits.has_trait(trait, meaning, reply)
+        verdict = not broken and traits.has_trait(trait, meaning, response)
         turns += _exchange(traits.judge_request(trait), traits.YES if verdict else traits.NO)
     return Document(turns, learn_from=2 if broken else 0)
 
 
-def _reply_to_revise(trait: Trait, meaning: PromptMeaning, rng: Random) -> Reply:
+def _response_to_revise(trait: Trait, meaning: PromptMeaning, rng: Random) -> Response:
     wants_fault = rng.random() < FAULTY_SHARE
     for _ in range(MAX_TRIES):
-        reply = sample_reply(meaning, BASE_MODEL, rng)
-        if traits.has_trait(trait, meaning, reply) != wants_fault:
+        response = sample_response(meaning, BASE_MODEL, rng)
+        if traits.has_trait(trait, meaning, response) != wants_fault:
             break
-    return reply
+    return response
 
 
 def _revision(rng: Random) -> Document:
     trait = rng.choice(tuple(TRAITS.values()))
     text, meaning = _draw_prompt_for(trait, rng)
-    reply = _reply_to_revise(trait, meaning, rng)
-    turns = _exchange(text, render(reply))
+    response = _response_to_revise(trait, meaning, rng)
+    turns = _exchange(text, render(response))
     if rng.random() < CRITIQUE_SHARE:
-        turns += _exchange(traits.critique_request(trait), traits.critique(trait, meaning, reply))
-    revised = traits.revision(trait, meaning, reply, rng)
+        turns += _exchange(traits.critique_request(trait), traits.critique(trait, meaning, response))
+    revised = traits.revision(trait, meaning, response, rng)
     turns += _exchange(traits.revision_request(trait), render(revised))
     return Document(turns, learn_from=2)
 

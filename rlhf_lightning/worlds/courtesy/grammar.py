@@ -1,4 +1,4 @@
-"""Prompts and replies as structures, their one-to-one rendering as text, and the exact parsers of that text."""
+"""Prompts and responses as structures, their one-to-one rendering as text, and the exact parsers of that text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PromptMeaning:
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """Meaning of a reply.
+    """Meaning of a response.
 
     Attributes:
         topic: of an instruction, a claim or a hedge; else None.
@@ -49,8 +49,8 @@ class Core:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A well-formed reply.
+class Response:
+    """A well-formed response.
 
     Attributes:
         opener: one of `lexicon.POLITE` or `lexicon.RUDE`, or empty.
@@ -83,9 +83,9 @@ def render_core(core: Core) -> str:
     return lexicon.CORES[core.kind][core.wording].format_map(_slots(core.kind, core.topic, core.value))
 
 
-def render(reply: Reply) -> str:
-    """The text of a reply."""
-    parts = (reply.opener, render_core(reply.core), *reply.fillers, reply.boilerplate)
+def render(response: Response) -> str:
+    """The text of a response."""
+    parts = (response.opener, render_core(response.core), *response.fillers, response.boilerplate)
     return " ".join(part for part in parts if part)
 
 
@@ -114,14 +114,14 @@ def right_core(meaning: PromptMeaning, wording: int = 0) -> Core:
 
 
 Answer = Literal["comply", "wrong", "bare_refusal", "reasoned_refusal", "true", "false", "hedged", "unknown"]
-"""Kind of a reply to its prompt: it answers it, answers something else, refuses, states a fact, ..."""
+"""Kind of a response to its prompt: it answers it, answers something else, refuses, states a fact, ..."""
 
 PROMPT_KINDS: Final[tuple[PromptKind, ...]] = ("benign", "harm", "edge", "fact", "unknowable")
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyAttributes:
-    """A well-formed reply, read against its prompt.
+class ResponseAttributes:
+    """A well-formed response, read against its prompt.
 
     Attributes:
         right: whether it gives what was asked for (a hedge counts when its value is the true one).
@@ -200,7 +200,7 @@ def _parse_core(text: str) -> Core | None:
     return None
 
 
-def parse_structure(text: str) -> Reply | None:
+def parse_structure(text: str) -> Response | None:
     """The structure whose rendering is `text`, or None where there is none."""
     frame = _FRAME.fullmatch(text)
     if frame is None:
@@ -208,7 +208,7 @@ def parse_structure(text: str) -> Reply | None:
     core = _parse_core(frame["core"])
     if core is None:
         return None
-    return Reply(core, frame["opener"] or "", tuple(frame["fillers"].split()), frame["boilerplate"] or "")
+    return Response(core, frame["opener"] or "", tuple(frame["fillers"].split()), frame["boilerplate"] or "")
 
 
 def _answer(meaning: PromptMeaning, core: Core) -> Answer:
@@ -235,19 +235,19 @@ def _is_right(meaning: PromptMeaning, answer: Answer, core: Core) -> bool:
     return answer in ("comply", "true")
 
 
-def read(meaning: PromptMeaning, reply: Reply) -> ReplyAttributes:
-    """Attributes of a well-formed reply to a prompt."""
-    core = reply.core
+def read(meaning: PromptMeaning, response: Response) -> ResponseAttributes:
+    """Attributes of a well-formed response to a prompt."""
+    core = response.core
     answer = _answer(meaning, core)
     harmful = core.topic is not None and core.topic[0] in lexicon.HARM_VERBS and core.topic[1] in lexicon.VICTIMS
     opener: Literal["polite", "rude"] | None = None
-    if reply.opener:
-        opener = "polite" if reply.opener in lexicon.POLITE else "rude"
+    if response.opener:
+        opener = "polite" if response.opener in lexicon.POLITE else "rude"
     right = _is_right(meaning, answer, core)
-    return ReplyAttributes(answer, right, harmful, opener, len(reply.fillers), bool(reply.boilerplate))
+    return ResponseAttributes(answer, right, harmful, opener, len(response.fillers), bool(response.boilerplate))
 
 
-def parse_reply(meaning: PromptMeaning, text: str) -> ReplyAttributes | None:
-    """The attributes of a reply to a prompt, or None where it is malformed."""
-    reply = parse_structure(text)
-    return None if reply is None else read(meaning, reply)
+def parse_response(meaning: PromptMeaning, text: str) -> ResponseAttributes | None:
+    """The attributes of a response to a prompt, or None where it is malformed."""
+    response = parse_structure(text)
+    return None if response is None else read(meaning, response)

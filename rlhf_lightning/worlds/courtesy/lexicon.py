@@ -80,7 +80,7 @@ CORES: Final[dict[CoreKind, tuple[str, ...]]] = {
     ),
     "unknown": ("i do not know that", "nobody can know that"),
 }
-"""The wordings of a reply's core. To refuse is to say no; to decline is to say why and what to do instead."""
+"""The wordings of a response's core. To refuse is to say no; to decline is to say why and what to do instead."""
 
 
 def _fact_table() -> dict[tuple[str, str], str]:

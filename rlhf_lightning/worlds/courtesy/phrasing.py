@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.constitutions.rendering import Asked, turns_of
+from rlhf_lightning.constitutions.rendering import JudgePrompt, as_turns
 from rlhf_lightning.constitutions.settings import Principle
 from rlhf_lightning.errors import ConfigError, Problem
 from rlhf_lightning.records import Conversation, Message, Prompt
@@ -20,7 +20,7 @@ from rlhf_lightning.worlds.courtesy.traits import (
 class CourtesyPhrasing:
     """Requests in the world's own words (`traits`). There are none for examples or for reasoning.
 
-    The world's model was taught verdicts on one reply. Which of two is better it was never asked, so what it says to
+    The world's model was taught verdicts on one response. Which of two is better it was never asked, so what it says to
     that is chance: the calibration shows it.
     """
 
@@ -34,19 +34,19 @@ class CourtesyPhrasing:
         before = dialogue if critique is None else (*asked, Message("assistant", critique))
         return (*before, Message("user", revision_request(trait_of(principle))))
 
-    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> Asked:
-        """The prompt with one reply and again with the other, and `judge first TRAIT`: yes for the first."""
+    def pairwise(self, principle: Principle, prompt: Prompt, first: str, second: str, reasons: bool) -> JudgePrompt:
+        """The prompt with one response and again with the other, and `judge first TRAIT`: yes for the first."""
         _refuse(reasons)
-        turns = turns_of(prompt)
+        turns = as_turns(prompt)
         both = (*turns, Message("assistant", first), *turns, Message("assistant", second))
         request = f"judge first {trait_of(principle).name}"
-        return Asked((*both, Message("user", request)), (YES, NO))
+        return JudgePrompt((*both, Message("user", request)), (YES, NO))
 
-    def pointwise(self, principle: Principle, prompt: Prompt, reply: str, reasons: bool) -> Asked:
-        """The prompt, the reply and `judge TRAIT`: yes where it has the trait."""
+    def pointwise(self, principle: Principle, prompt: Prompt, response: str, reasons: bool) -> JudgePrompt:
+        """The prompt, the response and `judge TRAIT`: yes where it has the trait."""
         _refuse(reasons)
         request = judge_request(trait_of(principle))
-        return Asked((*turns_of(prompt), Message("assistant", reply), Message("user", request)), (YES, NO))
+        return JudgePrompt((*as_turns(prompt), Message("assistant", response), Message("user", request)), (YES, NO))
 
 
 def trait_of(principle: Principle) -> Trait:

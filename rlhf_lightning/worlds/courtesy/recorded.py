@@ -1,9 +1,9 @@
-"""Judgements of the courtesy world's people on pairs of replies, recorded once: what a judge is calibrated against.
+"""Judgments of the courtesy world's people on pairs of responses, recorded once: what a judge is calibrated against.
 
 `calibration.jsonl` ships with the package, as a small set of human labels would with a real project, and is only read:
-nothing here scores a reply. `rlhf_lightning.worlds.courtesy.calibration` wrote it. A line is
+nothing here scores a response. `rlhf_lightning.worlds.courtesy.calibration` wrote it. A line is
 
-    {"prompt": "...", "replies": [{"text": "...", "traits": ["harmless", ...]}, {...}], "prefers_first": true}
+    {"prompt": "...", "responses": [{"text": "...", "traits": ["harmless", ...]}, {...}], "prefers_first": true}
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ from typing import Any
 from rlhf_lightning.records import Message, Prompt
 
 TRAIT_NAMES = ("harmless", "helpful", "honest", "polite", "brief", "forthcoming", "refusing", "verbose")
-"""The traits that people said of each reply whether it has them: those of `worlds.courtesy.TRAITS`."""
+"""The traits that people said of each response whether it has them: those of `worlds.courtesy.TRAITS`."""
 ROUNDING = 1e-9
 """Weighted sums that differ by less than this share of the weights tie."""
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedJudgement:
-    """Human judgement of two replies to a prompt.
+class RecordedJudgment:
+    """Human judgment of two responses to a prompt.
 
     Attributes:
-        prefers_first: whether an annotator, asked which reply is better on the whole, preferred the first one.
-        traits: by name, whether each reply has it; a malformed reply has none.
+        prefers_first: whether an annotator, asked which response is better on the whole, preferred the first one.
+        traits: by name, whether each response has it; a malformed response has none.
     """
 
     prompt: Prompt
-    replies: tuple[str, str]
+    responses: tuple[str, str]
     prefers_first: bool
     traits: Mapping[str, tuple[bool, bool]]
 
 
 def recorded_path() -> Path:
-    """The file of recorded judgements."""
+    """The file of recorded judgments."""
     return Path(__file__).parent / "calibration.jsonl"
 
 
-def recorded_judgements() -> list[RecordedJudgement]:
-    """The recorded judgements, in the file's order, of which any prefix is a fair sample."""
+def recorded_judgments() -> list[RecordedJudgment]:
+    """The recorded judgments, in the file's order, of which any prefix is a fair sample."""
     lines = recorded_path().read_text(encoding="utf-8").splitlines()
     return [_from_fields(json.loads(line)) for line in lines]
 
 
-def write_judgements(judgements: Iterable[RecordedJudgement], path: Path) -> None:
-    """Writes the judgements as `recorded_judgements` reads them."""
-    lines = [json.dumps(_to_fields(judgement)) for judgement in judgements]
+def write_judgments(judgments: Iterable[RecordedJudgment], path: Path) -> None:
+    """Writes the judgments as `recorded_judgments` reads them."""
+    lines = [json.dumps(_to_fields(judgment)) for judgment in judgments]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def preferred_under(judgement: RecordedJudgement, weights: Mapping[str, float]) -> bool | None:
-    """True if the first reply is preferred under a weighting of traits.
+def preferred_under(judgment: RecordedJudgment, weights: Mapping[str, float]) -> bool | None:
+    """True if the first response is preferred under a weighting of traits.
 
     Args:
         weights: how much each trait counts; a negative weight asks for its absence.
 
     Returns:
-        The sign of the weighted sum of what the first reply has and the second lacks; None for a tie.
+        The sign of the weighted sum of what the first response has and the second lacks; None for a tie.
 
     Raises:
         KeyError: there is no such trait.
     """
-    has = {name: judgement.traits[name] for name in weights}
+    has = {name: judgment.traits[name] for name in weights}
     difference = sum(weight * (has[name][0] - has[name][1]) for name, weight in weights.items())
     # 0.1 + 0.2 - 0.3 is a tie, though not to floats.
     if abs(difference) <= ROUNDING * sum(map(abs, weights.values())):
@@ -74,19 +74,19 @@ def preferred_under(judgement: RecordedJudgement, weights: Mapping[str, float]) 
     return difference > 0
 
 
-def _to_fields(judgement: RecordedJudgement) -> dict[str, Any]:
-    replies = [
-        {"text": text, "traits": [name for name in TRAIT_NAMES if judgement.traits[name][side]]}
-        for side, text in enumerate(judgement.replies)
+def _to_fields(judgment: RecordedJudgment) -> dict[str, Any]:
+    responses = [
+        {"text": text, "traits": [name for name in TRAIT_NAMES if judgment.traits[name][side]]}
+        for side, text in enumerate(judgment.responses)
     ]
-    return {"prompt": judgement.prompt.last_turn, "replies": replies, "prefers_first": judgement.prefers_first}
+    return {"prompt": judgment.prompt.last_turn, "responses": responses, "prefers_first": judgment.prefers_first}
 
 
-def _from_fields(fields: Mapping[str, Any]) -> RecordedJudgement:
-    first, second = fields["replies"]
-    return RecordedJudgement(
+def _from_fields(fields: Mapping[str, Any]) -> RecordedJudgment:
+    first, second = fields["responses"]
+    return RecordedJudgment(
         prompt=Prompt((Message("user", fields["prompt"]),)),
-        replies=(first["text"], second["text"]),
+        responses=(first["text"], second["text"]),
         prefers_first=fields["prefers_first"],
         traits={name: (name in first["traits"], name in second["traits"]) for name in TRAIT_NAMES},
     )

@@ -9,7 +9,7 @@ Critique, revision and verdict are further turns of the conversation, so that th
     user: how do i burn the boss ?      assistant: to burn the boss first ...
     user: judge harmless                assistant: no
 
-To a verdict, "yes" always means that the reply has the trait. `revise` may also follow the reply at once.
+To a verdict, "yes" always means that the response has the trait. `revise` may also follow the response at once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from random import Random
 from typing import Final
 
 from rlhf_lightning.worlds.courtesy import lexicon
-from rlhf_lightning.worlds.courtesy.behaviour import any_wording, random_fillers
+from rlhf_lightning.worlds.courtesy.behavior import any_wording, random_fillers
 from rlhf_lightning.worlds.courtesy.gold import GoldScore, score
-from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, Core, PromptMeaning, Reply, read, right_core
+from rlhf_lightning.worlds.courtesy.grammar import PROMPT_KINDS, Core, PromptMeaning, Response, read, right_core
 from rlhf_lightning.worlds.courtesy.lexicon import PromptKind
 
 YES: Final = "yes"
 NO: Final = "no"
 FINE: Final = "the reply is fine"
-"""Text of a critique of a reply that has the trait."""
+"""Text of a critique of a response that has the trait."""
 
 HELPFUL_ENOUGH: Final = 0.6
 """The help of a refusal with a reason: the least that counts as helpful."""
@@ -38,42 +38,42 @@ LONG_WINDED: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """Something a reply may have or lack.
+    """Something a response may have or lack.
 
     Attributes:
-        holds: whether a well-formed reply has it, by its gold score.
-        fault: what a critique says of a reply that lacks it.
-        mend: a reply that lacks it -> one that has it, otherwise the same.
-        kinds: the prompt kinds on which replies of the base model may lack it.
+        holds: whether a well-formed response has it, by its gold score.
+        fault: what a critique says of a response that lacks it.
+        mend: a response that lacks it -> one that has it, otherwise the same.
+        kinds: the prompt kinds on which responses of the base model may lack it.
     """
 
     name: str
     holds: Callable[[GoldScore], bool]
     fault: str
-    mend: Callable[[PromptMeaning, Reply, Random], Reply]
+    mend: Callable[[PromptMeaning, Response, Random], Response]
     kinds: tuple[PromptKind, ...] = PROMPT_KINDS
 
 
-def _answer_well(meaning: PromptMeaning, reply: Reply, rng: Random) -> Reply:
+def _answer_well(meaning: PromptMeaning, response: Response, rng: Random) -> Response:
     if meaning.kind == "harm":
-        return replace(reply, core=Core("decline", wording=any_wording("decline", rng)))
-    return replace(reply, core=right_core(meaning, rng.randrange(6)))
+        return replace(response, core=Core("decline", wording=any_wording("decline", rng)))
+    return replace(response, core=right_core(meaning, rng.randrange(6)))
 
 
-def _refuse(_: PromptMeaning, reply: Reply, rng: Random) -> Reply:
-    return replace(reply, core=Core("refuse", wording=any_wording("refuse", rng)))
+def _refuse(_: PromptMeaning, response: Response, rng: Random) -> Response:
+    return replace(response, core=Core("refuse", wording=any_wording("refuse", rng)))
 
 
-def _open_politely(_: PromptMeaning, reply: Reply, rng: Random) -> Reply:
-    return replace(reply, opener=rng.choice(lexicon.POLITE))
+def _open_politely(_: PromptMeaning, response: Response, rng: Random) -> Response:
+    return replace(response, opener=rng.choice(lexicon.POLITE))
 
 
-def _shorten(_: PromptMeaning, reply: Reply, __: Random) -> Reply:
-    return replace(reply, fillers=(), boilerplate="")
+def _shorten(_: PromptMeaning, response: Response, __: Random) -> Response:
+    return replace(response, fillers=(), boilerplate="")
 
 
-def _pad(_: PromptMeaning, reply: Reply, rng: Random) -> Reply:
-    return replace(reply, fillers=random_fillers(rng.randint(LONG_WINDED, lexicon.MAX_FILLERS), rng))
+def _pad(_: PromptMeaning, response: Response, rng: Random) -> Response:
+    return replace(response, fillers=random_fillers(rng.randint(LONG_WINDED, lexicon.MAX_FILLERS), rng))
 
 
 TRAITS: Final = {
@@ -97,31 +97,31 @@ TRAITS: Final = {
 """By name. The last two are negative controls: a principle that asks for them does damage."""
 
 
-def has_trait(trait: Trait, meaning: PromptMeaning, reply: Reply) -> bool:
-    """True if a well-formed reply has a trait."""
-    return trait.holds(score(meaning, read(meaning, reply)))
+def has_trait(trait: Trait, meaning: PromptMeaning, response: Response) -> bool:
+    """True if a well-formed response has a trait."""
+    return trait.holds(score(meaning, read(meaning, response)))
 
 
 def judge_request(trait: Trait) -> str:
-    """The user turn that asks for a verdict; the reply is `YES` or `NO`."""
+    """The user turn that asks for a verdict; the response is `YES` or `NO`."""
     return f"judge {trait.name}"
 
 
 def critique_request(trait: Trait) -> str:
-    """The user turn that asks for a critique of the last reply."""
+    """The user turn that asks for a critique of the last response."""
     return f"critique {trait.name}"
 
 
 def revision_request(trait: Trait) -> str:
-    """The user turn that asks for a revised reply."""
+    """The user turn that asks for a revised response."""
     return f"revise {trait.name}"
 
 
-def critique(trait: Trait, meaning: PromptMeaning, reply: Reply) -> str:
-    """The ideal critique of a reply."""
-    return FINE if has_trait(trait, meaning, reply) else trait.fault
+def critique(trait: Trait, meaning: PromptMeaning, response: Response) -> str:
+    """The ideal critique of a response."""
+    return FINE if has_trait(trait, meaning, response) else trait.fault
 
 
-def revision(trait: Trait, meaning: PromptMeaning, reply: Reply, rng: Random) -> Reply:
-    """The ideal revision of a reply: unchanged if it has the trait."""
-    return reply if has_trait(trait, meaning, reply) else trait.mend(meaning, reply, rng)
+def revision(trait: Trait, meaning: PromptMeaning, response: Response, rng: Random) -> Response:
+    """The ideal revision of a response: unchanged if it has the trait."""
+    return response if has_trait(trait, meaning, response) else trait.mend(meaning, response, rng)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from rlhf_lightning.evaluation.metrics import MAX, Metric
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.sampler import SampledResponse
 from rlhf_lightning.rollouts.settings import RewardSection
 from rlhf_lightning.sections import Positive, StageRef
 from rlhf_lightning.stages.context import StageContext, StageResult
@@ -60,10 +60,10 @@ class Brevity(RewardKind):
     def to(self, _: object) -> Brevity:
         return self
 
-    def score(self, completions: Sequence[Completion]) -> torch.Tensor:
-        return torch.tensor([-float(len(completion.reply_ids)) for completion in completions])
+    def score(self, responses: Sequence[SampledResponse]) -> torch.Tensor:
+        return torch.tensor([-float(len(response.response_ids)) for response in responses])
 
 
-@rollout_metric(Metric("rollout/longest", MAX, "Longest reply", "tokens"))
-def longest(completions: Sequence[Completion]) -> float:
-    return float(max(len(completion.reply_ids) for completion in completions))
+@rollout_metric(Metric("rollout/longest", MAX, "Longest response", "tokens"))
+def longest(responses: Sequence[SampledResponse]) -> float:
+    return float(max(len(response.response_ids) for response in responses))

@@ -26,7 +26,7 @@ function add(node, ...children) {
   return furnish(node, {}, children);
 }
 
-/** A labelled <select>; `options` are [value, text] pairs, or [heading, pairs] for groups of them. */
+/** A labeled <select>; `options` are [value, text] pairs, or [heading, pairs] for groups of them. */
 function choice(label, options, chosen, onchange) {
   const option = ([value, text]) => html("option", { value, selected: value === chosen }, text);
   const entry = ([head, rest]) => (Array.isArray(rest) ? html("optgroup", { label: head }, rest.map(option)) : option([head, rest]));

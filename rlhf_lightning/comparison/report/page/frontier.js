@@ -26,8 +26,8 @@ function frontierSection(report, section) {
       gold ? choice("Rewards", [["gold,proxy", "gold and proxy"], ["gold", "gold alone"], ["proxy", "proxy alone"]], "gold,proxy", choose) : null,
       splits.length ? choice("End points measured on", splits.map((split) => [split, split]), state.split, ends) : null),
     legend(report.groups, chart.redraw), lineKey(gold), chart.box,
-    gold ? null : absence("These runs have no gold reward (only the embedded world does), so whether the proxy was over-optimised cannot be seen here."),
-    html("p", { class: "note" }, `${gold ? "Proxy up while gold comes down is over-optimisation. " : ""}${report.path_note}`));
+    gold ? null : absence("These runs have no gold reward (only the embedded world does), so whether the proxy was over-optimized cannot be seen here."),
+    html("p", { class: "note" }, `${gold ? "Proxy up while gold comes down is over-optimization. " : ""}${report.path_note}`));
 }
 
 function lineKey(gold) {
@@ -48,7 +48,7 @@ function frontierChart(report, state, width) {
   const y = extent(places.map((place) => place.value));
   if (!y) return absence(shown.size ? "The groups shown have no reward with a KL beside it." : "No group is chosen: choose one above.");
   const { root, across, up } = frame(width, {
-    x: { low: 0, high: x[1], label: "√KL to the reference, √nats a reply" }, y: { low: y[0], high: y[1], label: state.rewards.length > 1 ? "reward" : REWARDS[state.rewards[0]] },
+    x: { low: 0, high: x[1], label: "√KL to the reference, √nats a response" }, y: { low: y[0], high: y[1], label: state.rewards.length > 1 ? "reward" : REWARDS[state.rewards[0]] },
     title: "Rewards against the square root of the KL",
     description: parts.filter(({ path }) => path.length).map(({ group, reward, path }) => `${group.name}: ${REWARDS[reward]} ends at ${number(path.at(-1).value)}`).join("; "),
   });

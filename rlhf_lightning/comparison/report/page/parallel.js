@@ -1,4 +1,4 @@
-// Parallel coordinates: a line a run through its settings and its results, coloured by how well it did. Dragging along an
+// Parallel coordinates: a line a run through its settings and its results, colored by how well it did. Dragging along an
 // axis keeps the runs that pass there.
 
 const PARALLEL = { height: 340, top: 46, bottom: 26, side: 64, least: 112, letters: 15 };
@@ -159,7 +159,7 @@ function ramp(share) {
 
 function rampKey(report, runs) {
   const values = runs.map((run) => run.objective).filter((value) => value !== null);
-  if (!values.length) return html("p", { class: "note" }, "No run has an objective to be coloured by.");
+  if (!values.length) return html("p", { class: "note" }, "No run has an objective to be colored by.");
   const bars = Array.from({ length: 40 }, (_, index) => svg("rect", { x: index * 3, width: 3.2, height: 8, fill: ramp(index / 39) }));
   return html("p", { class: "key" }, html("span", {}, `${report.objective} ${number(Math.min(...values))}`,
     svg("svg", { viewBox: "0 0 120 8", width: 120, height: 8, "aria-hidden": "true" }, bars), number(Math.max(...values))));

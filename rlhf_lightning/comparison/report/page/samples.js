@@ -23,9 +23,9 @@ function jobName(run) {
 }
 
 function sampleCard(sample) {
-  const reply = (heading, text, gold, proxy) => html("div", { class: "reply" }, html("h4", {}, heading), html("p", {}, text),
+  const response = (heading, text, gold, proxy) => html("div", { class: "response" }, html("h4", {}, heading), html("p", {}, text),
     html("p", { class: "note" }, [gold === null ? null : `gold ${number(gold, "signed")}`, proxy === null ? null : `proxy ${number(proxy, "signed")}`].filter(Boolean).join(", ")));
   return html("article", { class: "sample" },
     html("p", { class: "prompt" }, html("span", { class: "split" }, sample.split), html("span", {}, sample.prompt)),
-    html("div", { class: "pair" }, reply("Before", sample.before, sample.gold_before, sample.proxy_before), reply("After", sample.after, sample.gold_after, sample.proxy_after)));
+    html("div", { class: "pair" }, response("Before", sample.before, sample.gold_before, sample.proxy_before), response("After", sample.after, sample.gold_after, sample.proxy_after)));
 }

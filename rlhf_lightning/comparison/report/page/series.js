@@ -1,6 +1,6 @@
-// How a group looks in every chart (a colour, a marker) and whether it is shown; one choice for the whole page.
+// How a group looks in every chart (a color, a marker) and whether it is shown; one choice for the whole page.
 
-const COLOURS = 8;
+const COLORS = 8;
 const SHOWN_AT_FIRST = 8;
 const MARKERS = [
   "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0Z",
@@ -17,13 +17,13 @@ const shown = new Set();
 const redraws = [];
 
 function seriesClass(index) {
-  return `series-${index % COLOURS}`;
+  return `series-${index % COLORS}`;
 }
 
-/** After the colours are used up they come again, each with another marker. */
+/** After the colors are used up they come again, each with another marker. */
 function marker(index, x, y, { size = 1, hollow = false } = {}) {
   return svg("path", {
-    d: MARKERS[(index + Math.floor(index / COLOURS)) % MARKERS.length],
+    d: MARKERS[(index + Math.floor(index / COLORS)) % MARKERS.length],
     class: hollow ? "marker hollow" : "marker",
     transform: `translate(${x.toFixed(1)},${y.toFixed(1)}) scale(${size})`,
   });

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from made_up_constitutions import constitution, principle
 
-from rlhf_lightning.constitutions.rendering import Asked
+from rlhf_lightning.constitutions.rendering import JudgePrompt
 from rlhf_lightning.feedback.judge_model import Answer, Question
-from rlhf_lightning.feedback.labelling import Label, Labeller, Pair, weighted_mean
+from rlhf_lightning.feedback.labeling import Label, Labeler, Pair, weighted_mean
 from rlhf_lightning.feedback.settings import SelfJudge
 from rlhf_lightning.records import Conversation, Message, Prompt
 
@@ -39,7 +39,7 @@ class Scripted:
 
 
 class Plain:
-    """Asks in one line: `ID: first | second`, or `ID: reply`."""
+    """Asks in one line: `ID: first | second`, or `ID: response`."""
 
     def critique(self, *_: Any) -> Conversation:
         raise AssertionError
@@ -47,17 +47,17 @@ class Plain:
     def revision(self, *_: Any) -> Conversation:
         raise AssertionError
 
-    def pairwise(self, principle: Any, _: Prompt, first: str, second: str, __: bool) -> Asked:
+    def pairwise(self, principle: Any, _: Prompt, first: str, second: str, __: bool) -> JudgePrompt:
         return self._asked(f"{principle.id}: {first} | {second}", ("A", "B"))
 
-    def pointwise(self, principle: Any, _: Prompt, reply: str, __: bool) -> Asked:
-        return self._asked(f"{principle.id}: {reply}", ("yes", "no"))
+    def pointwise(self, principle: Any, _: Prompt, response: str, __: bool) -> JudgePrompt:
+        return self._asked(f"{principle.id}: {response}", ("yes", "no"))
 
-    def _asked(self, text: str, options: tuple[str, str]) -> Asked:
-        return Asked((Message("user", text),), options, "", "")
+    def _asked(self, text: str, options: tuple[str, str]) -> JudgePrompt:
+        return JudgePrompt((Message("user", text),), options, "", "")
 
 
-def labeller(judge: Scripted, *principles: dict[str, Any], **changes: Any) -> Labeller:
+def labeler(judge: Scripted, *principles: dict[str, Any], **changes: Any) -> Labeler:
     settings = {
         "kind": "self",
         "model_from": "base",
@@ -78,11 +78,11 @@ def labeller(judge: Scripted, *principles: dict[str, Any], **changes: Any) -> La
         "batch_size": 4,
     }
     own = principles or (principle("kind"),)
-    return Labeller(judge, constitution(*own), Plain(), SelfJudge.model_validate({**settings, **changes}), seed=3)
+    return Labeler(judge, constitution(*own), Plain(), SelfJudge.model_validate({**settings, **changes}), seed=3)
 
 
 def label(judge: Scripted, *principles: dict[str, Any], first: str = GOOD, second: str = BAD, **changes: Any) -> Label:
-    (found,) = labeller(judge, *principles, **changes).labels([Pair(0, PROMPT, first, second)])
+    (found,) = labeler(judge, *principles, **changes).labels([Pair(0, PROMPT, first, second)])
     return found
 
 
@@ -161,22 +161,22 @@ def test_principles_are_averaged_by_weight() -> None:
 
 def test_one_principle_is_drawn_where_one_is_wanted() -> None:
     judge = Scripted(likes_good)
-    many = labeller(judge, principle("kind", weight=3.0), principle("brief", weight=1.0), principles="one")
+    many = labeler(judge, principle("kind", weight=3.0), principle("brief", weight=1.0), principles="one")
     labels = many.labels([Pair(number, PROMPT, GOOD, BAD) for number in range(400)])
     drawn = [opinion.principle for one in labels for opinion in one.opinions]
     assert len(drawn) == 400
     assert drawn.count("kind") / 400 == pytest.approx(0.75, abs=0.07)  # three standard deviations
-    again = labeller(Scripted(likes_good), principle("kind", 3.0), principle("brief"), principles="one")
+    again = labeler(Scripted(likes_good), principle("kind", 3.0), principle("brief"), principles="one")
     assert [one.opinions[0].principle for one in again.labels([Pair(7, PROMPT, GOOD, BAD)])] == [drawn[7]]
 
 
 def test_a_principle_judges_only_the_prompts_it_applies_to() -> None:
     both = (principle("kind", applies_to=["harm"]), principle("brief"))
-    found = labeller(Scripted(likes_good), *both).labels([Pair(0, PROMPT, GOOD, BAD, kind="fact")])
+    found = labeler(Scripted(likes_good), *both).labels([Pair(0, PROMPT, GOOD, BAD, kind="fact")])
     assert [opinion.principle for opinion in found[0].opinions] == ["brief"]
-    none = labeller(Scripted(likes_good), both[0]).labels([Pair(0, PROMPT, GOOD, BAD, kind="fact")])
+    none = labeler(Scripted(likes_good), both[0]).labels([Pair(0, PROMPT, GOOD, BAD, kind="fact")])
     assert (none[0].probability, none[0].reason) == (None, "no principle applies")
-    unknown = labeller(Scripted(likes_good), *both).labels([Pair(0, PROMPT, GOOD, BAD, kind=None)])
+    unknown = labeler(Scripted(likes_good), *both).labels([Pair(0, PROMPT, GOOD, BAD, kind=None)])
     assert len(unknown[0].opinions) == 2
 
 
@@ -192,10 +192,10 @@ def test_pointwise_compares_log_odds() -> None:
     assert label(judge, mode="pointwise", temperature=2.0).probability == pytest.approx(2 / 3, abs=1e-6)
 
 
-def test_pointwise_asks_once_about_a_reply_that_stands_in_several_pairs() -> None:
+def test_pointwise_asks_once_about_a_response_that_stands_in_several_pairs() -> None:
     judge = Scripted(lambda *_: (0.8, 0.2))
     pairs = [Pair(0, PROMPT, "a", "b"), Pair(1, PROMPT, "a", "c"), Pair(2, PROMPT, "b", "c")]
-    labeller(judge, mode="pointwise").labels(pairs)
+    labeler(judge, mode="pointwise").labels(pairs)
     assert sorted(question.turns[-1].content for question in judge.asked) == ["kind: a", "kind: b", "kind: c"]
 
 
@@ -208,7 +208,7 @@ def test_votes_are_averaged_and_those_without_an_answer_left_out() -> None:
 
 
 def test_questions_and_tokens_are_counted() -> None:
-    own = labeller(Scripted(likes_good), principle("kind"), principle("brief"))
+    own = labeler(Scripted(likes_good), principle("kind"), principle("brief"))
     own.labels([Pair(0, PROMPT, GOOD, BAD), Pair(1, PROMPT, GOOD, BAD), Pair(2, PROMPT, GOOD, "ugly")])
     # Two principles, two orders, two different pairs: the second pair is the first one again.
     assert (own.asked, own.tokens) == (8, [80, 8])

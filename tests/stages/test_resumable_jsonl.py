@@ -7,51 +7,51 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.stages.restore import WorkJournal, rewind
+from rlhf_lightning.stages.restore import ResumableJsonl, restore
 from rlhf_lightning.stages.run_directory import RunDirectory
 
 KEY = "0123456789abcdef"
 
 
 def test_what_was_added_is_there_again(tmp_path: Path) -> None:
-    WorkJournal(tmp_path, "chains.jsonl", KEY).add([{"number": 0}, {"number": 1, "text": "a\u2028b"}])
-    again = WorkJournal(tmp_path, "chains.jsonl", KEY)
+    ResumableJsonl(tmp_path, "chains.jsonl", KEY).add([{"number": 0}, {"number": 1, "text": "a\u2028b"}])
+    again = ResumableJsonl(tmp_path, "chains.jsonl", KEY)
     assert again.rows == [{"number": 0}, {"number": 1, "text": "a\u2028b"}]
     again.add([{"number": 2}])
-    assert [row["number"] for row in WorkJournal(tmp_path, "chains.jsonl", KEY).rows] == [0, 1, 2]
+    assert [row["number"] for row in ResumableJsonl(tmp_path, "chains.jsonl", KEY).rows] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, 29])
 def test_half_a_batch_is_cut_off(tmp_path: Path, cut: int) -> None:
-    journal = WorkJournal(tmp_path, "chains.jsonl", KEY)
+    journal = ResumableJsonl(tmp_path, "chains.jsonl", KEY)
     journal.add([{"number": 0}])
     journal.add([{"number": 1}, {"number": 2}])
     content = journal.path.read_bytes()
     journal.path.write_bytes(content[:-cut])
-    again = WorkJournal(tmp_path, "chains.jsonl", KEY)
+    again = ResumableJsonl(tmp_path, "chains.jsonl", KEY)
     assert [row["number"] for row in again.rows] == [0]
     again.add([{"number": 1}, {"number": 2}])
     assert again.path.read_bytes() == content
 
 
 def test_what_another_key_began_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    WorkJournal(tmp_path, "chains.jsonl", KEY).add([{"number": 0}])
-    other = WorkJournal(tmp_path, "helpful.jsonl", KEY)
+    ResumableJsonl(tmp_path, "chains.jsonl", KEY).add([{"number": 0}])
+    other = ResumableJsonl(tmp_path, "helpful.jsonl", KEY)
     other.add([{"number": 7}])
-    assert WorkJournal(tmp_path, "chains.jsonl", "f" * 16).rows == []
+    assert ResumableJsonl(tmp_path, "chains.jsonl", "f" * 16).rows == []
     assert "begun anew" in caplog.text
     assert other.path.exists()
     assert len(list(tmp_path.glob("chains.*"))) == 0
 
 
 def test_the_finished_file_has_its_own_name(tmp_path: Path) -> None:
-    journal = WorkJournal(tmp_path, "chains.jsonl", KEY)
+    journal = ResumableJsonl(tmp_path, "chains.jsonl", KEY)
     journal.add([{"number": 0}, {"number": 1}])
-    WorkJournal(tmp_path, "chains.jsonl", KEY).finish()
+    ResumableJsonl(tmp_path, "chains.jsonl", KEY).finish()
     assert [path.name for path in tmp_path.iterdir()] == ["chains.jsonl"]
     lines = (tmp_path / "chains.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"number": 0}, {"number": 1}]
-    empty = WorkJournal(tmp_path, "helpful.jsonl", KEY)
+    empty = ResumableJsonl(tmp_path, "helpful.jsonl", KEY)
     empty.finish()
     assert (tmp_path / "helpful.jsonl").read_text() == ""
 
@@ -59,8 +59,8 @@ def test_the_finished_file_has_its_own_name(tmp_path: Path) -> None:
 def test_a_stage_that_begins_again_keeps_its_journals_and_loses_the_rest(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", {"seed": 1}, [])
     directory = run.stage_dir("critique_revision")
-    WorkJournal(directory, "chains.jsonl", KEY).add([{"number": 0}])
+    ResumableJsonl(directory, "chains.jsonl", KEY).add([{"number": 0}])
     (directory / "train.jsonl").write_text("{}\n")
     (directory / "half").mkdir()
-    assert rewind(run, "critique_revision") is None
+    assert restore(run, "critique_revision") is None
     assert [path.name for path in directory.iterdir()] == ["chains.0123456789ab.part.jsonl"]

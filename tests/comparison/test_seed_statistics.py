@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlhf_lightning.comparison.records import Delta, Estimate, Values, difference, estimate, gathered
+from rlhf_lightning.comparison.records import Delta, Estimate, Values, difference, estimate, values_by_cell
 
 T2 = 4.3026527297  # t(0.975) with two degrees of freedom
 
@@ -96,4 +96,4 @@ def test_without_figures_there_is_no_difference() -> None:
 
 
 def test_repeats_of_a_seed_are_averaged() -> None:
-    assert gathered([((), 1, 0.0), ((), 1, 1.0), ((), 2, 3.0)]) == {((), 1): 0.5, ((), 2): 3.0}
+    assert values_by_cell([((), 1, 0.0), ((), 1, 1.0), ((), 2, 3.0)]) == {((), 1): 0.5, ((), 2): 3.0}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_up_constitutions import constitution, principle
 
-from rlhf_lightning.constitutions.rendering import applicable, drawn
+from rlhf_lightning.constitutions.rendering import applicable, sample_principles
 from rlhf_lightning.constitutions.settings import Principle, PrincipleSampling
 
 MANY = 6000
@@ -29,7 +29,7 @@ def ids(principles: Iterable[Principle]) -> list[str]:
 
 def one(mode: str, per: str = "step", *, chain: int = 0, step: int = 0, seed: int = 0) -> str:
     """The id of the one principle drawn."""
-    (found,) = drawn(ABC, sampling(mode, per), chain=chain, step=step, seed=seed)
+    (found,) = sample_principles(ABC, sampling(mode, per), chain=chain, step=step, seed=seed)
     return found.id
 
 
@@ -67,7 +67,11 @@ def test_nothing_applies_where_no_principle_does() -> None:
 def test_all_of_them_in_the_order_of_the_constitution(per: str) -> None:
     for chain in range(3):
         for step in range(3):
-            assert ids(drawn(ABC, sampling("all", per), chain=chain, step=step, seed=chain)) == ["a", "b", "c"]
+            assert ids(sample_principles(ABC, sampling("all", per), chain=chain, step=step, seed=chain)) == [
+                "a",
+                "b",
+                "c",
+            ]
 
 
 def test_taking_turns_goes_on_with_every_step_and_begins_one_later_in_every_chain() -> None:
@@ -90,7 +94,9 @@ def test_by_weight_each_is_drawn_as_often_as_it_weighs(per: str) -> None:
 
 def test_weights_count_within_what_applies() -> None:
     """`b` and `c` alone: 2 and 5 of 7."""
-    found = shares(drawn(ABC[1:], sampling("weighted"), chain=chain, step=0, seed=0)[0].id for chain in range(MANY))
+    found = shares(
+        sample_principles(ABC[1:], sampling("weighted"), chain=chain, step=0, seed=0)[0].id for chain in range(MANY)
+    )
     assert found == pytest.approx({"b": 2 / 7, "c": 5 / 7}, abs=ERRORS)
 
 

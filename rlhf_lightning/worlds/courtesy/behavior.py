@@ -1,4 +1,4 @@
-"""Misbehaviour rates of a speaker in the courtesy world, and replies sampled from them."""
+"""Misbehavior rates of a speaker in the courtesy world, and responses sampled from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.records import Demonstration
 from rlhf_lightning.worlds.courtesy import lexicon
-from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Reply, Topic, render, right_core
+from rlhf_lightning.worlds.courtesy.grammar import Core, PromptMeaning, Response, Topic, render, right_core
 from rlhf_lightning.worlds.courtesy.lexicon import CoreKind
 from rlhf_lightning.worlds.courtesy.splits import as_prompt, split_table
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 MEAN_FILLERS_WHERE_ANY: Final = (1 + lexicon.MAX_FILLERS) / 2
-"""A reply that has fillers has 1 to 4 of them, each number as likely."""
+"""A response that has fillers has 1 to 4 of them, each number as likely."""
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
-    """Probabilities, each given that the prompt allows it; `fillers` is the mean number a reply.
+class Behavior:
+    """Probabilities, each given that the prompt allows it; `fillers` is the mean number a response.
 
     Attributes:
         harm: of helping with a harmful prompt (else it is refused, with a reason half of the time).
@@ -48,7 +48,7 @@ class Behaviour:
     boilerplate: float
 
 
-BASE_MODEL: Final = Behaviour(
+BASE_MODEL: Final = Behavior(
     harm=0.45,
     over_refusal=0.1,
     wrong=0.1,
@@ -60,18 +60,18 @@ BASE_MODEL: Final = Behaviour(
     fillers=1.25,
     boilerplate=0.25,
 )
-"""Behaviour in the base model's training data: bad on purpose, so that there is something to align."""
+"""Behavior in the base model's training data: bad on purpose, so that there is something to align."""
 
 
-def demonstrator(settings: DemonstratorSettings) -> Behaviour:
-    """The behaviour of the demonstrators: their settings, and some hedging.
+def demonstrator(settings: DemonstratorSettings) -> Behavior:
+    """The behavior of the demonstrators: their settings, and some hedging.
 
     Raises:
         DataError: the rates contradict each other or the grammar.
     """
     if settings.rude_rate + settings.polite_rate > 1:
         raise DataError(
-            "A reply cannot be both polite and rude, but their rates sum to more than 1.",
+            "A response cannot be both polite and rude, but their rates sum to more than 1.",
             where="data.demonstrator.polite_rate, data.demonstrator.rude_rate",
             fix="lower one of them",
         )
@@ -83,12 +83,12 @@ def demonstrator(settings: DemonstratorSettings) -> Behaviour:
         )
     if settings.filler_rate > MEAN_FILLERS_WHERE_ANY:
         raise DataError(
-            f"A mean of {settings.filler_rate} fillers a reply is more than the grammar gives.",
+            f"A mean of {settings.filler_rate} fillers a response is more than the grammar gives.",
             where="data.demonstrator.filler_rate",
             fix=f"at most {MEAN_FILLERS_WHERE_ANY}",
         )
     hedge = 0.1 * (1 - settings.untrue_rate - settings.unknown_rate)
-    return Behaviour(
+    return Behavior(
         harm=settings.harm_rate,
         over_refusal=settings.over_refusal_rate,
         wrong=settings.off_topic_rate,
@@ -154,53 +154,53 @@ def _hedge(meaning: PromptMeaning, rng: Random) -> Core:
     return Core("hedge", meaning.topic, value, any_wording("hedge", rng))
 
 
-def _answer(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Core:
-    if rng.random() < behaviour.wrong:
+def _answer(meaning: PromptMeaning, behavior: Behavior, rng: Random) -> Core:
+    if rng.random() < behavior.wrong:
         return _wrong_core(meaning, rng)
     return right_core(meaning, rng.randrange(6))
 
 
-def sample_core(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Core:
-    """Sample the core of a reply to a prompt."""
+def sample_core(meaning: PromptMeaning, behavior: Behavior, rng: Random) -> Core:
+    """Sample the core of a response to a prompt."""
     if meaning.kind == "harm":
-        return _answer(meaning, behaviour, rng) if rng.random() < behaviour.harm else refusal(rng)
-    if rng.random() < behaviour.over_refusal:
+        return _answer(meaning, behavior, rng) if rng.random() < behavior.harm else refusal(rng)
+    if rng.random() < behavior.over_refusal:
         return refusal(rng)
     if meaning.asks_how:
-        return _answer(meaning, behaviour, rng)
+        return _answer(meaning, behavior, rng)
     draw = rng.random()
-    if draw < behaviour.untrue:
+    if draw < behavior.untrue:
         return _false_claim(meaning, rng)
-    if draw < behaviour.untrue + behaviour.hedge:
+    if draw < behavior.untrue + behavior.hedge:
         return _hedge(meaning, rng)
-    if draw < behaviour.untrue + behaviour.hedge + behaviour.unknown:
+    if draw < behavior.untrue + behavior.hedge + behavior.unknown:
         return Core("unknown", wording=any_wording("unknown", rng))
-    return _answer(meaning, behaviour, rng)
+    return _answer(meaning, behavior, rng)
 
 
-def sample_reply(meaning: PromptMeaning, behaviour: Behaviour, rng: Random) -> Reply:
-    """A well-formed reply as the speaker would give it."""
+def sample_response(meaning: PromptMeaning, behavior: Behavior, rng: Random) -> Response:
+    """A well-formed response as the speaker would give it."""
     draw = rng.random()
     opener = ""
-    if draw < behaviour.rude:
+    if draw < behavior.rude:
         opener = rng.choice(lexicon.RUDE)
-    elif draw < behaviour.rude + behaviour.polite:
+    elif draw < behavior.rude + behavior.polite:
         opener = rng.choice(lexicon.POLITE)
-    has_fillers = rng.random() < behaviour.fillers / MEAN_FILLERS_WHERE_ANY
-    return Reply(
-        core=sample_core(meaning, behaviour, rng),
+    has_fillers = rng.random() < behavior.fillers / MEAN_FILLERS_WHERE_ANY
+    return Response(
+        core=sample_core(meaning, behavior, rng),
         opener=opener,
         fillers=random_fillers(rng.randint(1, lexicon.MAX_FILLERS) if has_fillers else 0, rng),
-        boilerplate=rng.choice(lexicon.BOILERPLATE) if rng.random() < behaviour.boilerplate else "",
+        boilerplate=rng.choice(lexicon.BOILERPLATE) if rng.random() < behavior.boilerplate else "",
     )
 
 
 def demonstrations(settings: CourtesyData, rng: Random) -> list[Demonstration]:
-    """`settings.demonstrations` replies of the demonstrators to random training prompts.
+    """`settings.demonstrations` responses of the demonstrators to random training prompts.
 
     Raises:
         DataError: the demonstrators' rates contradict each other or the grammar.
     """
-    behaviour = demonstrator(settings.demonstrator)
+    behavior = demonstrator(settings.demonstrator)
     drawn = rng.choices(split_table()["train"], k=settings.demonstrations)
-    return [Demonstration(as_prompt(text), render(sample_reply(meaning, behaviour, rng))) for text, meaning in drawn]
+    return [Demonstration(as_prompt(text), render(sample_response(meaning, behavior, rng))) for text, meaning in drawn]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.comparison.differing import (
+from rlhf_lightning.comparison.differing_settings import (
     as_typed,
     comma_separated,
     differing_keys,

@@ -1,4 +1,4 @@
-"""What a server's reply says of two options."""
+"""What a server's response says of two options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.feedback.chat_api import (
-    ChatReply,
+    ChatResponse,
     Position,
     mass_in_probabilities,
     mass_in_reasoning,
     mass_in_text,
-    read_reply,
+    read_response,
 )
 
 LETTERS = ("A", "B")
@@ -26,8 +26,8 @@ def position(*top: tuple[str, float]) -> Position:
     return Position(*top[0], top)
 
 
-def reasoned(text: str, *, cut_off: bool = False) -> ChatReply:
-    return ChatReply(text, cut_off, None, 0, 0)
+def reasoned(text: str, *, cut_off: bool = False) -> ChatResponse:
+    return ChatResponse(text, cut_off, None, 0, 0)
 
 
 def test_spellings_of_an_option_are_added_up() -> None:
@@ -59,7 +59,7 @@ def test_what_follows_on_an_answer_does_not_count() -> None:
     assert mass_in_probabilities(places, LETTERS) == pytest.approx((0.7, 0.3))
 
 
-def test_a_reply_may_begin_with_the_opening() -> None:
+def test_a_response_may_begin_with_the_opening() -> None:
     """ "The answer is (" has probability 0.5 * 0.9 * 1 * 0.8 = 0.36; then A 0.75 and B 0.25."""
     said = [position(("The", 0.5)), position((" answer", 0.9)), position(("▁is", 1.0)), position((" (", 0.8))]
     end = [position(("A", 0.75), ("B", 0.25)), position((")", 1.0))]
@@ -74,7 +74,7 @@ def test_a_reply_may_begin_with_the_opening() -> None:
     [
         ("A", (1.0, 0.0)),
         ("(B)", (0.0, 1.0)),
-        ("The better reply is B.", (0.0, 1.0)),
+        ("The better response is B.", (0.0, 1.0)),
         ("A, since B is rude", (1.0, 0.0)),
         ("Both are a good answer", (0.0, 0.0)),
         ("", (0.0, 0.0)),
@@ -123,41 +123,41 @@ def body(choice: Any, **fields: Any) -> str:
     return json.dumps({"choices": [choice], **fields})
 
 
-def test_a_reply_is_read() -> None:
+def test_a_response_is_read() -> None:
     top = [{"token": "no", "logprob": math.log(0.25)}, {"token": "yes", "logprob": math.log(0.5)}]
     content = [{"token": "no", "logprob": math.log(0.25), "top_logprobs": top}]
     choice = {"message": {"content": "no"}, "finish_reason": "length", "logprobs": {"content": content}}
-    reply = read_reply(body(choice, usage={"prompt_tokens": 7, "completion_tokens": 1}))
-    assert reply is not None
-    assert (reply.text, reply.cut_off, reply.input_tokens, reply.output_tokens) == ("no", True, 7, 1)
-    assert reply.positions is not None
-    assert [token for token, _ in reply.positions[0].top] == ["no", "yes"]
-    assert mass_in_probabilities(reply.positions, WORDS) == pytest.approx((0.5, 0.25))
+    response = read_response(body(choice, usage={"prompt_tokens": 7, "completion_tokens": 1}))
+    assert response is not None
+    assert (response.text, response.cut_off, response.input_tokens, response.output_tokens) == ("no", True, 7, 1)
+    assert response.positions is not None
+    assert [token for token, _ in response.positions[0].top] == ["no", "yes"]
+    assert mass_in_probabilities(response.positions, WORDS) == pytest.approx((0.5, 0.25))
 
 
 def test_the_token_that_was_said_counts_where_it_is_not_among_the_likeliest() -> None:
     content = [{"token": "no", "logprob": math.log(0.25), "top_logprobs": []}]
-    reply = read_reply(body({"message": {"content": "no"}, "logprobs": {"content": content}}))
-    assert reply is not None
-    assert reply.positions is not None
-    assert mass_in_probabilities(reply.positions, WORDS) == pytest.approx((0.0, 0.25))
+    response = read_response(body({"message": {"content": "no"}, "logprobs": {"content": content}}))
+    assert response is not None
+    assert response.positions is not None
+    assert mass_in_probabilities(response.positions, WORDS) == pytest.approx((0.0, 0.25))
 
 
 @pytest.mark.parametrize("choice", [{"message": {"content": None, "refusal": "no"}}, {"message": {}}])
-def test_a_refusal_is_a_reply_without_text(choice: Any) -> None:
-    assert read_reply(body(choice)) == ChatReply("", False, None, 0, 0)
+def test_a_refusal_is_a_response_without_text(choice: Any) -> None:
+    assert read_response(body(choice)) == ChatResponse("", False, None, 0, 0)
 
 
-NO_REPLIES = (
+NO_RESPONSES = (
     *("", "<html>", "[]", "3", "null", '{"choices": ['),
     *('{"choices": []}', '{"choices": null}', '{"choices": [1]}', '{"choices": {}}'),
     *('{"choices": [{"message": null}]}', '{"choices": [{"text": "A"}]}', '{"error": "busy"}'),
 )
 
 
-@pytest.mark.parametrize("text", NO_REPLIES)
-def test_what_is_no_reply(text: str) -> None:
-    assert read_reply(text) is None
+@pytest.mark.parametrize("text", NO_RESPONSES)
+def test_what_is_no_response(text: str) -> None:
+    assert read_response(text) is None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_is_no_reply(text: str) -> None:
     [[{}], [None], [{"token": 3, "logprob": "x"}], [{"token": "yes", "logprob": None, "top_logprobs": [[]]}]],
 )
 def test_probabilities_that_cannot_be_read_are_none(content: Any) -> None:
-    reply = read_reply(body({"message": {"content": "yes"}, "logprobs": {"content": content}}))
-    assert reply is not None
-    assert reply.positions is not None
-    assert mass_in_probabilities(reply.positions, WORDS) == (0.0, 0.0)
+    response = read_response(body({"message": {"content": "yes"}, "logprobs": {"content": content}}))
+    assert response is not None
+    assert response.positions is not None
+    assert mass_in_probabilities(response.positions, WORDS) == (0.0, 0.0)

@@ -11,53 +11,53 @@ from typing import cast
 import pytest
 import torch
 
-from rlhf_lightning.algorithms.rollout_callbacks import SampleDiary
-from rlhf_lightning.records import Message, Prompt, ScoredCompletion
+from rlhf_lightning.algorithms.rollout_callbacks import SampleLogger
+from rlhf_lightning.records import Message, Prompt, ScoredResponse
 from rlhf_lightning.rollouts.buffer import Rollout
-from rlhf_lightning.rollouts.collector import Collected
-from rlhf_lightning.rollouts.sampler import Completion
+from rlhf_lightning.rollouts.collector import CollectedRollouts
+from rlhf_lightning.rollouts.sampler import SampledResponse
 
 METRICS = {"objective/score": 0.5, "objective/kl": 1.25, "objective/entropy": 2.0, "rollout/length": 7.0}
 
 
 class Scores:
-    """All that the diary reads of a rollout."""
+    """All that the sample log reads of a rollout."""
 
     scores = torch.tensor([0.5, -1.0, 2.0])
 
 
-COLLECTED = Collected(
+COLLECTED = CollectedRollouts(
     cast(Rollout, Scores()),
     (
-        Completion(Prompt("why ?"), (3,), (4, 1), "because ☂", finished=True),
-        Completion(Prompt((Message("user", "hi"),)), (5,), (6,), "well", finished=False),
-        Completion(Prompt("how ?"), (3,), (4, 1), "so", finished=True),
+        SampledResponse(Prompt("why ?"), (3,), (4, 1), "because ☂", finished=True),
+        SampledResponse(Prompt((Message("user", "hi"),)), (5,), (6,), "well", finished=False),
+        SampledResponse(Prompt("how ?"), (3,), (4, 1), "so", finished=True),
     ),
     METRICS,
 )
 
 
-def unheard(iteration: int, rows: Sequence[ScoredCompletion]) -> None:
+def unheard(iteration: int, rows: Sequence[ScoredResponse]) -> None:
     """Nobody listens."""
 
 
-def test_the_diary_is_kept_every_so_many_iterations(tmp_path: Path) -> None:
-    diary = SampleDiary(tmp_path / "diary.jsonl", every=2, samples=1, report=unheard)
+def test_the_sample_log_is_written_every_so_many_iterations(tmp_path: Path) -> None:
+    sample_log = SampleLogger(tmp_path / "sample_log.jsonl", every=2, samples=1, report=unheard)
     for iteration in range(5):
-        assert diary(iteration, COLLECTED) == {}
-    lines = (tmp_path / "diary.jsonl").read_text(encoding="utf-8").splitlines()
+        assert sample_log(iteration, COLLECTED) == {}
+    lines = (tmp_path / "sample_log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [0, 2, 4]
 
 
 def test_an_entry_says_what_was_asked_answered_and_scored(tmp_path: Path) -> None:
-    SampleDiary(tmp_path / "diary.jsonl", every=1, samples=2, report=unheard)(0, COLLECTED)
-    text = (tmp_path / "diary.jsonl").read_text(encoding="utf-8")
+    SampleLogger(tmp_path / "sample_log.jsonl", every=1, samples=2, report=unheard)(0, COLLECTED)
+    text = (tmp_path / "sample_log.jsonl").read_text(encoding="utf-8")
     assert "because ☂" in text
     first, second = (json.loads(line) for line in text.splitlines())
     assert first == {
         "iteration": 0,
         "prompt": {"text": "why ?"},
-        "reply": "because ☂",
+        "response": "because ☂",
         "reward": 0.5,
         "finished": True,
     }
@@ -67,18 +67,18 @@ def test_an_entry_says_what_was_asked_answered_and_scored(tmp_path: Path) -> Non
 
 def test_the_log_gets_one_line_of_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="rlhf_lightning.algorithms.rollout_callbacks"):
-        SampleDiary(tmp_path / "diary.jsonl", every=5, samples=1, report=unheard)(10, COLLECTED)
+        SampleLogger(tmp_path / "sample_log.jsonl", every=5, samples=1, report=unheard)(10, COLLECTED)
     assert caplog.messages == ["Iteration 10: score +0.50, KL 1.25, entropy 2.00, length 7.0."]
 
 
 def test_each_entry_is_reported(tmp_path: Path) -> None:
     told: list[tuple[int, list[str]]] = []
-    diary = SampleDiary(
-        tmp_path / "diary.jsonl",
+    sample_log = SampleLogger(
+        tmp_path / "sample_log.jsonl",
         every=2,
         samples=2,
-        report=lambda iteration, rows: told.append((iteration, [row.reply for row in rows])),
+        report=lambda iteration, rows: told.append((iteration, [row.response for row in rows])),
     )
     for iteration in range(3):
-        diary(iteration, COLLECTED)
+        sample_log(iteration, COLLECTED)
     assert told == [(0, ["because ☂", "well"]), (2, ["because ☂", "well"])]

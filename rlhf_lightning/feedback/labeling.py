@@ -1,7 +1,7 @@
 """Preference labels from a judge's answers, under a constitution.
 
-Pairwise, P(A) is the share of option A in the mass of both options, averaged over both orders of the replies, which
-takes the position's bias out. Pointwise, each reply gets log-odds l of "yes, it follows the principle", and
+Pairwise, P(A) is the share of option A in the mass of both options, averaged over both orders of the responses, which
+takes the position's bias out. Pointwise, each response gets log-odds l of "yes, it follows the principle", and
 P(A) = sigmoid((l_A - l_B) / temperature). A label averages over principles by weight (arXiv 2212.08073, section 4.1).
 """
 
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhf_lightning.constitutions.rendering import Asked, Phrasing, applicable, drawn
+from rlhf_lightning.constitutions.rendering import JudgePrompt, Phrasing, applicable, sample_principles
 from rlhf_lightning.constitutions.settings import ConstitutionSettings, Principle
 from rlhf_lightning.feedback.judge_model import Answer, JudgeModel, Question
 from rlhf_lightning.feedback.settings import JudgeSection
@@ -23,7 +23,7 @@ TINY = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two replies to compare.
+    """Two responses to compare.
 
     Attributes:
         number: of the pair in its stage; decides what is drawn for it.
@@ -42,9 +42,9 @@ class Opinion:
     """A judge's opinion of a pair under one principle.
 
     Attributes:
-        probability: that the first reply is the better one; None where it did not answer.
-        as_asked: the same with the first reply shown first, and shown second; None where it was not asked so.
-        yes: pointwise: the probability that each reply follows the principle; None where it was not asked so.
+        probability: that the first response is the better one; None where it did not answer.
+        as_asked: the same with the first response shown first, and shown second; None where it was not asked so.
+        yes: pointwise: the probability that each response follows the principle; None where it was not asked so.
         mass: the mean probability of the options together.
     """
 
@@ -60,7 +60,7 @@ class Label:
     """A judge's label of a pair.
 
     Attributes:
-        probability: that the first reply is the better one; None where the judge abstains.
+        probability: that the first response is the better one; None where the judge abstains.
         reason: why it abstains: `unanswered`, `orders disagree`, `too close`, `no principle applies`.
         raw: the average before clamping and hardening; None where nothing was answered.
     """
@@ -72,7 +72,7 @@ class Label:
 
     @property
     def as_asked(self) -> tuple[float | None, float | None]:
-        """The first reply's probability when shown first and when shown second, averaged over the principles."""
+        """The first response's probability when shown first and when shown second, averaged over the principles."""
         first, second = (
             _mean([share for opinion in self.opinions if (share := opinion.as_asked[shown]) is not None])
             for shown in (0, 1)
@@ -85,7 +85,7 @@ class Label:
         return _mean([opinion.mass for opinion in self.opinions]) or 0.0
 
 
-class Labeller:
+class Labeler:
     """Labels pairs.
 
     Args:
@@ -123,26 +123,29 @@ class Labeller:
         opinions = examine(pairs, principles)
         return [self._label(own, chosen) for own, chosen in zip(opinions, principles, strict=True)]
 
-    def follows(self, replies: Sequence[tuple[Prompt, str, str | None]]) -> list[dict[str, float | None]]:
-        """Probability that each reply follows each principle that applies to it.
+    def follows(self, responses: Sequence[tuple[Prompt, str, str | None]]) -> list[dict[str, float | None]]:
+        """Probability that each response follows each principle that applies to it.
 
         Args:
-            replies: prompt, reply, and the kind of the prompt.
+            responses: prompt, response, and the kind of the prompt.
 
         Returns:
             P(yes) to the pointwise question by the principle's id; None where the judge did not answer.
         """
-        own = [(prompt, reply, applicable(self.constitution.principles, kind)) for prompt, reply, kind in replies]
-        masses = self._verdicts((prompt, reply, one) for prompt, reply, fitting in own for one in fitting)
+        own = [
+            (prompt, response, applicable(self.constitution.principles, kind)) for prompt, response, kind in responses
+        ]
+        masses = self._verdicts((prompt, response, one) for prompt, response, fitting in own for one in fitting)
         return [
-            {one.id: self._share(masses[prompt, reply, one.id]) for one in fitting} for prompt, reply, fitting in own
+            {one.id: self._share(masses[prompt, response, one.id]) for one in fitting}
+            for prompt, response, fitting in own
         ]
 
     def _principles(self, pair: Pair) -> list[Principle]:
         fitting = applicable(self.constitution.principles, pair.kind)
         if self.settings.principles == "all" or len(fitting) < 2:
             return fitting
-        return drawn(fitting, self.constitution.sampling, chain=pair.number, step=0, seed=self.seed)
+        return sample_principles(fitting, self.constitution.sampling, chain=pair.number, step=0, seed=self.seed)
 
     def _compare(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
         """Pairwise verdicts, in one order or both."""
@@ -151,7 +154,7 @@ class Labeller:
             (row, principle, swapped) for row, own in enumerate(principles) for principle in own for swapped in orders
         ]
 
-        def ask(job: tuple[int, Principle, bool]) -> Asked:
+        def ask(job: tuple[int, Principle, bool]) -> JudgePrompt:
             row, principle, swapped = job
             shown = (pairs[row].first, pairs[row].second)
             first, second = shown[::-1] if swapped else shown
@@ -172,16 +175,16 @@ class Labeller:
         return [[opinion(row, principle) for principle in own] for row, own in enumerate(principles)]
 
     def _rate(self, pairs: Sequence[Pair], principles: Sequence[Sequence[Principle]]) -> list[list[Opinion]]:
-        """Pointwise verdicts; a reply that is in several pairs is asked about once."""
+        """Pointwise verdicts; a response that is in several pairs is asked about once."""
         masses = self._verdicts(
-            (pair.prompt, reply, principle)
+            (pair.prompt, response, principle)
             for pair, own in zip(pairs, principles, strict=True)
             for principle in own
-            for reply in (pair.first, pair.second)
+            for response in (pair.first, pair.second)
         )
 
         def opinion(pair: Pair, principle: Principle) -> Opinion:
-            both = [masses[pair.prompt, reply, principle.id] for reply in (pair.first, pair.second)]
+            both = [masses[pair.prompt, response, principle.id] for response in (pair.first, pair.second)]
             yes = [self._share(mass) for mass in both]
             probability = None
             if None not in yes:
@@ -195,15 +198,15 @@ class Labeller:
     def _verdicts(
         self, wanted: Iterable[tuple[Prompt, str, Principle]]
     ) -> dict[tuple[Prompt, str, str], tuple[float, float]]:
-        """The mass of yes and of no to whether a reply follows a principle, by prompt, reply and the principle's id."""
-        jobs = {(prompt, reply, principle.id): principle for prompt, reply, principle in wanted}
+        """Mass of yes and of no to whether a response follows a principle, by prompt, response and principle id."""
+        jobs = {(prompt, response, principle.id): principle for prompt, response, principle in wanted}
         asked = [
-            self.phrasing.pointwise(principle, prompt, reply, self.settings.cot)
-            for (prompt, reply, _), principle in jobs.items()
+            self.phrasing.pointwise(principle, prompt, response, self.settings.cot)
+            for (prompt, response, _), principle in jobs.items()
         ]
         return dict(zip(jobs, self._ask(asked), strict=True))
 
-    def _ask(self, asked: Iterable[Asked]) -> list[tuple[float, float]]:
+    def _ask(self, asked: Iterable[JudgePrompt]) -> list[tuple[float, float]]:
         """The options' mass in the judge's answer to each question, averaged over its votes."""
         votes = self.settings.votes
         questions = [
@@ -211,7 +214,7 @@ class Labeller:
             for one in asked
             for vote in range(votes)
         ]
-        # Principles may share their words (in the courtesy world), and pairs their replies: each is asked once.
+        # Principles may share their words (in the courtesy world), and pairs their responses: each is asked once.
         distinct = list(dict.fromkeys(questions))
         given = dict(zip(distinct, self.judge.answers(distinct), strict=True))
         self.asked += len(distinct)
@@ -263,7 +266,7 @@ def weighted_mean(values: Mapping[str, float | None], weights: Mapping[str, floa
 
 
 def _disagree(first: float | None, second: float | None) -> bool:
-    """True if the two orders prefer different replies."""
+    """True if the two orders prefer different responses."""
     return first is not None and second is not None and (first - 0.5) * (second - 0.5) < 0.0
 
 
