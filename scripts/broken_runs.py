@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from rlhf_lightning.algorithms.rollout_callbacks import RolloutBufferCallback
+from rlhf_lightning.algorithms.ppo_iteration import RolloutBufferCallback
 from rlhf_lightning.cli.doctor import read_run
 from rlhf_lightning.evaluation.doctor import Verdict, diagnose
 

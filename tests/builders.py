@@ -23,11 +23,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf_lightning.algorithms.ppo_iteration import RolloutCollector
 from rlhf_lightning.models.actor_critic import ActorCritic, SeparateCritic
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.models.sharing import Branch
 from rlhf_lightning.models.top_layers import train_top_layers
-from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
 from rlhf_lightning.rollouts.sampler import SampledResponse, Sampler
 from rlhf_lightning.rollouts.settings import AdaptiveKl, FixedKl, GaeSettings, KlSettings, LearnedReward, NoKl

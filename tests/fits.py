@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
-from rlhf_lightning.algorithms.rollout_callbacks import KlBudget, RolloutBufferCallback
+from rlhf_lightning.algorithms.ppo_iteration import CollectedRollouts, RolloutBufferCallback, RolloutCollector
+from rlhf_lightning.algorithms.rollout_callbacks import KlBudget
 from rlhf_lightning.algorithms.training_callbacks import GradientNorm
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.forward_pass import checkpoint_activations
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
-from rlhf_lightning.rollouts.collector import CollectedRollouts, RolloutCollector
 from rlhf_lightning.rollouts.sampler import PromptStream, SampledResponse
 from rlhf_lightning.stages.ppo import PpoSettings
 from rlhf_lightning.stages.training import EXPECTED

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from rlhf_lightning import atomic
 from rlhf_lightning.distributed import all_gather_object
 from rlhf_lightning.errors import CheckpointError
 
@@ -180,8 +181,6 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 Unit = Literal["iteration", "step"]
 
-ASIDE = ".part"
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint to a temporary file, flush it to disk and rename it, so that it is complete or absent.
@@ -194,20 +193,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         del storage_options
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}{ASIDE}")
         try:
-            with aside.open("wb") as file:
+            with atomic.replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # a full disk, over which torch's archive then stumbles
                 raise error.__context__ from None
             raise
-        finally:
-            aside.unlink(missing_ok=True)
-        _flush_directory(path.parent)
+        atomic.flush([path.parent])
 
 
 class Checkpoints(pl.Callback):
@@ -242,7 +236,7 @@ class Checkpoints(pl.Callback):
         # Frozen weights are not in a checkpoint: they come from where they came from when the training began.
         pl_module.strict_loading = False
         if trainer.is_global_zero:
-            for orphan in self.directory.glob(f".*{ASIDE}"):
+            for orphan in self.directory.glob(f".*{atomic.SUFFIX}"):
                 orphan.unlink()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -338,12 +332,3 @@ def _counts(loop: dict[str, Any], *progresses: str) -> Iterator[dict[str, int]]:
     for progress in progresses:
         yield loop[progress]["total"]
         yield loop[progress]["current"]
-
-
-def _flush_directory(directory: Path) -> None:
-    """Flush a directory to disk, so that a rename in it survives a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

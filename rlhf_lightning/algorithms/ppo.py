@@ -131,7 +131,11 @@ class PPO(pl.LightningModule):
                 parameter.grad = None  # an optimizer leaves such a parameter alone, its moments included
 
     def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_idx: int) -> None:
-        """Stop the update once an optimizer step exceeded the target KL: the rollouts are too off-policy then."""
+        """Stop the update once an optimizer step exceeded the target KL: the rollouts are too off-policy then.
+
+        Stable-Baselines3 skips that step, and measures at 1.5 times the target. Here the gradients of its micro-batches
+        are accumulated when the KL of the whole step is known, so the step is taken and is the last.
+        """
         del outputs, batch
         if self.settings.target_kl is None or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.algorithms.ppo import PPO
-from rlhf_lightning.algorithms.rollout_callbacks import RolloutBufferCallback
+from rlhf_lightning.algorithms.ppo_iteration import RolloutBufferCallback
 from rlhf_lightning.errors import InvariantError
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.objectives.masked_stats import masked_mean

@@ -63,11 +63,12 @@ def generalized_advantages(
     values = torch.where(mask, values.float(), zero)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = rewards + gamma * next_values - values
-    # A_t is a discounted suffix sum of deltas: one matrix product instead of a Python loop over a device tensor.
+    # A_t is a discounted suffix sum of deltas: one matrix product instead of a Python loop over a device tensor. In
+    # float64, since TF32 would round its factors to ten bits.
     steps = torch.arange(deltas.shape[1], device=deltas.device)
     distance = steps[:, None] - steps[None, :]
-    decay = torch.where(distance >= 0, float(gamma * gae_lambda) ** distance.clamp(min=0).float(), zero)
-    advantages = torch.where(mask, deltas @ decay, zero)
+    decay = torch.where(distance >= 0, float(gamma * gae_lambda) ** distance.clamp(min=0).double(), zero.double())
+    advantages = torch.where(mask, (deltas.double() @ decay).float(), zero)
     return advantages, torch.where(mask, advantages + values, zero)
 
 

@@ -53,15 +53,17 @@ def clipped_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tens
     )
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> ValueLoss:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> ValueLoss:
     """0.5 * max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2).
 
     Args:
         values: (batch, time) of the critic being trained.
         old_values: (batch, time) at the time of the rollout.
         returns: (batch, time).
-        clip_range: eps, in units of reward.
+        clip_range: eps, in units of reward; None: 0.5 * (V - R)^2.
     """
+    if clip_range is None:
+        return ValueLoss(loss=0.5 * (values - returns) ** 2, clipped=torch.zeros_like(values).detach())
     # Not old + clamp(V - old): within the range V must be V to the last bit, or rounding would count as clipping.
     kept_near = values.clamp(old_values - clip_range, old_values + clip_range)
     unclipped = (values - returns) ** 2

@@ -69,8 +69,8 @@ GOLDEN_RATIO = -7046029254386353131
 FIRST_FACTOR = -4658895280553007687
 SECOND_FACTOR = -7723592293110705685
 """The multipliers of SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014)."""
-BITS = 24
-"""Random bits behind a uniform number: what a float32 holds."""
+BITS = 23
+"""Random bits behind a uniform number. With its half bit it fills a float32; with one more the largest would be 1."""
 
 
 class KeyedSampling(LogitsProcessor):

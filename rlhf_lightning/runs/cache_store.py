@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rlhf_lightning.atomic import flush
 from rlhf_lightning.runs.input_identity import file_hash
 
 RECORD = "record.json"
@@ -158,16 +159,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         if error.errno not in CANNOT_LINK:
             raise
         shutil.copyfile(source, target)
-
-
-def flush(paths: Iterable[Path]) -> None:
-    """Flushes files and directories to disk (fsync)."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def origin(record: Record) -> Mapping[str, Any]:

@@ -23,6 +23,9 @@ ROOMS = (
 )
 """Rooms that compute. The others compose configs, keep records, report and compare."""
 
+SHARED = ("batches.py", "distributed.py", "records.py")
+"""Files beside the rooms that compute."""
+
 
 def code_of(stage: Stage, package: Path = PACKAGE) -> dict[str, str]:
     """SHA-256 of the code that a stage's result depends on: of the package, and of the stage's own file.
@@ -38,7 +41,8 @@ def code_of(stage: Stage, package: Path = PACKAGE) -> dict[str, str]:
 def hash_of_rooms(package: Path = PACKAGE) -> str:
     """SHA-256 of the rooms that compute, without the stages' own files."""
     own = {f"{type(stage).__module__.rpartition('.')[2]}.py" for stage in STAGES.values()}
-    files = (path for room in ROOMS for path in sorted((package / room).rglob("*.py")))
+    rooms = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
+    files = [*(package / name for name in SHARED), *rooms]
     return hash_of_files(path for path in files if path.parent.name != "stages" or path.name not in own)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lightning.atomic import temporary_beside
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.adapter_files import read_adapter
 from rlhf_lightning.models.adapters import merge_adapter
@@ -145,11 +145,11 @@ def _written_whole(target: Path) -> Iterator[Path]:
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ArtifactError("The target is taken.", where=str(target), fix="choose another with --to DIR, or remove it")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        aside.replace(target)
+        with temporary_beside(target, shared=True) as temporary:
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.replace(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise ArtifactError(
@@ -157,5 +157,3 @@ def _written_whole(target: Path) -> Iterator[Path]:
             where=str(target),
             fix="free space, check permissions, or choose another place with --to DIR",
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf_lightning.atomic import temporary_beside
 from rlhf_lightning.data.sources import DataSource
 from rlhf_lightning.errors import ArtifactError
 from rlhf_lightning.models.hub import ModelSource, is_adapter
@@ -71,12 +72,12 @@ def _base(settings: RunSettings, run: RunDirectory, data: DataSource) -> ModelSo
             from rlhf_lightning.models.scratch import random_model, train_tokenizer  # imports Transformers
 
             tokenizer = train_tokenizer(data.texts(), model.vocab_size)
-            aside = run.stage_dir(f".{BASE}.part")
-            # The same weights, whichever stage needs them first and whatever random numbers it has drawn.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(settings.seed)
-                random_model(model, tokenizer).save_pretrained(aside)
-            tokenizer.save_pretrained(aside)
-            aside.rename(directory)  # a run killed before this finds no partial model when it resumes
+            with temporary_beside(directory) as temporary:
+                # The same weights, whichever stage needs them first and whatever random numbers it has drawn.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(settings.seed)
+                    random_model(model, tokenizer).save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+                temporary.rename(directory)  # a run killed before this finds no partial model when it resumes
         return ModelSource(str(directory), dtype=model.dtype)
     return ModelSource(str(courtesy.asset_path()), dtype=model.dtype)

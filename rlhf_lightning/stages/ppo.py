@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from pytorch_lightning.callbacks import Callback
     from torch import nn
 
-    from rlhf_lightning.algorithms.rollout_callbacks import Observer
+    from rlhf_lightning.algorithms.ppo_iteration import CollectedRollouts, Observer
     from rlhf_lightning.models.actor_critic import ActorCritic
     from rlhf_lightning.models.reference import FrozenReference
-    from rlhf_lightning.rollouts.collector import CollectedRollouts
     from rlhf_lightning.rollouts.scoring import Scorer
     from rlhf_lightning.stages.run_settings import RunSettings
 
@@ -56,7 +55,7 @@ class PpoSettings(StageSection):
     critic_learning_rate: Positive
     lr_schedule: Literal["linear", "constant"]
     clip_range: Positive
-    value_clip_range: Positive
+    value_clip_range: Positive | None
     value_coef: NonNegative
     entropy_coef: NonNegative
     missing_eos_penalty: Finite | None
@@ -137,14 +136,14 @@ class PpoStage(Stage):
 
         from rlhf_lightning.algorithms.optimization import trainable_parameters
         from rlhf_lightning.algorithms.ppo import PPO
-        from rlhf_lightning.algorithms.rollout_callbacks import KlBudget, RolloutBufferCallback
+        from rlhf_lightning.algorithms.ppo_iteration import RolloutBufferCallback, RolloutCollector
+        from rlhf_lightning.algorithms.rollout_callbacks import KlBudget
         from rlhf_lightning.algorithms.self_checks import SelfChecks, tolerance
         from rlhf_lightning.distributed import rank
         from rlhf_lightning.models.actor_critic import ActorCritic
         from rlhf_lightning.models.forward_pass import checkpoint_activations
         from rlhf_lightning.models.loading import save_policy
         from rlhf_lightning.rollouts.buffer import RolloutBuffer
-        from rlhf_lightning.rollouts.collector import RolloutCollector
         from rlhf_lightning.rollouts.reward_shaping import KlController, RewardShaper
         from rlhf_lightning.rollouts.sampler import PromptStream, Sampler
         from rlhf_lightning.stages.actors import open_actors, open_critic

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.algorithms.checkpoints import LINES, AppendedFiles, checkpoints_in, newest_loadable
-from rlhf_lightning.stages.run_directory import RunDirectory, write_whole, writing_to
+from rlhf_lightning.atomic import write_text
+from rlhf_lightning.stages.run_directory import RunDirectory, writing_to
 from rlhf_lightning.tracking.history_file import HISTORY_FILE, forget_stage
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class ResumableJsonl:
     def finish(self) -> None:
         """Writes the rows to the finished file, one per line."""
         with writing_to(self.finished):
-            write_whole(self.finished, "".join(map(_as_line, self.rows)))  # on disk before the journal is gone
+            write_text(self.finished, "".join(map(_as_line, self.rows)))  # on disk before the journal is gone
             self.path.unlink(missing_ok=True)
 
     def _whole_rows(self) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 import yaml
 from filelock import FileLock, Timeout
 
+from rlhf_lightning.atomic import temporary_beside, write_text
 from rlhf_lightning.errors import RunDirectoryError
 
 Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -232,7 +232,7 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file of the run atomically, as `write_json` does."""
         with writing_to(self.path):
-            write_whole(self.path / name, text)
+            write_text(self.path / name, text)
 
     def _made(self, path: Path) -> Path:
         with writing_to(path):
@@ -277,11 +277,14 @@ def point_latest(outputs: Path, target: Path) -> None:
     with writing_to(outputs):
         outputs.mkdir(parents=True, exist_ok=True)
         if link.is_symlink() or not link.exists():
-            with contextlib.suppress(NotImplementedError, PermissionError), _aside(link) as fresh:
+            with (
+                contextlib.suppress(NotImplementedError, PermissionError),
+                temporary_beside(link, shared=True) as fresh,
+            ):
                 fresh.symlink_to(os.path.relpath(target.absolute(), link.parent), target_is_directory=True)
                 fresh.replace(link)
                 return
-        write_whole(link.with_suffix(".txt"), f"{target.absolute()}\n")
+        write_text(link.with_suffix(".txt"), f"{target.absolute()}\n", shared=True)
 
 
 def pin_latest(overrides: Sequence[str]) -> list[str]:
@@ -295,40 +298,6 @@ def pin_latest(overrides: Sequence[str]) -> list[str]:
         return str(link.resolve()) if link.is_symlink() else match.group()
 
     return [re.sub(rf"[^\s=,\[\]'\"]*{LATEST}(?=/)", spelled_out, override) for override in overrides]
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A unique temporary path beside a path; a file left under it is removed."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        yield fresh
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file atomically: to a temporary file, flushed to disk, then renamed."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        aside = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            aside.chmod(0o666 & ~_umask())
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

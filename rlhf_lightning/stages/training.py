@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins import ClusterEnvironment
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Callback, LambdaCallback, LearningRateMonitor, RichProgressBar
@@ -21,7 +20,7 @@ from rlhf_lightning.algorithms.training_callbacks import DivergenceGuard, Gradie
 from rlhf_lightning.data.datamodules import StepDataModule
 from rlhf_lightning.distributed import join, rank
 from rlhf_lightning.ranks import RankInfo, rank_info
-from rlhf_lightning.stages.context import StageContext
+from rlhf_lightning.stages.context import StageContext, device_of
 from rlhf_lightning.stages.restore import appended_files
 from rlhf_lightning.stages.run_settings import TrainerSettings
 from rlhf_lightning.stages.supervised import SupervisedLoop
@@ -76,8 +75,7 @@ class Launched(ClusterEnvironment):
 def join_processes(trainer: TrainerSettings) -> None:
     """Initializes the process group of a run, unless it is initialized already or the run needs none."""
     if trainer.strategy != "single":
-        on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
-        join(rank_info(), on_gpu=on_gpu)
+        join(rank_info(), on_gpu=device_of(trainer).type == "cuda")
 
 
 def lightning_strategy(trainer: TrainerSettings) -> Strategy | str:

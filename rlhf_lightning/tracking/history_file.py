@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from rlhf_lightning.atomic import write_text
 from rlhf_lightning.errors import RunDirectoryError
 from rlhf_lightning.evaluation.curves import HistoryRow, Point, points
 
@@ -43,9 +44,7 @@ def forget_stage(run_dir: Path, stage: str) -> None:
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = "".join(line for line in lines if line.endswith("\n") and not line.startswith(f"{stage},"))
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(kept, encoding="utf-8")
-    aside.replace(path)
+    write_text(path, kept)
 
 
 def lines_of_stage(run_dir: Path, stage: str) -> str:

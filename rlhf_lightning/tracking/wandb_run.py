@@ -19,6 +19,7 @@ import wandb
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from rlhf_lightning.atomic import write_text
 from rlhf_lightning.evaluation.metrics import LoggedMetrics
 from rlhf_lightning.evaluation.summary import SampleRow
 from rlhf_lightning.records import ScoredResponse
@@ -292,9 +293,7 @@ class WandbRun:
             "directory": str(Path(run.dir).parent),
         }
         self._identity_path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._identity_path.with_suffix(".json.part")
-        aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        aside.replace(self._identity_path)
+        write_text(self._identity_path, json.dumps(identity, indent=2) + "\n")
 
 
 @cache

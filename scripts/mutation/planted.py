@@ -58,7 +58,7 @@ MISTAKES = {
     ),
     "whitened_returns": Mistake(
         "returns are made of whitened advantages",
-        "rollouts/collector.py",
+        "algorithms/ppo_iteration.py",
         "            advantages = masked_whiten(advantages, mask)\n",
         "            advantages = masked_whiten(advantages, mask)\n"
         "            returns = torch.where(mask, advantages + rollout.values, advantages)\n",
@@ -173,7 +173,7 @@ MISTAKES = {
     ),
     "rewards_centered": Mistake(
         "whitened rewards lose their mean",
-        "rollouts/collector.py",
+        "algorithms/ppo_iteration.py",
         "masked_whiten(rollout.rewards, mask, shift_mean=False)",
         "masked_whiten(rollout.rewards, mask)",
     ),
@@ -197,7 +197,7 @@ MISTAKES = {
     ),
     "reference_at_temperature_1": Mistake(
         "the reference is asked at temperature 1",
-        "rollouts/collector.py",
+        "algorithms/ppo_iteration.py",
         "token_logprobs(logits, samples.response_ids, self.temperature)",
         "token_logprobs(logits, samples.response_ids, 1.0)",
     ),

@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
+from rlhf_lightning.algorithms.ppo_iteration import CollectedRollouts
 from rlhf_lightning.algorithms.rollout_callbacks import collapse_monitor
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import Rollout
-from rlhf_lightning.rollouts.collector import CollectedRollouts
 from rlhf_lightning.rollouts.sampler import SampledResponse
 
 EOS = 0

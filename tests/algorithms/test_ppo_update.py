@@ -11,11 +11,11 @@ from fits import PPO_VALUES
 from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.ppo_iteration import RolloutCollector
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.actor_critic import ResponseOutputs
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import Rollout
-from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.stages.ppo import PpoSettings
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from rlhf_lightning.algorithms.rollout_callbacks import RolloutBufferCallback
+from rlhf_lightning.algorithms.ppo_iteration import CollectedRollouts, RolloutBufferCallback, RolloutCollector
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.models.actor_critic import ActorCritic
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import Minibatch, RolloutBuffer
-from rlhf_lightning.rollouts.collector import CollectedRollouts, RolloutCollector
 from rlhf_lightning.rollouts.sampler import PromptStream
 
 POOL = [EncodedPrompt(Prompt(f"w{token}"), (token,)) for token in range(3, 15)]

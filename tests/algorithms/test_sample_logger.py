@@ -11,10 +11,10 @@ from typing import cast
 import pytest
 import torch
 
+from rlhf_lightning.algorithms.ppo_iteration import CollectedRollouts
 from rlhf_lightning.algorithms.rollout_callbacks import SampleLogger
 from rlhf_lightning.records import Message, Prompt, ScoredResponse
 from rlhf_lightning.rollouts.buffer import Rollout
-from rlhf_lightning.rollouts.collector import CollectedRollouts
 from rlhf_lightning.rollouts.sampler import SampledResponse
 
 METRICS = {"objective/score": 0.5, "objective/kl": 1.25, "objective/entropy": 2.0, "rollout/length": 7.0}

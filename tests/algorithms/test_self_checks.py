@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from rlhf_lightning.algorithms.ppo import PPO
-from rlhf_lightning.algorithms.rollout_callbacks import RolloutBufferCallback
+from rlhf_lightning.algorithms.ppo_iteration import RolloutBufferCallback, RolloutCollector
 from rlhf_lightning.algorithms.self_checks import TOLERANCES, SelfChecks, tolerance
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.errors import InvariantError
 from rlhf_lightning.models.reference import FrozenReference
 from rlhf_lightning.records import Prompt
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
-from rlhf_lightning.rollouts.collector import RolloutCollector
 from rlhf_lightning.rollouts.sampler import PromptStream
 from rlhf_lightning.stages.ppo import PpoSettings
 

@@ -58,6 +58,15 @@ def test_the_matrix_product_equals_the_recursion(gamma: float, gae_lambda: float
         torch.testing.assert_close(returns, (expected + values).masked_fill(~mask, 0.0), atol=1e-5, rtol=1e-5)
 
 
+def test_no_digit_is_lost_over_a_long_response() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randint(-64, 65, (4, 500), generator=generator) / 64  # exact, so that only the sum can round
+    mask = torch.ones(4, 500, dtype=torch.bool)
+    advantages, _ = generalized_advantages(rewards, torch.zeros(4, 500), mask, 1.0, 0.95)
+    expected = torch.tensor(by_loop(rewards, torch.zeros(4, 500), mask, 1.0, 0.95), dtype=torch.float64)
+    assert (advantages.double() - expected).abs().max() <= 2**-24 * expected.abs().max()
+
+
 def test_gamma_and_lambda_1_give_reward_to_go_less_value() -> None:
     rewards, values, mask = random_batch(0)
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=1.0, gae_lambda=1.0)

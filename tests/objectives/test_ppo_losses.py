@@ -92,6 +92,16 @@ def test_value_loss_by_hand(value: float, loss: float, clipped: float) -> None:
     assert result.clipped.item() == clipped
 
 
+def test_without_a_range_the_value_loss_is_half_the_squared_error() -> None:
+    values = torch.tensor([[3.0, -1.0]], requires_grad=True)
+    result = clipped_value_loss(values, torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), None)
+    assert result.loss.tolist() == [[2.0, 4.5]]  # 0.5 * 2^2 and 0.5 * 3^2, however far from the old values
+    assert result.clipped.tolist() == [[0.0, 0.0]]
+    result.loss.sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [[2.0, -3.0]]
+
+
 def test_value_loss_gradient_is_the_error_or_nothing() -> None:
     values = torch.tensor([[1.1, 2.0, 0.0]], requires_grad=True)
     clipped_value_loss(values, torch.full((1, 3), 1.0), torch.full((1, 3), 2.0), clip_range=0.2).loss.sum().backward()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_lightning.rollouts import sampler
 from rlhf_lightning.rollouts.sampler import KeyedSampling, gumbel_noise, mixed
 
 CPU = torch.device("cpu")
@@ -45,6 +46,14 @@ def test_the_noise_has_the_moments_and_the_distribution_of_gumbels() -> None:
 def test_the_extremes_of_the_hash_give_finite_noise() -> None:
     keys = torch.cat([torch.tensor([0, -1, 2**63 - 1, -(2**63)]), mixed(torch.arange(5000))])
     assert torch.isfinite(gumbel_noise(keys, 300)).all()
+
+
+@pytest.mark.parametrize("state", [0, -1], ids=["smallest", "largest"])
+def test_the_extremes_of_the_uniform_number_give_finite_noise(state: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "mixed", lambda keys: torch.full_like(keys, state))
+    # With 23 bits the uniform number u is 2^-24 or 1 - 2^-24, so -log(-log(1 - u)) is 24 log 2 or -log(24 log 2).
+    expected = -math.log(24 * math.log(2)) if state else 24 * math.log(2)
+    assert gumbel_noise(torch.tensor([1]), 1).item() == pytest.approx(expected, rel=1e-6)
 
 
 def correlation(one: Tensor, other: Tensor) -> float:

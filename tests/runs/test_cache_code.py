@@ -53,6 +53,7 @@ def one_line_more(text: str) -> str:
         ("stages/context.py", set(STAGES)),
         ("algorithms/ppo.py", set(STAGES)),
         ("worlds/courtesy/gold.py", set(STAGES)),
+        ("batches.py", set(STAGES)),
         ("tracking/wandb_run.py", set()),
         ("cli/train.py", set()),
         ("errors.py", set()),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rlhf_lightning.algorithms import ppo_iteration as collecting
+from rlhf_lightning.algorithms.ppo_iteration import RolloutCollector, Share
 from rlhf_lightning.data.encoding import EncodedPrompt
 from rlhf_lightning.objectives.masked_stats import masked_mean, masked_variance
 from rlhf_lightning.records import Prompt
-from rlhf_lightning.rollouts import collector as collecting
-from rlhf_lightning.rollouts.collector import RolloutCollector, Share
 from rlhf_lightning.rollouts.sampler import SampledResponse, Sampler, Samples
 
 MakeModel = Callable[..., PreTrainedModel]
