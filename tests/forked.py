@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import importlib
+import io
 import logging
 import os
 import signal
@@ -97,7 +99,18 @@ class Process(Child):
         return self.outputs[1].read_text(encoding="utf-8", errors="replace")
 
     def wait(self, timeout: float | None = LIMIT) -> int:
-        return super().wait(timeout)
+        """Its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs; what its threads do is printed.
+        """
+        try:
+            return super().wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGABRT)
+            time.sleep(1.0)
+            sys.stderr.write(self.stderr)
+            raise
 
     def kill_group(self) -> None:
         """SIGKILL for it and for all that it has started."""
@@ -221,8 +234,9 @@ def _become(cwd: str | None, environment: Mapping[str, str], outputs: tuple[Path
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
             # Lightning keeps the standard error of its import. That was closed: its number is another file's now.
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            if type(handler) is logging.StreamHandler and not isinstance(handler.stream, io.StringIO):
                 handler.setStream(sys.stderr)
+    faulthandler.enable(sys.stderr)  # for `Process.wait`
     import torch
 
     if "OMP_NUM_THREADS" in environment:

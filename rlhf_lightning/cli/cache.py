@@ -106,7 +106,7 @@ def _show(store: Store, arguments: argparse.Namespace) -> None:
         "whole": f"no: {'; '.join(flaws)}" if flaws else "yes: each file has the hash that it was put here with",
     }
     console.print(_pairs(facts))
-    for heading, content in record.ingredients.items():
+    for heading, content in record.identity.items():
         if isinstance(content, dict) and content:
             console.print(Text(f"\n{heading}", style="bold"))
             console.print(_pairs(content))

@@ -23,7 +23,7 @@ from rlhf_lightning.runs.input_identity import file_hash
 
 RECORD = "record.json"
 FILES = "files"
-VERSION = 1
+VERSION = 2
 
 HASHED_ON_USE = 64 * 2**20
 """Bytes. Before an entry is used, files up to this size are compared by hash, larger ones by size."""
@@ -43,7 +43,7 @@ class Record:
         made: time, ISO 8601.
         made_by: the directory of the run.
         seconds: duration of the stage.
-        ingredients: of the key.
+        identity: of the stage.
         metrics: the stage's entry in metrics.json.
         evaluation: what it added to `evaluate` there.
         samples: rows of samples.jsonl; empty except for a stage that evaluates.
@@ -56,7 +56,7 @@ class Record:
     made: str
     made_by: str
     seconds: float
-    ingredients: dict[str, Any]
+    identity: dict[str, Any]
     metrics: dict[str, Any]
     objective: float | None
     evaluation: dict[str, Any]

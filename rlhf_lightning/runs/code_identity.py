@@ -47,7 +47,10 @@ def hash_of_rooms(package: Path = PACKAGE) -> str:
 
 
 def hash_of_module(module: str) -> str:
-    """SHA-256 of the file of a module from outside the package; its name if it has no file."""
+    """SHA-256 of the file of a module from outside the package, or of its whole package; its name if it has no file."""
+    top = find_spec(module.partition(".")[0])
+    if top is not None and top.origin is not None and Path(top.origin).name == "__init__.py":
+        return hash_of_files(sorted(Path(top.origin).parent.rglob("*.py")))  # what it imports from there counts too
     found = find_spec(module)
     return hash_of_files([Path(found.origin)]) if found is not None and found.origin is not None else module
 

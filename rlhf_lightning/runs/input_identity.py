@@ -78,7 +78,7 @@ def _hashed(path: Path, _seen: tuple[tuple[str, int, int], ...]) -> str:
     return f"content {directory_hash(path) if path.is_dir() else file_hash(path)}"
 
 
-def data_identity(settings: RunSettings, records: Records) -> dict[str, str]:
+def data_identity(settings: RunSettings, records: Records | None) -> dict[str, str]:
     """Identity of the records that a run reads: the files' content, or the records themselves of a hub dataset.
 
     Empty for the courtesy world, whose records follow from its code and settings, both of which are in the key.
@@ -93,7 +93,7 @@ def data_identity(settings: RunSettings, records: Records) -> dict[str, str]:
         return {name: path_identity(Path(path)) for name, path in named.items() if path is not None}
     if Path(data.name).exists():
         return {"name": path_identity(Path(data.name)), "config": str(data.config), "split": data.split}
-    return {"records": _records_hash(records())}
+    return {"records": _records_hash(records())} if records is not None else {}
 
 
 def _records_hash(source: DataSource) -> str:

@@ -145,6 +145,7 @@ def model_card(model: ExportedModel) -> str:
         table=_table(columns, rows),
         settings=fenced(_settings(config), "yaml"),
         provenance=provenance,
+        records=_records(config, (provenance or {}).get("stages", {})),
         command=fenced(_command(provenance)) if provenance else None,
     )
     data = _front_matter(model, name, columns, rows)
@@ -179,6 +180,13 @@ def fenced(text: str, language: str = "") -> Markup:
 def hub_id(name: str | None) -> str | None:
     """The name if it can only be a hub id; None otherwise."""
     return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def _records(config: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files and directories that the run's records come from, by path."""
+    named = {key: identity for stage in stages.values() for key, identity in stage["data"].items()}
+    contents = {key: identity.removeprefix("content ") for key, identity in named.items() if " " in identity}
+    return {str(config["data"][key]): digest for key, digest in contents.items()}
 
 
 def _front_matter(model: ExportedModel, name: str, columns: Sequence[Column], rows: Sequence[Row]) -> ModelCardData:

@@ -20,7 +20,7 @@ from rlhf_lightning.evaluation.summary import render_samples, render_summary, sh
 from rlhf_lightning.models.hub import is_adapter
 from rlhf_lightning.models.settings import CourtesyModel, HubModel
 from rlhf_lightning.runs.cache_store import Entry
-from rlhf_lightning.runs.keys import StageKeys
+from rlhf_lightning.runs.identity import StageKeys
 from rlhf_lightning.runs.stage_cache import CachedResult, StageCache
 from rlhf_lightning.stages.artifacts import BASE
 from rlhf_lightning.stages.context import RunInputs, StageContext, StageResult, device_of

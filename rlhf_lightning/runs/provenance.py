@@ -10,20 +10,18 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning import __version__
-from rlhf_lightning.data.settings import FileData, HHRlhfData, HubData
+from rlhf_lightning.data.settings import HubData
 from rlhf_lightning.feedback.settings import HubJudge
 from rlhf_lightning.models.settings import HubModel
-from rlhf_lightning.runs.environment_checks import artifacts_named, feedback_files
-from rlhf_lightning.runs.input_identity import combined_hash, directory_hash, file_hash, visible_files
+from rlhf_lightning.runs import identity
+from rlhf_lightning.runs.environment_checks import artifacts_named
 from rlhf_lightning.runs.machine import arithmetic, deciding_packages, environment, installed, machine
 from rlhf_lightning.stages.run_directory import CHANGES, REPRODUCE, RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings
-from rlhf_lightning.stages.targets import TRUSTED, is_allowed, target_nodes
 from rlhf_lightning.tracking.redaction import redact_text
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -39,16 +37,6 @@ PLAIN_DIFF = (
     *("--src-prefix=a/", "--dst-prefix=b/"),
 )
 """A diff that `git apply` reads, whatever the user's git is told to show."""
-
-
-def code_hash(package: Path) -> str:
-    """SHA-256 of a package's files, its base model included.
-
-    Configs are left out, since a run keeps its own, resolved; so is documentation, which a wheel does not have.
-    """
-    files = [path for path in visible_files(package) if path.relative_to(package).parts[0] != CONF]
-    files = [path for path in files if path.suffix != ".md"]
-    return combined_hash(package, files)
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
@@ -101,36 +89,6 @@ def _text(output: bytes | None) -> str:
     return (output or b"").decode(errors="replace")
 
 
-def data_files(settings: RunSettings) -> list[Path]:
-    """The files that a run reads its records from."""
-    return [file for name in _data_paths(settings) for file in _files_in(Path(name))]
-
-
-def data_hashes(settings: RunSettings) -> dict[str, str]:
-    """SHA-256 of each of those files that exists, by its path."""
-    return {str(path): file_hash(path) for path in data_files(settings) if path.is_file()}
-
-
-def model_hashes(settings: RunSettings) -> dict[str, str]:
-    """SHA-256 of each local directory that a run takes a model, or another stage's artifact, from."""
-    directories = sorted({name for name in _names(settings) if Path(name).is_dir()})
-    return {name: directory_hash(Path(name)) for name in directories}
-
-
-def module_hashes(settings: RunSettings) -> dict[str, str]:
-    """SHA-256 of each of the user's own modules that a `_target_` or `plugins` names, by top-level name."""
-    sections = {"optimizer": settings.optimizer, "callbacks.extra": settings.callbacks.extra}
-    targets = set(settings.plugins) | {
-        str(node["_target_"]) for key, part in sections.items() for _, node in target_nodes(part, key)
-    }
-    found = {target: find_spec(target.partition(".")[0]) for target in targets if not is_allowed(target, TRUSTED)}
-    places = {spec.name: Path(spec.origin) for spec in found.values() if spec is not None and spec.origin is not None}
-    return {
-        name: directory_hash(place.parent) if place.name == "__init__.py" else file_hash(place)
-        for name, place in sorted(places.items())
-    }
-
-
 def hub_commits(settings: RunSettings) -> dict[str, str | None]:
     """The commit of each hub model and dataset in this machine's cache; None if it is not cached."""
     asked = {name: "main" for name in _names(settings) if not Path(name).exists()}
@@ -144,28 +102,11 @@ def hub_commits(settings: RunSettings) -> dict[str, str | None]:
     return commits
 
 
-def _data_paths(settings: RunSettings) -> Iterator[str]:
-    data = settings.data
-    if isinstance(data, HHRlhfData):
-        yield data.path
-    if isinstance(data, FileData):
-        yield from filter(None, (data.demonstrations, data.preferences, data.rankings, data.prompts))
-    if isinstance(data, HubData) and Path(data.name).exists():
-        yield data.name
-    if isinstance(settings.model, HubModel) and settings.model.chat_template is not None:
-        yield settings.model.chat_template
-    yield from (path for _, path in feedback_files(settings))
-
-
 def _names(settings: RunSettings) -> Iterator[str]:
     """Names of models and artifacts from outside the run."""
     for key, name in artifacts_named(settings):
         if key != "data.name" and name not in (*settings.sections_of_stages, "base"):
             yield name
-
-
-def _files_in(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _cached_commit(kind: str, name: str, revision: str) -> str | None:
@@ -196,15 +137,12 @@ def gather_provenance(settings: RunSettings, overrides: Sequence[str]) -> dict[s
         "overrides": [redact_text(override) for override in overrides],
         "config_sha256": config_hash(settings),
         "rlhf_lightning": __version__,
-        "code_sha256": code_hash(PACKAGE),
         "git": git_state(PACKAGE),
         "packages": deciding_packages(packages),
         "installed": packages,
         "machine": machine(),
         "environment": environment(),
-        "data": data_hashes(settings),
-        "models": model_hashes(settings),
-        "modules": module_hashes(settings),
+        "stages": identity.StageKeys(settings, settings.trainer.accelerator, None).record(),
         "hub": hub_commits(settings),
     }
 
@@ -236,12 +174,7 @@ def changes_of_origin(first: Origin, now: Origin) -> list[str]:
     changes = _different(first["packages"], now["packages"])
     if first["machine"]["python"] != now["machine"]["python"]:
         changes.append(f"Python {first['machine']['python']} -> {now['machine']['python']}")
-    if first.get("code_sha256") != now["code_sha256"]:
-        changes.append("the code of rlhf_lightning")
-    for kind in ("data", "models", "modules"):
-        before, after = first.get(kind, {}), now[kind]
-        named = sorted(before.keys() | after.keys())
-        changes += [f"the content of {path}" for path in named if before.get(path) != after.get(path)]
+    changes += identity.changes(first.get("stages", {}), now["stages"])
     # What the hub's cache holds is known only after the first use.
     recorded, cached = _known(first.get("hub", {})), _known(now["hub"])
     both = recorded.keys() & cached.keys()

@@ -145,7 +145,7 @@ def prepare(tree: ConfigTree, run: Path, to: Path | None, overrides: Sequence[st
     """
     original = RunDirectory.open(run.resolve())
     origin = original.provenance
-    if original.status.state != "finished" or origin is None or "code_sha256" not in origin:
+    if original.status.state != "finished" or origin is None or "stages" not in origin:
         raise ReproductionError(
             "Only a run that has finished, and has noted where it came from, can be compared with.",
             where=str(original.path / PROVENANCE),

@@ -13,10 +13,10 @@ from hydra.core.override_parser.types import Override
 from rlhf_lightning.errors import ConfigError, Problem, RunDirectoryError
 from rlhf_lightning.runs.compose import ConfigTree
 from rlhf_lightning.runs.environment_checks import environment_problems
+from rlhf_lightning.runs.identity import deciding_settings
 from rlhf_lightning.runs.overrides import section_of
 from rlhf_lightning.runs.preflight import check_run
 from rlhf_lightning.runs.validation import settings_from, show
-from rlhf_lightning.stages.readers import is_among, leaves, watched, without_effect
 from rlhf_lightning.stages.run_directory import CONFIG, RunDirectory, holds_a_run
 from rlhf_lightning.stages.run_settings import RunSettings
 
@@ -98,10 +98,8 @@ def resume_with_settings(run: RunDirectory, asked: RunSettings, overrides: Seque
 
 def differences(saved: RunSettings, asked: RunSettings) -> list[tuple[str, str, str]]:
     """Keys that decide the result and differ: dotted key, value before, value now."""
-    before, now = (dict(leaves(settings.model_dump(mode="json"))) for settings in (saved, asked))
-    may_change = without_effect(type(saved)) | watched(type(saved))
-    keys = [key for key in {**before, **now} if not is_among(key, may_change)]
-    pairs = [(key, before.get(key, MISSING), now.get(key, MISSING)) for key in keys]
+    before, now = deciding_settings(saved), deciding_settings(asked)
+    pairs = [(key, before.get(key, MISSING), now.get(key, MISSING)) for key in {**before, **now}]
     return [(key, _shown(old), _shown(new)) for key, old, new in pairs if old != new]
 
 

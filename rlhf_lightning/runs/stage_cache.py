@@ -13,8 +13,8 @@ from typing import Any
 
 from rlhf_lightning.evaluation.summary import SAMPLES_FILE, SampleRow, write_samples
 from rlhf_lightning.runs.cache_store import Entry, Record, Store, origin
+from rlhf_lightning.runs.identity import StageKeys
 from rlhf_lightning.runs.input_identity import ADAPTER, BASE
-from rlhf_lightning.runs.keys import StageKeys
 from rlhf_lightning.stages.restore import start_over
 from rlhf_lightning.stages.run_directory import RunDirectory, writing_to
 from rlhf_lightning.stages.settings import CacheSettings
@@ -103,7 +103,7 @@ class StageCache:
             made=datetime.now(UTC).isoformat(timespec="seconds"),
             made_by=str(self.run.path.resolve()),
             seconds=round(made.seconds, 2),
-            ingredients=asdict(self.keys.ingredients(stage)),
+            identity=asdict(self.keys.identity(stage)),
             metrics=dict(made.metrics),
             objective=made.objective,
             evaluation=dict(made.evaluation),

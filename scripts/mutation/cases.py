@@ -34,7 +34,7 @@ ROOMS = {
     "cache": Room(
         (
             *("runs/cache_store.py", "runs/stage_cache.py"),
-            *("runs/keys.py", "runs/code_identity.py", "runs/input_identity.py"),
+            *("runs/identity.py", "runs/code_identity.py", "runs/input_identity.py"),
         ),
         "tests/runs/test_cache",
     ),

@@ -29,7 +29,7 @@ from tiny_runs import (
 )
 
 from rlhf_lightning.cli.main import main
-from rlhf_lightning.runs.keys import settings_read
+from rlhf_lightning.runs.identity import settings_read
 from rlhf_lightning.runs.validation import settings_from
 from rlhf_lightning.stages.context import StageContext, StageResult
 from rlhf_lightning.stages.declaration import STAGES

@@ -114,5 +114,15 @@ def test_each_stage_has_a_file_of_its_own() -> None:
     assert files == [f"{NAME}.stages.{name}" for name in STAGES]
 
 
+def test_of_a_package_every_module_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_mine").mkdir()
+    for name in ("__init__", "stage", "helper"):
+        (tmp_path / "of_mine" / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = hash_of_module("of_mine.stage")
+    (tmp_path / "of_mine" / "helper.py").write_text("NAME = 'another'\n")
+    assert hash_of_module("of_mine.stage") != before
+
+
 def test_a_module_that_is_not_there_counts_by_its_name() -> None:
     assert hash_of_module("no_such_module") == "no_such_module"

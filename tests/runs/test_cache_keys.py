@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from rlhf_lightning.data.sources import open_source
 from rlhf_lightning.runs.code_identity import code_of
 from rlhf_lightning.runs.compose import ConfigTree
+from rlhf_lightning.runs.identity import StageKeys
 from rlhf_lightning.runs.input_identity import path_identity
-from rlhf_lightning.runs.keys import StageKeys
 from rlhf_lightning.runs.machine import installed
 from rlhf_lightning.runs.preflight import check_run
 from rlhf_lightning.runs.validation import settings_from
@@ -289,7 +289,7 @@ class World(NamedTuple):
 def code_is_read_once() -> Iterator[None]:
     """It is the same in all of these tests (`test_cache_code` sees to it), and most of the time that a key takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lightning.runs.keys.code_of", functools.cache(code_of))
+        patch.setattr("rlhf_lightning.runs.identity.code_of", functools.cache(code_of))
         yield
 
 
@@ -518,7 +518,7 @@ def test_the_judge_counts_for_evaluation_where_it_is_asked_there(
     def read(**turned: Any) -> dict[str, Any]:
         values = {key.replace("__", "."): value for key, value in turned.items()}
         settings = changed(constitutional, {"evaluate.satisfaction": satisfaction, **values})
-        found = StageKeys(settings, "cpu", no_records).ingredients("evaluate")
+        found = StageKeys(settings, "cpu", no_records).identity("evaluate")
         return {**found.settings, "judge.model_from": found.inputs.get("judge.model_from")}
 
     assert (read() != read(judge__label="hard")) == counts
@@ -679,7 +679,7 @@ def test_an_adapter_that_names_no_base_counts_by_its_content(
 ) -> None:
     (tmp_path / "adapter_config.json").write_text(config)
     found = StageKeys(told(f"ppo.policy_from={tmp_path}"), "cpu", lambda: pytest.fail("no data is read"))
-    assert found.ingredients("ppo").inputs["ppo.policy_from"] == [path_identity(tmp_path)]
+    assert found.identity("ppo").inputs["ppo.policy_from"] == [path_identity(tmp_path)]
 
 
 def test_code_that_the_config_names_counts(
@@ -701,7 +701,7 @@ def test_a_name_that_is_no_module_does_not_disturb(
     (tmp_path / "own_callbacks.py").write_text("class Watching: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     extra = [f"callbacks.extra=[{{_target_: {target}}}]", "allow_targets=[own_callbacks,nowhere]"]
-    code = StageKeys(told(*extra), "cpu", lambda: pytest.fail("no data is read")).ingredients("sft").code
+    code = StageKeys(told(*extra), "cpu", lambda: pytest.fail("no data is read")).identity("sft").code
     ours = {"rlhf_lightning", "rlhf_lightning.stages.sft"}
     assert set(code) - ours == ({"own_callbacks"} if target.startswith("own") else set())
 
@@ -721,6 +721,6 @@ def test_versions_of_what_computes_count(told: Callable[..., RunSettings], monke
     versions = installed()
     for package, counts in (("torch", True), ("jinja2", True), ("pyarrow", True), ("wandb", False)):
         changed = {**versions, package: "9.9"}
-        monkeypatch.setattr("rlhf_lightning.runs.keys.installed", lambda changed=changed: changed)
+        monkeypatch.setattr("rlhf_lightning.runs.identity.installed", lambda changed=changed: changed)
         after = keys(told())
         assert {before[stage] != after[stage] for stage in SECTIONS} == {counts}, package

@@ -13,7 +13,7 @@ import pytest
 from rlhf_lightning.evaluation.summary import SampleRow, read_samples
 from rlhf_lightning.runs import cache_store as entries
 from rlhf_lightning.runs import cache_store as stores
-from rlhf_lightning.runs.keys import StageKeys
+from rlhf_lightning.runs.identity import StageKeys
 from rlhf_lightning.runs.stage_cache import KEYS, CachedResult, StageCache
 from rlhf_lightning.stages.run_directory import RunDirectory
 from rlhf_lightning.stages.run_settings import RunSettings

@@ -34,7 +34,7 @@ def record(key: str = KEY, stage: str = "sft", **values: object) -> Record:
         made="2026-11-23T01:00:00+00:00",
         made_by="/runs/first",
         seconds=95.0,
-        ingredients={"settings": {"sft.epochs": 1}},
+        identity={"settings": {"sft.epochs": 1}},
         metrics={"loss": 0.5, "key": key},
         objective=-0.5,
         evaluation={},

@@ -204,7 +204,7 @@ def test_a_run_without_figures_or_origin_says_so(finished_run: Finished) -> None
 
 def test_files_are_named_without_their_folders(finished_run: Finished) -> None:
     run = finished_run(data={"kind": "files", "preferences": "/home/me/pairs_1.jsonl"})
-    run.write_json(PROVENANCE, {**(run.provenance or {}), "data": {"/home/me/pairs_1.jsonl": "a1b2"}})
+    run.write_json(PROVENANCE, {**(run.provenance or {}), "stages": {"sft": {"data": {"preferences": "content a1b2"}}}})
     card = model_card(ExportedModel(run, "ppo", "whole", chats=True))
     assert r"- pairs\_1.jsonl: `a1b2`" in section(card, "Data")
 

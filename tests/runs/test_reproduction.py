@@ -234,15 +234,23 @@ def test_the_environment_is_the_runs_where_it_decides_bits(
 def test_what_decides_the_figures_and_has_changed_is_named(tree: ConfigTree, run_of: Build, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("{}\n")
-    run = run_of("data=hh_rlhf", f"data.path={pairs}", "model=scratch", "evaluate.reward_from=null", code_sha256="0")
+    run = run_of("data=hh_rlhf", f"data.path={pairs}", "model=scratch", "evaluate.reward_from=null")
     origin = run.provenance
     assert origin is not None
     packages = {**origin["packages"], "torch": "1.0"}
-    run.write_json(PROVENANCE, {**origin, "packages": packages, "machine": {**origin["machine"], "cpu": "Z80"}})
+    sft = {**origin["stages"]["sft"], "code": {"rlhf_lightning": "0"}}
+    machine = {**origin["machine"], "cpu": "Z80"}
+    changed = {"packages": packages, "machine": machine, "stages": {**origin["stages"], "sft": sft}}
+    run.write_json(PROVENANCE, {**origin, **changed})
     pairs.write_text('{"changed": 1}\n')
     rerun = prepare(tree, run.path, None, [])
     torch = origin["packages"]["torch"]
-    assert rerun.obstacles() == [f"torch 1.0 -> {torch}", "the code of rlhf_lightning", f"the content of {pairs}"]
+    assert rerun.obstacles() == [
+        f"torch 1.0 -> {torch}",
+        "the base model",
+        "the code of rlhf_lightning",
+        "the content of data.path",
+    ]
     assert rerun.doubts() == [f"cpu Z80 -> {origin['machine']['cpu']}"]
 
 
@@ -255,7 +263,7 @@ def test_changed_data_is_refused_before_anything_starts(
     pairs.write_text('{"changed": 1}\n')
     assert main(["rerun", str(run.path), "logger=none"]) == 2
     said = capsys.readouterr().err
-    assert f"the content of {pairs}" in said
+    assert "the content of data.path" in said
     assert f"bash {run.path}/reproduce.sh" in said
     assert not run.path.with_name("run-rerun").exists()
 

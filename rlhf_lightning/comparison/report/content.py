@@ -47,17 +47,17 @@ def _shortened(value: str) -> str:
     return value if len(value) <= LONGEST_VALUE else f"…{value[-LONGEST_VALUE:]}"
 
 
-SHOWN_ELSEWHERE = ("started", "overrides")
+SHOWN_ELSEWHERE = ("started", "overrides", "stages")
 REPRODUCE = "reproduce.sh"
 
 
 def facts(run: Run) -> dict[str, str]:
     """Flat: `{"git.commit": "fa16e6...", "packages.torch": "2.13.0"}`, and how to run it again."""
-    found = dict(_flat(run.provenance))
+    found = dict(_flat({name: value for name, value in run.provenance.items() if name not in SHOWN_ELSEWHERE}))
     script = run.directory / REPRODUCE
     if script.is_file():
         found["run it again"] = f"bash {shlex.quote(str(script))}"
-    return {name: text for name, text in found.items() if name not in SHOWN_ELSEWHERE}
+    return found
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

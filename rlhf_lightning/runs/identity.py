@@ -1,9 +1,13 @@
-"""The key of a stage: a hash of everything that decides what it leaves, and of nothing else."""
+"""Identity of the stages of a run: everything that decides what a stage leaves, and nothing else.
+
+One record answers what a run is made of. Its hash is the cache key, which also names artifacts; `provenance.json` holds
+the record; a rerun compares it with that of today; resuming compares its settings.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 from rlhf_lightning.constitutions.identity import critique_part, judge_part
 from rlhf_lightning.data.settings import CourtesyData
+from rlhf_lightning.models.settings import HubModel
 from rlhf_lightning.runs.code_identity import code_of, hash_of_module, is_ours
 from rlhf_lightning.runs.input_identity import (
     BASE,
@@ -24,20 +29,23 @@ from rlhf_lightning.runs.input_identity import (
 )
 from rlhf_lightning.runs.machine import deciding_packages, installed
 from rlhf_lightning.stages.declaration import ROLLOUT_METRICS
-from rlhf_lightning.stages.readers import is_among, leaves, named_inputs, names_only, reads, without_effect
+from rlhf_lightning.stages.readers import is_among, leaves, named_inputs, names_only, reads, watched, without_effect
 from rlhf_lightning.stages.reward_kinds import REWARDS
 from rlhf_lightning.stages.run_settings import RunSettings
 from rlhf_lightning.stages.targets import TRUSTED, is_allowed, target_nodes
 
 MIXTURE = "begun under one key, gone on under another"
 
+PARTS = ("settings", "inputs", "data", "hardware", "code")
+"""Parts of an identity that are a stage's own."""
+
 SPLITTING = frozenset({"data.on_bad_record", "data.held_out_fraction", "data.max_records", "data.record"})
 """Keys that decide which records of recorded data a stage sees."""
 
 
 @dataclass(frozen=True)
-class Ingredients:
-    """The parts that a stage's key is hashed from, as plain containers.
+class StageIdentity:
+    """Everything that decides what a stage leaves, as plain containers.
 
     Attributes:
         settings: dotted key -> value, of what the stage reads and what decides its result.
@@ -58,7 +66,7 @@ class Ingredients:
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all of it: the key of the stage."""
         return digest_of(asdict(self))
 
 
@@ -68,10 +76,10 @@ class StageKeys:
     Args:
         settings: of the run.
         device: the kind of device that it computes on.
-        records: reads its data, where the data's files do not tell what is in it.
+        records: reads its data, where the data's files do not tell what is in it; None: that part stays unknown.
     """
 
-    def __init__(self, settings: RunSettings, device: str, records: Records) -> None:
+    def __init__(self, settings: RunSettings, device: str, records: Records | None) -> None:
         self.settings = settings
         self.device = device
         self._records = records
@@ -81,7 +89,7 @@ class StageKeys:
     def of(self, stage: str) -> str:
         """A stage's key, as hex digits."""
         if stage not in self._known:
-            self._known[stage] = self.ingredients(stage).key
+            self._known[stage] = self.identity(stage).key
         return self._known[stage]
 
     def remember(self, stage: str, key: str) -> None:
@@ -97,12 +105,12 @@ class StageKeys:
         """True if a stage was started under one key and resumed under another."""
         return stage in self._mixtures
 
-    def ingredients(self, stage: str) -> Ingredients:
-        """The parts of a stage's key."""
+    def identity(self, stage: str) -> StageIdentity:
+        """Everything that decides what a stage leaves."""
         settings = self.settings
         declared = settings.stage(stage)
         copies = declared.copies_records(settings, stage)
-        return Ingredients(
+        return StageIdentity(
             stage=stage,
             settings=dict(settings_read(settings, stage)),
             inputs=self._inputs(stage),
@@ -111,6 +119,11 @@ class StageKeys:
             code={**code_of(declared), **_code_from_elsewhere(settings, stage)},
             packages=deciding_packages(installed()),
         )
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """The identities of all stages of the pipeline as plain containers, without the packages, which all share."""
+        found = {stage: asdict(self.identity(stage)) for stage in self.settings.pipeline.stages}
+        return {stage: {part: found[stage][part] for part in PARTS} for stage in found}
 
     def _inputs(self, stage: str) -> dict[str, list[str]]:
         inputs: dict[str, list[str]] = {}
@@ -124,7 +137,9 @@ class StageKeys:
 
     def _identity(self, name: str) -> str:
         if name == BASE:
-            return f"base {digest_of(self._base)}"
+            model = self.settings.model
+            of_the_hub = isinstance(model, HubModel) and not Path(model.name_or_path).exists()
+            return f"{'hub' if of_the_hub else 'base'} {digest_of(self._base)}"
         if name in self.settings.sections_of_stages:
             return f"stage {name} {self.of(name)}"
         base = adapter_base(Path(name))
@@ -164,6 +179,44 @@ def settings_read(settings: RunSettings, stage: str) -> Iterator[tuple[str, Any]
         if is_among(key, left_out) or not _is_read(settings, stage, key):
             continue
         yield key, _part_read(settings, stage) if key == "constitution.principles" else value
+
+
+def deciding_settings(settings: RunSettings) -> dict[str, Any]:
+    """All settings that decide what a run leaves: dotted key -> value.
+
+    Those that its stages read, names of inputs included, and how it is trained. Keys of monitoring and logging are left
+    out: they may change while a run goes on.
+    """
+    plain = dict(leaves(settings.model_dump(mode="json")))
+    left_out = without_effect(type(settings)) | watched(type(settings))
+    return {key: plain[key] for key in plain if not is_among(key, left_out) and _decides(settings, key)}
+
+
+def _decides(settings: RunSettings, key: str) -> bool:
+    of_the_run = is_among(key, {"pipeline", "trainer", "data"})
+    return of_the_run or any(reads(settings, stage, key) for stage in settings.pipeline.stages)
+
+
+def changes(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Descriptions of what differs between two records of `StageKeys.record`: code, data and models.
+
+    Stages that only one of them has are left out, and so is what the hub has: only its first use tells the commit.
+    """
+    found: list[str] = []
+    for stage in first.keys() & now.keys():
+        before, after = first[stage], now[stage]
+        found += [f"the code of {name}" for name in _different(before["code"], after["code"])]
+        found += [f"the content of data.{name}" for name in _different(before["data"], after["data"])]
+        for key in _different(before["inputs"], after["inputs"]):
+            kinds = {identity.partition(" ")[0] for identity in (*before["inputs"][key], *after["inputs"][key])}
+            if not kinds & {"stage", "hub"}:
+                found.append("the base model" if kinds == {"base"} else f"the content of {key}")
+    return sorted(set(found))
+
+
+def _different(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names that both have, with other values."""
+    return [name for name in first if name in now and first[name] != now[name]]
 
 
 def _part_read(settings: RunSettings, stage: str) -> Any:

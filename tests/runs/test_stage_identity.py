@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from rlhf_lightning.data.sources import RecordedSource
 from rlhf_lightning.records import Preference, Prompt
 from rlhf_lightning.runs import input_identity
 from rlhf_lightning.runs.code_identity import code_of
+from rlhf_lightning.runs.identity import StageIdentity, StageKeys, changes, deciding_settings, settings_read
 from rlhf_lightning.runs.input_identity import data_identity, model_identity
-from rlhf_lightning.runs.keys import Ingredients, StageKeys, settings_read
+from rlhf_lightning.runs.machine import deciding_packages, installed
 from rlhf_lightning.runs.validation import settings_from
 from rlhf_lightning.stages.declaration import STAGES
 from rlhf_lightning.stages.readers import reads
@@ -50,12 +53,35 @@ def test_a_dataset_of_the_hub_counts_by_its_records(composed: Composed) -> None:
     assert first != data_identity(settings, pairs("hi"))
 
 
+def test_the_record_that_is_kept_is_what_the_keys_are_hashes_of(composed: Composed) -> None:
+    keys = StageKeys(composed(), "cpu", None)
+    packages = deciding_packages(installed())
+    for stage, kept in json.loads(json.dumps(keys.record())).items():
+        assert StageIdentity(stage=stage, packages=packages, **kept).key == keys.of(stage)
+
+
+def test_what_differs_is_named_once_and_not_with_all_that_follows(composed: Composed) -> None:
+    first = StageKeys(composed(), "cpu", None).record()
+    assert changes(first, first) == []
+    now = copy.deepcopy(first)
+    now["sft"]["code"]["rlhf_lightning"] = now["ppo"]["code"]["rlhf_lightning"] = "another"
+    now["sft"]["inputs"]["sft.policy_from"] = ["base another"]
+    now["ppo"]["inputs"]["ppo.policy_from"] = ["stage sft another"]  # follows from the change of sft
+    assert changes(first, now) == ["the base model", "the code of rlhf_lightning"]
+
+
+def test_settings_that_no_stage_reads_do_not_decide(composed: Composed) -> None:
+    settings = deciding_settings(composed())
+    assert {"seed", "kl.coef", "sft.epochs", "pipeline.stages", "trainer.precision", "ppo.policy_from"} <= set(settings)
+    assert not {"judge.kind", "paths.run_dir", "callbacks.sample_log_every", "ppo.micro_batch_size"} & set(settings)
+
+
 def read(settings: RunSettings, stage: str) -> dict[str, object]:
     return dict(settings_read(settings, stage))
 
 
-def ingredients(settings: RunSettings, stage: str) -> Ingredients:
-    return StageKeys(settings, "cpu", lambda: pytest.fail("no data is read")).ingredients(stage)
+def identity_of(settings: RunSettings, stage: str) -> StageIdentity:
+    return StageKeys(settings, "cpu", lambda: pytest.fail("no data is read")).identity(stage)
 
 
 def test_records_count_for_the_stages_that_read_them(composed: Composed, tmp_path: Path) -> None:
@@ -64,8 +90,8 @@ def test_records_count_for_the_stages_that_read_them(composed: Composed, tmp_pat
     settings = composed("data=files", f"data.preferences={path}", "model=scratch", "model.vocab_size=300")
     stages: tuple[str, ...] = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
     # The reward model learns from what the stage before it left.
-    assert [stage for stage in stages if not ingredients(settings, stage).data] == ["reward_model"]
-    assert ingredients(composed(), "sft").data == {}, "the world's records are made by its code and settings"
+    assert [stage for stage in stages if not identity_of(settings, stage).data] == ["reward_model"]
+    assert identity_of(composed(), "sft").data == {}, "the world's records are made by its code and settings"
 
 
 def test_how_demonstrations_are_made_counts_only_where_they_are_learned(composed: Composed, tmp_path: Path) -> None:
@@ -106,5 +132,5 @@ def test_code_from_elsewhere_that_the_config_names_counts_for_training(
     ]
     targets = ",".join(f"{{_target_: {name}}}" for name in named)
     settings = composed(f"callbacks.extra=[{targets}]", "allow_targets=[my_callbacks]")
-    assert ingredients(settings, "sft").code.keys() == {"rlhf_lightning", "rlhf_lightning.stages.sft", "my_callbacks"}
-    assert ingredients(settings, "evaluate").code == code_of(STAGES["evaluate"])
+    assert identity_of(settings, "sft").code.keys() == {"rlhf_lightning", "rlhf_lightning.stages.sft", "my_callbacks"}
+    assert identity_of(settings, "evaluate").code == code_of(STAGES["evaluate"])
