@@ -13,15 +13,9 @@ SUFFIX = ".part"
 
 
 @contextlib.contextmanager
-def temporary_beside(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A temporary path in the directory of `path`; a file or directory left there is removed.
-
-    Args:
-        shared: other processes may write `path` at the same time, so each has a temporary path of its own. Otherwise
-            what a killed process left is overwritten.
-    """
-    mark = f".{os.getpid()}.{os.urandom(4).hex()}" if shared else ""
-    temporary = path.with_name(f".{path.name}{mark}{SUFFIX}")
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A temporary path in the directory of `path`, no other writer's; a file or directory left there is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}{SUFFIX}")
     try:
         yield temporary
     finally:
@@ -32,17 +26,17 @@ def temporary_beside(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write a file to: flushed to disk and renamed to `path` if the `with` block succeeds."""
-    with temporary_beside(path, shared=shared) as temporary:
+    with temporary_beside(path) as temporary:
         yield temporary
         flush([temporary])
         temporary.replace(path)
 
 
-def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    with replacing(path, shared=shared) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

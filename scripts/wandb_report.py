@@ -119,7 +119,7 @@ def build_report(sweep: Sweep, entity: str) -> Report:
         project=sweep.project,
         entity=entity,
         title=f"Sweep {sweep.group}"[:128],
-        description=f"What differs: {told}. CachedResult from {sweep.directory.name} by scripts/wandb_report.py.",
+        description=f"What differs: {told}. Made from {sweep.directory.name} by scripts/wandb_report.py.",
         width="fluid",
         blocks=[
             reports.H1("Where it ends"),

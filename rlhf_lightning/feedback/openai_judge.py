@@ -226,7 +226,7 @@ class OpenAiJudgeModel:
         return Answer((0.0, 0.0))
 
     async def _send(self, client: AsyncOpenAI, request: Mapping[str, Any]) -> str:
-        """The body of the server's response; asks for fewer top_logprobs where the server does not give so many."""
+        """The body of the server's response; asks for fewer likely tokens where the server does not give so many."""
         import openai  # here, since it is an extra
 
         top_logprobs = self._rivals

@@ -47,7 +47,7 @@ class PlaceholderBlock(nn.Module):
 class Branch:
     """Boundary between the frozen and the trained blocks of a model.
 
-    CachedResult by `Branch.of`, which tries it.
+    Made by `Branch.of`, which tries it.
 
     Attributes:
         model: a causal language model, or the trunk of one.

@@ -146,7 +146,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ArtifactError("The target is taken.", where=str(target), fix="choose another with --to DIR, or remove it")
     try:
-        with temporary_beside(target, shared=True) as temporary:
+        with temporary_beside(target) as temporary:
             temporary.mkdir(parents=True)
             yield temporary
             temporary.replace(target)

@@ -18,7 +18,7 @@ from rlhf_lightning.tracking.history_file import HISTORY_FILE, forget_stage
 logger = logging.getLogger(__name__)
 
 IN_PROGRESS = "*.part.jsonl"
-"""AppendedFiles of stages that have not finished."""
+"""Journals of stages that have not finished."""
 KEY_DIGITS = 12
 
 

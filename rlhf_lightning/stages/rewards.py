@@ -21,8 +21,8 @@ from rlhf_lightning.stages.context import StageContext
 logger = logging.getLogger(__name__)
 
 SMALLEST_STD = 0.05
-"""Log-odds. A reward model with a smaller std carries almost no signal (it may have learned from ties), and division
-by the std would amplify its noise."""
+"""Log-odds. A reward model with a smaller one carries almost no signal (it may have learned from ties), and division
+by it would amplify its noise."""
 
 
 @dataclass(frozen=True, slots=True)

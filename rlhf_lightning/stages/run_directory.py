@@ -279,12 +279,12 @@ def point_latest(outputs: Path, target: Path) -> None:
         if link.is_symlink() or not link.exists():
             with (
                 contextlib.suppress(NotImplementedError, PermissionError),
-                temporary_beside(link, shared=True) as fresh,
+                temporary_beside(link) as fresh,
             ):
                 fresh.symlink_to(os.path.relpath(target.absolute(), link.parent), target_is_directory=True)
                 fresh.replace(link)
                 return
-        write_text(link.with_suffix(".txt"), f"{target.absolute()}\n", shared=True)
+        write_text(link.with_suffix(".txt"), f"{target.absolute()}\n")
 
 
 def pin_latest(overrides: Sequence[str]) -> list[str]:

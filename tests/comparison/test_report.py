@@ -70,6 +70,11 @@ def sweep(tmp_path: Path) -> Comparison:
     return compared(write_sweep(tmp_path / "sweep"))
 
 
+def test_it_says_when_and_by_what_it_was_made(sweep: Comparison, tmp_path: Path) -> None:
+    text, _ = written(sweep, tmp_path)
+    assert re.search(r"Made \d{4}-\d\d-\d\d[^\"]* by rlhf compare, rlhf_lightning \d", text)
+
+
 def test_nothing_in_the_file_leads_out_of_it(sweep: Comparison, tmp_path: Path) -> None:
     text, parts = written(sweep, tmp_path)
     leading = [value for _, name, value in parts.attributes if name in ("src", "href", "action", "data")]

@@ -57,29 +57,29 @@ class Recorder:
 def recording() -> Iterator[Callable[[], dict[str, list[str]]]]:
     """Watches runs of this process; what it gives tells the keys that each stage has read."""
     by_stage: dict[str, Recorder] = defaultdict(Recorder)
-    active_adapter: list[Recorder] = []
+    at_work: list[Recorder] = []
     get, copy = Section.__getattribute__, Section.model_copy
 
     def watched(section: Section, name: str) -> Any:
-        if active_adapter and not name.startswith("_"):
-            active_adapter[-1].note(section, name, sys._getframe(1).f_globals["__name__"])
+        if at_work and not name.startswith("_"):
+            at_work[-1].note(section, name, sys._getframe(1).f_globals["__name__"])
         return get(section, name)
 
     def copied(section: Section, **changes: Any) -> Section:
         made = copy(section, **changes)
-        if active_adapter and id(section) in active_adapter[-1].names:
-            active_adapter[-1].know(made, active_adapter[-1].names[id(section)])
+        if at_work and id(section) in at_work[-1].names:
+            at_work[-1].know(made, at_work[-1].names[id(section)])
         return made
 
     @contextmanager
     def watching(context: StageContext) -> Iterator[None]:
         for settings in (context.settings, context.inputs.settings):
             by_stage[context.name].know(settings, "")
-        active_adapter.append(by_stage[context.name])
+        at_work.append(by_stage[context.name])
         try:
             yield
         finally:
-            active_adapter.pop()
+            at_work.pop()
 
     with around_stages(watching) as patch:
         patch.setattr(Section, "__getattribute__", watched)

@@ -56,13 +56,13 @@ SEEN_TO_BE_READ = {
     "ai_feedback": {"judge.principles", "judge.label", "rollout.temperature", "ai_feedback.responses"},
 }
 
-CachedResult = dict[str, list[str]]
+Made = dict[str, list[str]]
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> CachedResult:
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     """The stages that were really run, in order."""
-    stages: CachedResult = {"stages": []}
+    stages: Made = {"stages": []}
 
     def counted(run_stage: Callable[[StageContext], StageResult]) -> Any:
         def count(context: StageContext) -> StageResult:
@@ -88,7 +88,7 @@ def artifacts(run: RunDirectory) -> dict[str, str]:
 
 
 def test_what_is_taken_is_what_was_made(
-    tiny: RunDirectory, filled: Callable[[str], Path], made: CachedResult, capsys: pytest.CaptureFixture[str]
+    tiny: RunDirectory, filled: Callable[[str], Path], made: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = ("name=other", "trainer.threads=1", "callbacks.save_every=3", "callbacks.plots=true")
     again = train(*TINY, *sharing(filled("outputs"), "again"), *others)
@@ -119,7 +119,7 @@ def test_what_is_taken_is_what_was_made(
 
 
 def test_another_coefficient_reuses_what_it_does_not_concern(
-    filled: Callable[[str], Path], tmp_path: Path, made: CachedResult
+    filled: Callable[[str], Path], tmp_path: Path, made: Made
 ) -> None:
     outputs, choices = filled("outputs"), (*TINY, "kl.coef=0.5", "evaluate.splits=[iid]")
     other = train(*choices, *sharing(outputs, "other"))
@@ -156,9 +156,7 @@ def test_taken_files_cannot_be_written_and_nothing_tries(
     )
 
 
-def test_a_stage_that_was_cut_short(
-    filled: Callable[[str], Path], made: CachedResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_was_cut_short(filled: Callable[[str], Path], made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is taken if another run has finished it; one that went on is kept as if it had never been cut short."""
     sizes = (*TINY, "kl.coef=0.3", "evaluate.splits=[iid]")
     one, other = filled("one"), filled("other")
@@ -182,7 +180,7 @@ def test_a_stage_that_was_cut_short(
     assert fingerprints(taken.path / "ppo") == fingerprints(whole.path / "ppo")
 
 
-def test_an_adapter_on_a_model_from_scratch_outlives_the_run_that_made_it(tmp_path: Path, made: CachedResult) -> None:
+def test_an_adapter_on_a_model_from_scratch_outlives_the_run_that_made_it(tmp_path: Path, made: Made) -> None:
     scratch = ("model=scratch", "model.vocab_size=300", "model.hidden_size=16", "model.heads=2", "model.layers=1")
     choices = (
         *SMALL,
@@ -267,7 +265,7 @@ def test_what_a_judge_of_two_responses_at_once_reads_is_in_its_keys(tmp_path: Pa
 
 
 def test_a_warning_names_an_entry_that_is_not_used(
-    tiny: RunDirectory, filled: Callable[[str], Path], made: CachedResult, caplog: pytest.LogCaptureFixture
+    tiny: RunDirectory, filled: Callable[[str], Path], made: Made, caplog: pytest.LogCaptureFixture
 ) -> None:
     outputs = filled("outputs")
     key = finished_metrics(tiny)["stages"]["sft"]["key"]

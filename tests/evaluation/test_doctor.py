@@ -16,7 +16,7 @@ from rlhf_lightning.evaluation.doctor import CHECKS, Verdict, diagnose
 from rlhf_lightning.evaluation.doctor_record import Severity
 
 HISTORIES = Path(__file__).parent / "histories"
-"""CachedResult by `python scripts/broken_runs.py outputs/broken --record tests/evaluation/histories`."""
+"""Made by `python scripts/broken_runs.py outputs/broken --record tests/evaluation/histories`."""
 
 RECORDED = {
     "healthy": None,

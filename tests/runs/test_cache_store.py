@@ -296,15 +296,15 @@ def test_what_goes(three: Store, limits: Limits, keys: str) -> None:
 
 def test_pruning_leaves_what_is_in_use_and_removes_what_was_abandoned(three: Store, tmp_path: Path) -> None:
     leftover = three.place("sft", "1" * 64).with_name(f".{'1' * 64}.123.abcd.part")
-    active_adapter = three.place("ppo", "2" * 64).with_name(f".{'2' * 64}.124.abcd.part")
-    for path in (leftover, active_adapter):
+    at_work = three.place("ppo", "2" * 64).with_name(f".{'2' * 64}.124.abcd.part")
+    for path in (leftover, at_work):
         path.mkdir()
     with three.held("ppo", "2" * 64, tmp_path, lambda: None):
         gone, busy = prune(three, Limits(bytes=0), dry_run=False)
     assert {entry.record.key[0] for entry in gone} == {"1", "3"}
     assert [entry.record.key[0] for entry in busy] == ["2"]
     assert not leftover.exists()
-    assert active_adapter.exists(), "its builder is alive"
+    assert at_work.exists(), "its builder is alive"
     assert [entry.record.key[0] for entry in three.entries()] == ["2"]
 
 

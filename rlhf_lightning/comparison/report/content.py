@@ -101,7 +101,7 @@ def content(comparison: Comparison, made: str) -> dict[str, Any]:
     return {
         "title": _title(comparison),
         "lead": _introduction(comparison),
-        "made": f"CachedResult {made} by rlhf compare, rlhf_lightning {__version__}.",
+        "made": f"Made {made} by rlhf compare, rlhf_lightning {__version__}.",
         "findings": findings(comparison, paths.by_run, names),
         "keys": comparison.keys,
         "run_keys": list(dict.fromkeys(key for run in comparison.runs for key in run.settings)),

@@ -163,7 +163,7 @@ def _path(run: Run) -> Mapping[str, list[Point]] | None:
     """The curves of KL, proxy and, where there is one, gold, at the steps that they share.
 
     The proxy is in the reward model's own scale, which is the evaluation's: what training logs is standardized, by an
-    mean and a std that the stage's figures name.
+    mean and a standard deviation that the stage's figures name.
     """
     stage = rollout_stage(run.history) or ""
     logged = {"kl": ("kl",), "proxy": ("raw_score", "score"), "gold": ("gold",)}
